@@ -1,0 +1,69 @@
+# Everything a developer does, by name. `just` lists it.
+
+python := env("PYTHON", "python3")
+venv := env("VENV", ".venv")
+bin := venv / "bin"
+
+[private]
+default:
+    @just --list --unsorted
+
+# Make the virtual environment with what `vaultfs` itself needs.
+install:
+    test -x {{bin}}/python || {{python}} -m venv {{venv}}
+    {{bin}}/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+
+# The same, with all that tests and checks need.
+setup: install
+    {{bin}}/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+
+# The main job on real input: put, change, put again, get, compare, verify.
+demo *ARGS: install
+    {{bin}}/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+        --dest build/demo -r bench/demo-packages.txt
+    {{bin}}/python -m bench.unpack build/demo
+    {{bin}}/vaultfs demo --also build/demo/unpacked {{ARGS}}
+
+# All tests.
+test *ARGS: setup
+    {{bin}}/python -m pytest {{ARGS}}
+
+# The tests of the core and of the memory adapters: seconds.
+test-fast *ARGS:
+    {{bin}}/python -m pytest -q -m "not slow" tests/domain tests/services tests/test_architecture.py \
+        tests/adapters/test_memory_objects.py {{ARGS}}
+
+# Lint, types, layers: what CI checks besides the tests.
+check: lint types layers
+
+# Style and formatting.
+lint:
+    {{bin}}/ruff check
+    {{bin}}/ruff format --check
+
+# Two type checkers, strict.
+types:
+    {{bin}}/mypy
+    {{bin}}/pyright --pythonpath {{bin}}/python
+
+# Which layer may import which.
+layers:
+    {{bin}}/lint-imports
+
+# Write the code as the formatter wants it.
+fmt:
+    {{bin}}/ruff check --fix --quiet || true
+    {{bin}}/ruff format
+
+# kill -9 at every effect of put, move, delete and rebuild.
+crash *ARGS:
+    VAULTFS_CRASH_ALL=1 {{bin}}/python -m pytest tests/services/test_crashes.py {{ARGS}}
+
+# The figures, with the peers beside them. Hours.
+bench:
+    {{bin}}/python -m bench.startup
+    {{bin}}/python -m bench.upload
+    {{bin}}/python -m bench.small_files
+    {{bin}}/python -m bench.metadata
+    {{bin}}/python -m bench.verify
+    {{bin}}/python -m bench.large

@@ -1,0 +1,42 @@
+"""VaultFS: a self-hosted, versioned, deduplicating file vault.
+
+async with vaultfs.open("vault", create=True) as vault:
+    await vault.put("/hello.txt", b"hello")
+    assert await vault.get("/hello.txt") == b"hello"
+
+`open_sync` is the same for plain code. What can go wrong is a `VaultError`.
+"""
+
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from vaultfs._version import __version__
+from vaultfs.domain.errors import VaultError
+
+if TYPE_CHECKING:
+    from vaultfs.entrypoints.sdk import Vault
+    from vaultfs.entrypoints.sync import SyncVault
+
+__all__ = ["VaultError", "__version__", "open", "open_sync"]
+
+
+def open(  # noqa: A001 the name that users expect, and only ever used as vaultfs.open
+    folder: str | PathLike[str], *, create: bool = False
+) -> "AbstractAsyncContextManager[Vault]":
+    """The vault in `folder`, for `async with`; made first if `create` and there is none.
+
+    Raises `NotAVault`, `Unsupported` (a newer release made it) or `WrongStore`.
+    """
+    from vaultfs.entrypoints.sdk import open_client
+
+    return open_client(folder, create=create)
+
+
+def open_sync(
+    folder: str | PathLike[str], *, create: bool = False
+) -> "AbstractContextManager[SyncVault]":
+    """As `open`, for plain `with`."""
+    from vaultfs.entrypoints.sync import open_sync
+
+    return open_sync(folder, create=create)

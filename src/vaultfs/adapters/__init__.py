@@ -1,0 +1,1 @@
+"""What stands behind the ports: stores, catalogs, clocks, local files."""

@@ -1,0 +1,441 @@
+"""Local files and folders as sources and targets of transfers.
+
+Reading never follows a link and takes a file only if it stayed as it was from the
+first byte to the last. Writing never leaves the target folder: every folder on the
+way down is opened without following links, and files are put in place by a rename
+inside their folder, so a crash leaves the old file or the new one and at most a
+`.vaultfs-*` file beside it.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import count
+from pathlib import Path as FilePath
+from typing import Final
+
+import aiofiles
+from aiofiles.threadpool.binary import AsyncFileIO
+from anyio import to_thread
+from attrs import define, field, frozen
+
+from vaultfs.domain.digests import Buffer
+from vaultfs.domain.errors import (
+    Busy,
+    Conflict,
+    Forbidden,
+    InvalidName,
+    IsAFolder,
+    NotFound,
+    SourceChanged,
+    VaultError,
+)
+from vaultfs.domain.names import Path, check_name
+from vaultfs.domain.nodes import Origin
+from vaultfs.ports.trees import Item, Sink, Skipped, Source, SourceTree, TargetTree
+
+BATCH: Final = 1000
+"""Entries that one step of a walk gives, about."""
+IOV_MAX: Final = 1024
+_numbers = count()
+
+
+class DiskFull(VaultError):
+    """The local disk has no room for the file."""
+
+
+@contextmanager
+def _translated(what: object) -> Generator[None, None, None]:
+    """Raise what the operating system raises as the port promises."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(f"{what} is not there (any more)") from error
+    except PermissionError as error:
+        raise Forbidden(f"{what}: no permission") from error
+    except IsADirectoryError as error:
+        raise IsAFolder(f"{what} is a folder") from error
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise DiskFull(f"{what}: the disk is full: free some space") from error
+        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+            raise Conflict(f"{what}: a link or file stands where a folder should") from error
+        if error.errno in {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}:
+            raise InvalidName(f"{what}: this file system cannot have such a name") from error
+        if error.errno in {errno.ETXTBSY, errno.EBUSY}:
+            raise Busy(f"{what} is in use") from error
+        raise Conflict(f"{what}: {error.strerror}") from error
+
+
+def _origin(status: os.stat_result) -> Origin:
+    return Origin(status.st_mtime_ns // 1000, stat.S_IMODE(status.st_mode) & 0o777)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+# Sources
+
+
+@define(eq=False)
+class _FileSource:
+    """A regular file that is being read; refuses to end if it changed meanwhile."""
+
+    name: str
+    file: AsyncFileIO
+    before: os.stat_result
+    done: int = 0
+
+    async def readinto(self, view: memoryview) -> int:
+        filled = 0
+        with _translated(self.name):
+            while filled < len(view):
+                read = await self.file.readinto(view[filled:])
+                if not read:
+                    break
+                filled += read
+        self.done += filled
+        if filled < len(view):
+            self._check()
+        return filled
+
+    def _check(self) -> None:
+        now = os.fstat(self.file.fileno())
+        if _identity(now) != _identity(self.before) or self.done != now.st_size:
+            raise SourceChanged(f"{self.name} changed while it was read: try again")
+
+
+def _open_regular(path: str) -> int:
+    """A descriptor of the regular file at `path`, never of what a link or pipe leads to."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Conflict(f"{path} is not a regular file any more")
+    return descriptor
+
+
+@asynccontextmanager
+async def open_source(path: str | os.PathLike[str]) -> AsyncGenerator[tuple[Source, Item], None]:
+    """The regular file at `path` to be read, and what is known of it.
+
+    Raises `NotFound`, `Forbidden` or `Conflict`; reading raises `SourceChanged`.
+    """
+    name = os.fspath(path)
+    with _translated(name):
+        descriptor = await to_thread.run_sync(_open_regular, name)
+        status = os.fstat(descriptor)
+    async with aiofiles.open(descriptor, "rb", buffering=0) as file:
+        item = Item((os.path.basename(name),), "file", status.st_size, _origin(status))
+        yield _FileSource(name, file, status), item
+
+
+@frozen
+class LocalSource(SourceTree):
+    """The folder `top` and everything below it."""
+
+    top: FilePath
+    """An existing folder."""
+
+    async def walk(self) -> AsyncGenerator[list[Item | Skipped], None]:
+        steps = self._steps()
+        while batch := await to_thread.run_sync(_some, steps):
+            yield batch
+
+    def _steps(self) -> Iterator[Item | Skipped]:
+        folders: list[Path] = [()]
+        while folders:
+            path = folders.pop()
+            below: list[Path] = []
+            for item in self._folder(path):
+                if isinstance(item, Item) and item.kind == "folder":
+                    below.append(item.path)
+                yield item
+            folders += reversed(below)
+
+    def _folder(self, path: Path) -> Iterator[Item | Skipped]:
+        try:
+            with os.scandir(self.top.joinpath(*path)) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            yield Skipped(self._name(path), f"cannot be read: {error.strerror}")
+            return
+        for entry in found:
+            yield self._item(path, entry)
+
+    def _item(self, path: Path, entry: os.DirEntry[str]) -> Item | Skipped:
+        where = (*path, entry.name)
+        try:
+            check_name(entry.name)
+            status = entry.stat(follow_symlinks=False)
+        except InvalidName as error:
+            return Skipped(self._name(where), error.message)
+        except OSError as error:
+            return Skipped(self._name(where), f"cannot be read: {error.strerror}")
+        if stat.S_ISDIR(status.st_mode):
+            return Item(where, "folder", 0, Origin())
+        if stat.S_ISREG(status.st_mode):
+            return Item(where, "file", status.st_size, _origin(status))
+        return Skipped(self._name(where), _KINDS.get(stat.S_IFMT(status.st_mode), "not a file"))
+
+    def _name(self, path: Path) -> str:
+        """For people: bytes that are no UTF-8 are shown as they are escaped."""
+        return os.fsencode(self.top.joinpath(*path)).decode("utf-8", "backslashreplace")
+
+    async def load(self, items: Sequence[Item]) -> list[bytes | VaultError]:
+        return await to_thread.run_sync(lambda: [self._load(item) for item in items])
+
+    def _load(self, item: Item) -> bytes | VaultError:
+        name = os.path.join(self.top, *item.path)
+        try:
+            with _translated(name):
+                return _read_whole(name, item)
+        except VaultError as error:
+            return error
+
+    @asynccontextmanager
+    async def open(self, item: Item) -> AsyncGenerator[Source, None]:
+        async with open_source(self.top.joinpath(*item.path)) as (source, _):
+            yield source
+
+
+_KINDS: Final = {
+    stat.S_IFLNK: "a symbolic link: links are not stored",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _some(steps: Iterator[Item | Skipped]) -> list[Item | Skipped]:
+    return [item for item, _ in zip(steps, range(BATCH), strict=False)]
+
+
+def _read_whole(name: str, item: Item) -> bytes:
+    """The bytes of a small file that is as it was when `item` was made."""
+    descriptor = _open_regular(name)
+    try:
+        data = os.read(descriptor, item.size + 1)
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if len(data) != item.size or _origin(status) != item.origin:
+        raise SourceChanged(f"{name} changed while it was read: try again")
+    return data
+
+
+# Targets
+
+
+@define(eq=False)
+class _FileSink:
+    """A temporary file that is being written."""
+
+    name: str
+    file: AsyncFileIO
+
+    async def write(self, pieces: Sequence[Buffer]) -> None:
+        with _translated(self.name):
+            await self.file.writelines(pieces)
+
+
+@define(eq=False)
+class LocalTarget(TargetTree):
+    """The folder `top`, made if need be, and what is written below it."""
+
+    top: FilePath
+
+    async def make_folders(self, paths: Sequence[Path]) -> list[VaultError | None]:
+        return await to_thread.run_sync(lambda: [_caught(self._make, path) for path in paths])
+
+    def _make(self, path: Path) -> None:
+        with self._folder(path):
+            pass
+
+    @contextmanager
+    def _folder(self, path: Path) -> Generator[int, None, None]:
+        """A descriptor of the folder `path`, made if need be; no link is followed below the top."""
+        where = self.top.joinpath(*path)
+        with _translated(where):
+            self.top.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for name in path:
+                    below = _open_folder(name, descriptor)
+                    os.close(descriptor)
+                    descriptor = below
+                yield descriptor
+            finally:
+                os.close(descriptor)
+
+    async def store(
+        self, files: Sequence[tuple[Path, Sequence[Buffer], Origin]]
+    ) -> list[VaultError | None]:
+        return await to_thread.run_sync(self._store, files)
+
+    def _store(
+        self, files: Sequence[tuple[Path, Sequence[Buffer], Origin]]
+    ) -> list[VaultError | None]:
+        outcomes: list[VaultError | None] = []
+        at = 0
+        while at < len(files):
+            folder = files[at][0][:-1]
+            same = at
+            while same < len(files) and files[same][0][:-1] == folder:
+                same += 1
+            outcomes += self._store_in(folder, files[at:same])
+            at = same
+        return outcomes
+
+    def _store_in(
+        self, folder: Path, files: Sequence[tuple[Path, Sequence[Buffer], Origin]]
+    ) -> list[VaultError | None]:
+        try:
+            with self._folder(folder) as descriptor:
+                return [
+                    _caught(_write_whole, descriptor, self.top.joinpath(*path), pieces, origin)
+                    for path, pieces, origin in files
+                ]
+        except VaultError as error:
+            return [error] * len(files)
+
+    @asynccontextmanager
+    async def create(self, path: Path, origin: Origin) -> AsyncGenerator[Sink, None]:
+        where = self.top.joinpath(*path)
+        with self._folder(path[:-1]) as folder, _translated(where):
+            temporary = _temporary()
+            descriptor = _create(folder, temporary)
+            try:
+                async with aiofiles.open(descriptor, "wb", buffering=0) as file:
+                    yield _FileSink(str(where), file)
+                    _finish(file.fileno(), origin)
+                os.rename(temporary, path[-1], src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=folder)
+                raise
+
+
+def _caught(call: Callable[..., None], *arguments: object) -> VaultError | None:
+    try:
+        call(*arguments)
+    except VaultError as error:
+        return error
+    return None
+
+
+def _open_folder(name: str, parent: int) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=parent)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
+
+
+def _temporary() -> str:
+    return f".vaultfs-{os.getpid()}-{next(_numbers)}"
+
+
+def _create(folder: int, name: str) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, 0o666, dir_fd=folder)
+
+
+def _finish(descriptor: int, origin: Origin) -> None:
+    """Give a written file the mode and time that it had where it came from."""
+    if origin.mode is not None:
+        os.fchmod(descriptor, origin.mode)
+    if origin.mtime_us is not None:
+        time = origin.mtime_us * 1000
+        os.utime(descriptor, ns=(time, time))
+
+
+def _write_whole(folder: int, where: FilePath, pieces: Sequence[Buffer], origin: Origin) -> None:
+    temporary = _temporary()
+    with _translated(where):
+        descriptor = _create(folder, temporary)
+        try:
+            try:
+                for at in range(0, len(pieces), IOV_MAX):
+                    _write_all(descriptor, pieces[at : at + IOV_MAX])
+                _finish(descriptor, origin)
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, where.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+            raise
+
+
+def _write_all(descriptor: int, pieces: Sequence[Buffer]) -> None:
+    written = os.writev(descriptor, pieces)
+    if written != sum(map(len, pieces)):
+        for view in _rest(pieces, written):
+            while view:
+                view = view[os.write(descriptor, view) :]  # noqa: PLW2901 what is left of it
+
+
+def _rest(pieces: Sequence[Buffer], written: int) -> Iterator[memoryview]:
+    """What is left of `pieces` behind their first `written` bytes."""
+    for piece in pieces:
+        yield memoryview(piece)[min(written, len(piece)) :]
+        written -= min(written, len(piece))
+
+
+# Streams
+
+
+@frozen
+class StreamSource:
+    """Bytes that come piece by piece, as from a pipe."""
+
+    read: Callable[[int], bytes]
+    """Blocking; the next bytes, at most so many, none at the end."""
+
+    async def readinto(self, view: memoryview) -> int:
+        return await to_thread.run_sync(self._fill, view, abandon_on_cancel=True)
+
+    def _fill(self, view: memoryview) -> int:
+        filled = 0
+        while filled < len(view):
+            data = self.read(len(view) - filled)
+            if not data:
+                break
+            view[filled : filled + len(data)] = data
+            filled += len(data)
+        return filled
+
+
+@define(eq=False)
+class IterableSource:
+    """Bytes that an async iterator gives."""
+
+    pieces: AsyncGenerator[bytes, None]
+    _rest: memoryview = field(factory=lambda: memoryview(b""))
+
+    async def readinto(self, view: memoryview) -> int:
+        filled = 0
+        while filled < len(view):
+            if not self._rest:
+                piece = await anext(self.pieces, None)
+                if piece is None:
+                    break
+                self._rest = memoryview(piece)
+            part = self._rest[: len(view) - filled]
+            view[filled : filled + len(part)] = part
+            filled += len(part)
+            self._rest = self._rest[len(part) :]
+        return filled
+
+
+def exists_folder(path: FilePath) -> bool:
+    """Whether a folder is there (a link to one counts: the user named it)."""
+    with suppress(OSError):
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    return False

@@ -1,0 +1,140 @@
+"""Connections to SQLite: opening a database, migrating it, and what its errors mean."""
+
+import re
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path as FilePath
+from typing import Final, TypeVar
+from uuid import uuid4
+
+from vaultfs.adapters.sql.schema import MIGRATIONS, SCHEMA
+from vaultfs.adapters.sql.statements import Program, Run
+from vaultfs.domain.errors import Busy, CatalogUnavailable, NotAVault, Unsupported
+
+T = TypeVar("T")
+
+BUSY_AFTER: Final = 30.0
+"""Seconds to wait for another process that writes."""
+
+
+@cache
+def native(sql: str) -> str:
+    """`sql` with its parameters as SQLite writes them."""
+    return re.sub(r"\$(\d+)", r"?\1", sql)
+
+
+@contextmanager
+def translated(name: str) -> Generator[None, None, None]:
+    """Raise what SQLite raises as the port promises."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            raise Busy(f"{name}: another process is writing: try again later") from error
+        raise CatalogUnavailable(f"{name}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            raise
+        raise CatalogUnavailable(f"{name}: {error}: see `vaultfs rebuild`") from error
+
+
+def drive(connection: sqlite3.Connection, program: Program[T]) -> T:
+    """Run a program to its end."""
+    try:
+        step = next(program)
+        while True:
+            if isinstance(step, Run):
+                step = program.send(
+                    connection.execute(native(step.sql), step.parameters).fetchall()
+                )
+            else:
+                connection.executemany(native(step.sql), step.rows)
+                step = program.send([])
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+def connect(path: FilePath | None) -> sqlite3.Connection:
+    """A connection with what every one of ours has."""
+    connection = sqlite3.connect(
+        ":memory:" if path is None else path,
+        timeout=BUSY_AFTER,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA cache_size = -16384")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    return connection
+
+
+def open_writer(path: FilePath | None, *, create: bool) -> tuple[sqlite3.Connection, str]:
+    """The writing connection of a catalog that has this release's schema, and the vault's id.
+
+    Raises `NotAVault` if there is no file and none is to be made.
+    """
+    if path is not None and not create and not path.is_file():
+        raise NotAVault(f"there is no catalog {path}")
+    connection = connect(path)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:
+            _migrate(connection, path)
+        row = connection.execute("SELECT value FROM meta WHERE key = 'vault_id'").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection, row[0]
+
+
+def _known_schema(connection: sqlite3.Connection, path: FilePath | None) -> int:
+    """The schema that the database has. Raises `Unsupported` or `NotAVault`."""
+    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if found > SCHEMA:
+        raise Unsupported(
+            f"{path}: a newer release of vaultfs made this catalog (schema {found}; this"
+            f" release knows {SCHEMA}): upgrade vaultfs"
+        )
+    if not found and connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+        raise NotAVault(f"{path} is a database of something else")
+    return found
+
+
+def _migrate(connection: sqlite3.Connection, path: FilePath | None) -> None:
+    """Lead the database to this release's schema, in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        found = _known_schema(connection, path)
+        for statements in MIGRATIONS[found:]:
+            for statement in statements:
+                connection.execute(statement)
+        if not found:
+            connection.execute("INSERT INTO meta VALUES ('vault_id', ?)", (uuid4().hex,))
+        connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def copy_of(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """A catalog in memory with what `connection` has now."""
+    copy = connect(None)
+    connection.backup(copy)
+    return copy
+
+
+@contextmanager
+def one_moment(connection: sqlite3.Connection) -> Generator[None, None, None]:
+    """All reads inside see the database as it is at the first of them."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")

@@ -1,0 +1,186 @@
+"""What the operations on folders, names and the trash do to the tables."""
+
+# ruff: noqa: D103 - `domain.operations` says what each operation does
+
+from vaultfs.adapters.sql.statements import NODE, Program, Run, RunMany, to_node
+from vaultfs.adapters.sql.transaction import (
+    Transaction,
+    chain_to,
+    charge,
+    child_of,
+    folder_at,
+    free_place,
+    log,
+    node_at,
+    node_by_id,
+    send_to_trash,
+    update,
+)
+from vaultfs.domain import operations as ops
+from vaultfs.domain.errors import (
+    Cycle,
+    Exists,
+    FolderNotEmpty,
+    InvalidField,
+    NotAFolder,
+    NotFound,
+    ParentNotFound,
+)
+from vaultfs.domain.metadata import merge_patch
+from vaultfs.domain.names import MAX_DEPTH, Path, check_path, format_path
+from vaultfs.domain.nodes import Node, NodeId, TreeId
+from vaultfs.domain.operations import Result, Unit
+
+
+def make_folder(tx: Transaction, unit: Unit, op: ops.MakeFolder) -> Program[Result]:
+    chain = yield from chain_to(tx, unit, op.tree, op.path)
+    if len(chain) == len(op.path) + 1:
+        if not chain[-1].is_folder:
+            raise NotAFolder(f"{format_path(op.path)} is a file, not a folder")
+        if not op.exist_ok:
+            raise Exists(f"{format_path(op.path)} is there already")
+        return Result(chain[-1])
+    yield from folder_at(tx, unit, op.tree, op.path[:-1], make=op.parents)
+    return Result((yield from folder_at(tx, unit, op.tree, op.path, make=True)))
+
+
+def move(tx: Transaction, unit: Unit, op: ops.Move) -> Program[Result]:
+    node = yield from node_at(tx, unit, op.tree, op.source)
+    if not op.source:
+        raise Cycle("the root of a tree cannot be moved")
+    op.preconditions.check(node, format_path(op.source))
+    if (yield from is_inside(tx, unit, op.tree, op.target, node)):
+        raise Cycle(f"{format_path(op.source)} cannot go into itself")
+    folder = yield from free_place(tx, unit, op.tree, op.target, replace=op.replace, keep=node)
+    yield from check_height(node, op.target)
+    tx.folders.clear()
+    moved = node._replace(parent=folder.id, name=op.target[-1])
+    return Result((yield from update(tx, unit, moved, "move")))
+
+
+def is_inside(tx: Transaction, unit: Unit, tree: TreeId, target: Path, node: Node) -> Program[bool]:
+    """Whether the folder that is to hold `target` is `node` or below it."""
+    chain = yield from chain_to(tx, unit, tree, target[:-1])
+    return any(above.id == node.id for above in chain)
+
+
+_HEIGHT = """
+    WITH RECURSIVE below(id, depth) AS (
+        SELECT id, 0 FROM nodes WHERE id = $1
+        UNION ALL
+        SELECT n.id, below.depth + 1 FROM below JOIN nodes n
+            ON n.parent = below.id AND n.kind = 'folder' AND n.trashed IS NULL
+    )
+    SELECT MAX(depth) FROM below
+"""
+
+
+def check_height(node: Node, target: Path) -> Program[None]:
+    """Refuse a place that would put what is below `node` deeper than paths may go.
+
+    Counts folders alone; a file in the deepest may be one name deeper.
+    """
+    check_path(target)
+    if node.is_folder:
+        rows = yield Run(_HEIGHT, (node.id,))
+        if len(target) + rows[0][0] >= MAX_DEPTH:
+            raise InvalidField(
+                f"below {format_path(target)} paths would be more than {MAX_DEPTH} names deep"
+            )
+
+
+def delete(tx: Transaction, unit: Unit, op: ops.Delete) -> Program[Result]:
+    node = yield from node_at(tx, unit, op.tree, op.path)
+    if not op.path:
+        raise FolderNotEmpty("the root of a tree cannot be deleted: delete what is in it")
+    op.preconditions.check(node, format_path(op.path))
+    if node.is_folder and not op.recursive:
+        rows = yield Run(
+            "SELECT 1 FROM nodes WHERE parent = $1 AND trashed IS NULL LIMIT 1", (node.id,)
+        )
+        if rows:
+            raise FolderNotEmpty(f"{format_path(op.path)} is not empty: delete it recursively")
+    return Result((yield from send_to_trash(tx, unit, node)))
+
+
+def restore(tx: Transaction, unit: Unit, op: ops.Restore) -> Program[Result]:
+    node = yield from _trashed(tx, unit, op.tree, op.node)
+    if op.target is None:
+        folder = yield from _old_folder(node)
+        name = node.name
+        if (yield from child_of(folder, name)) is not None:
+            raise Exists(f"{name} is there already: restore it to another path")
+    else:
+        folder = yield from free_place(tx, unit, op.tree, op.target, replace=False, keep=None)
+        name = op.target[-1]
+        yield from check_height(node, op.target)
+    tx.folders.clear()
+    back = node._replace(parent=folder.id, name=name, trashed_us=None)
+    return Result((yield from update(tx, unit, back, "restore")))
+
+
+def _trashed(tx: Transaction, unit: Unit, tree: TreeId, number: NodeId) -> Program[Node]:
+    node = yield from node_by_id(tx, unit, tree, number)
+    if node.trashed_us is None:
+        raise NotFound(f"node {number} is not in the trash")
+    return node
+
+
+_ABOVE = f"""
+    WITH RECURSIVE above(id, depth) AS (
+        SELECT $1, 0
+        UNION ALL
+        SELECT n.parent, above.depth + 1 FROM above JOIN nodes n ON n.id = above.id
+        WHERE n.parent IS NOT NULL
+    )
+    SELECT {NODE} FROM above JOIN nodes n ON n.id = above.id ORDER BY above.depth
+"""
+"""A node and those above it, up to the root, trashed or not."""
+
+
+def _old_folder(node: Node) -> Program[Node]:
+    """The folder that a deleted node was in, if a path leads there."""
+    rows = yield Run(_ABOVE, (node.parent,))
+    chain = list(map(to_node, rows))
+    if not chain or any(above.trashed_us is not None for above in chain):
+        raise ParentNotFound(f"the folder that held {node.name} is gone: restore it to a path")
+    return chain[0]
+
+
+_BELOW = """
+    WITH RECURSIVE below(id, depth) AS (
+        SELECT $1, 0
+        UNION ALL
+        SELECT n.id, below.depth + 1 FROM below JOIN nodes n ON n.parent = below.id
+        WHERE n.trashed IS NULL
+        UNION ALL
+        SELECT n.id, below.depth + 1 FROM below JOIN nodes n ON n.parent = below.id
+        WHERE n.trashed IS NOT NULL
+    )
+    SELECT id FROM below ORDER BY depth DESC
+"""
+"""A node and all below it, deepest first. Two arms, for an index serves each."""
+
+
+def purge(tx: Transaction, unit: Unit, op: ops.Purge) -> Program[Result]:
+    node = yield from _trashed(tx, unit, op.tree, op.node)
+    rows = yield Run(_BELOW, (node.id,))
+    doomed = [row[:1] for row in rows[: op.limit]]
+    freed = 0
+    for number in doomed:
+        sizes = yield Run("DELETE FROM versions WHERE node = $1 RETURNING size", number)
+        freed += sum(row[0] for row in sizes)
+    yield RunMany("DELETE FROM nodes WHERE id = $1", doomed)
+    yield from charge(tx, op.tree, -freed)
+    left = len(rows) - len(doomed)
+    if not left:
+        yield from log(tx, unit, "purge", node)
+    return Result(node, left)
+
+
+def set_metadata(tx: Transaction, unit: Unit, op: ops.SetMetadata) -> Program[Result]:
+    node = yield from node_at(tx, unit, op.tree, op.path)
+    op.preconditions.check(node, format_path(op.path))
+    tx.folders.clear()
+    metadata = merge_patch(node.metadata, op.patch, most=ops.MAX_METADATA)
+    return Result((yield from update(tx, unit, node._replace(metadata=metadata), "metadata")))

@@ -1,0 +1,51 @@
+"""What each operation does to the tables, as programs (`statements.Program`).
+
+A program first reads, then decides, then writes; it refuses by raising a
+`VaultError`, and the driver takes back whatever the unit had written.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from vaultfs.adapters.sql import copies, files, folders, stock
+from vaultfs.adapters.sql.statements import Program, Run
+from vaultfs.adapters.sql.transaction import Transaction
+from vaultfs.domain import operations as ops
+from vaultfs.domain.operations import Result, Unit
+
+
+def run_unit(tx: Transaction, unit: Unit, results: list[Result]) -> Program[None]:
+    """Execute all operations of a unit, adding their `results`.
+
+    Raises the error of the first that is refused, for which there is no result.
+    """
+    for operation in unit.operations:
+        result = yield from PROGRAMS[type(operation)](tx, unit, operation)
+        results.append(result)
+
+
+def finish(tx: Transaction) -> Program[None]:
+    """Write what was collected; the last thing in a transaction."""
+    for tree in tx.trees.values():
+        yield Run(
+            "UPDATE trees SET seq = $2, used = $3 WHERE id = $1", (tree.id, tree.seq, tree.used)
+        )
+
+
+PROGRAMS: dict[type, Callable[[Transaction, Unit, Any], Program[Result]]] = {
+    ops.PutFile: files.put_file,
+    ops.RestoreVersion: files.restore_version,
+    ops.MakeFolder: folders.make_folder,
+    ops.Move: folders.move,
+    ops.Copy: copies.copy,
+    ops.Delete: folders.delete,
+    ops.Restore: folders.restore,
+    ops.Purge: folders.purge,
+    ops.Prune: files.prune,
+    ops.SetMetadata: folders.set_metadata,
+    ops.AddUser: stock.add_user,
+    ops.SetRetention: stock.set_retention,
+    ops.SetQuota: stock.set_quota,
+    ops.RecordPack: stock.record_pack,
+    ops.ClaimChunks: stock.claim_chunks,
+}

@@ -1,0 +1,79 @@
+"""A new chunk index, built in the transaction that puts it in the place of the old."""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import anyio
+from anyio import to_thread
+from attrs import define, evolve, field
+
+from vaultfs.adapters.sql import queries
+from vaultfs.adapters.sql.connections import drive, translated
+from vaultfs.adapters.sql.programs import run_unit
+from vaultfs.adapters.sql.statements import to_location
+from vaultfs.adapters.sql.stock import claim
+from vaultfs.adapters.sql.transaction import Transaction
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.nodes import UserId
+from vaultfs.domain.operations import RecordPack, Unit
+from vaultfs.ports.catalog import Location, Reindexing
+
+T = TypeVar("T")
+
+_NOBODY = UserId(0)
+
+
+@define(eq=False)
+class SqliteReindexing(Reindexing):
+    """The new rows stand in the transaction; user 0 has every chunk until the end."""
+
+    _connection: sqlite3.Connection
+    _name: str
+    _using: anyio.Lock = field(factory=anyio.Lock)
+
+    async def begin(self) -> None:
+        """Begin the transaction, with an empty index."""
+        await self._run(_begin)
+
+    async def end(self) -> None:
+        """Commit what was taken in."""
+        await self._run(_end)
+
+    async def add_pack(self, pack: RecordPack) -> None:
+        entries = tuple(range(len(pack.entries)))
+        own = evolve(pack, claims=((_NOBODY, entries),))
+        unit = Unit(_NOBODY, 0, "reindex", (own,))
+        await self._run(lambda connection: drive(connection, run_unit(Transaction(), unit, [])))
+
+    async def locate(self, digests: Sequence[Digest]) -> dict[Digest, Location]:
+        rows = await self._run(partial(queries.by_digest, queries.LOCATE, _NOBODY, digests))
+        return dict(map(to_location, rows))
+
+    async def claim(self, user: UserId, digests: Sequence[Digest]) -> None:
+        def run(connection: sqlite3.Connection) -> None:
+            for digest in digests:
+                drive(connection, claim(user, digest))
+
+        await self._run(run)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        async with self._using:
+            with translated(self._name):
+                return await to_thread.run_sync(work, self._connection)
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("DELETE FROM chunks")
+    connection.execute("DELETE FROM pack_locations")
+
+
+def _end(connection: sqlite3.Connection) -> None:
+    """Drop what was for the time being, and packs that are no more; commit."""
+    connection.execute("DELETE FROM chunks WHERE user = 0")
+    gone = "(SELECT id FROM packs EXCEPT SELECT pack FROM pack_locations)"
+    connection.execute(f"DELETE FROM pins WHERE pack IN {gone}")
+    connection.execute(f"DELETE FROM packs WHERE id IN {gone}")
+    connection.execute("COMMIT")

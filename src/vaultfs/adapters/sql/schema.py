@@ -1,0 +1,191 @@
+"""The tables of a catalog, and how a database of an older release becomes one of this.
+
+Times are microseconds since 1970, UTC; sizes are bytes; digests are 32 raw bytes.
+A migration is a list of statements that lead from one schema version to the next;
+it is never changed once released.
+"""
+
+from typing import Final
+
+TABLES: Final = (
+    """
+    CREATE TABLE meta(
+        key TEXT PRIMARY KEY,
+        value TEXT NOT NULL
+    ) WITHOUT ROWID
+    """,
+    # The next unused id of each kind. Ids are never used twice, so that an ETag or a
+    # cursor that somebody kept can never mean another thing.
+    """
+    CREATE TABLE counters(
+        name TEXT PRIMARY KEY,
+        next INTEGER NOT NULL
+    ) WITHOUT ROWID
+    """,
+    # `gc`: raised when a collection begins; a commit reads it in its transaction.
+    """
+    CREATE TABLE epochs(
+        name TEXT PRIMARY KEY,
+        value INTEGER NOT NULL
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE users(
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        key TEXT NOT NULL UNIQUE,
+        created INTEGER NOT NULL
+    )
+    """,
+    # A tree's row is what its writers lock; it carries the feed counter.
+    """
+    CREATE TABLE trees(
+        id INTEGER PRIMARY KEY REFERENCES users(id),
+        root INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        used INTEGER NOT NULL,
+        quota INTEGER,
+        retention TEXT NOT NULL
+    )
+    """,
+    # Paths are never stored. `trashed` is set on the node that was deleted alone: what
+    # is below it is in the trash because nothing leads to it.
+    """
+    CREATE TABLE nodes(
+        id INTEGER PRIMARY KEY,
+        tree INTEGER NOT NULL,
+        parent INTEGER,
+        name TEXT NOT NULL,
+        key TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('folder', 'file')),
+        revision INTEGER NOT NULL,
+        version INTEGER,
+        number INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        metadata TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        modified INTEGER NOT NULL,
+        trashed INTEGER
+    )
+    """,
+    "CREATE UNIQUE INDEX nodes_by_name ON nodes(parent, key) WHERE trashed IS NULL",
+    "CREATE INDEX nodes_in_trash ON nodes(tree, id) WHERE trashed IS NOT NULL",
+    "CREATE INDEX nodes_in_trash_by_parent ON nodes(parent) WHERE trashed IS NOT NULL",
+    """
+    CREATE TABLE versions(
+        id INTEGER PRIMARY KEY,
+        node INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        digest BLOB,
+        digest_state TEXT NOT NULL,
+        manifest BLOB NOT NULL,
+        created INTEGER NOT NULL,
+        author INTEGER NOT NULL,
+        mtime INTEGER,
+        mode INTEGER,
+        UNIQUE (node, number)
+    )
+    """,
+    """
+    CREATE TABLE changes(
+        tree INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        node INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        version INTEGER,
+        actor INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        op_id TEXT NOT NULL,
+        PRIMARY KEY (tree, seq)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX changes_by_op ON changes(op_id)",
+    # `crc32c`, `sha256` and `md5` are those digests that stores can give back by themselves.
+    """
+    CREATE TABLE packs(
+        id INTEGER PRIMARY KEY,
+        key BLOB NOT NULL UNIQUE,
+        size INTEGER NOT NULL,
+        crc32c INTEGER,
+        sha256 BLOB,
+        md5 BLOB,
+        cipher INTEGER NOT NULL,
+        created INTEGER NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE pack_locations(
+        pack INTEGER NOT NULL REFERENCES packs(id),
+        backend TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('intent', 'present', 'verified', 'corrupt')),
+        verified_level INTEGER NOT NULL,
+        attempts INTEGER NOT NULL,
+        last_error TEXT,
+        PRIMARY KEY (pack, backend)
+    ) WITHOUT ROWID
+    """,
+    # Keyed by user as well: that somebody has a chunk tells nobody else anything.
+    """
+    CREATE TABLE chunks(
+        digest BLOB NOT NULL,
+        user INTEGER NOT NULL,
+        pack INTEGER NOT NULL,
+        start INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        length INTEGER NOT NULL,
+        PRIMARY KEY (digest, user)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE uploads(
+        id TEXT PRIMARY KEY,
+        tree INTEGER NOT NULL,
+        owner INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        touched INTEGER NOT NULL
+    ) WITHOUT ROWID
+    """,
+    # What an open session was promised: these packs outlive it.
+    """
+    CREATE TABLE pins(
+        holder TEXT NOT NULL,
+        pack INTEGER NOT NULL REFERENCES packs(id),
+        until INTEGER NOT NULL,
+        PRIMARY KEY (holder, pack)
+    ) WITHOUT ROWID
+    """,
+    (
+        "INSERT INTO counters(name, next) VALUES ('users', 1), ('nodes', 1), ('versions', 1),"
+        " ('packs', 1)"
+    ),
+    "INSERT INTO epochs(name, value) VALUES ('gc', 0)",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES,)
+"""`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
+
+SCHEMA: Final = len(MIGRATIONS)
+
+DUMPED: Final[dict[str, tuple[str, ...]]] = {
+    "counters": ("name", "next"),
+    "epochs": ("name", "value"),
+    "users": ("id", "name", "key", "created"),
+    "trees": ("id", "root", "seq", "used", "quota", "retention"),
+    "nodes": (
+        *("id", "tree", "parent", "name", "key", "kind", "revision", "version", "number"),
+        *("size", "metadata", "created", "modified", "trashed"),
+    ),
+    "versions": (
+        *("id", "node", "number", "size", "digest", "digest_state", "manifest", "created"),
+        *("author", "mtime", "mode"),
+    ),
+    "changes": ("tree", "seq", "node", "kind", "revision", "version", "actor", "at", "op_id"),
+}
+"""The tables that a dump holds, with their columns. Packs and chunks are not among them:
+the packs themselves say what is in them."""
+
+BLOBS: Final = frozenset({("versions", "digest"), ("versions", "manifest")})
+"""The dumped columns that hold bytes."""

@@ -1,0 +1,75 @@
+"""What SQL programs and their drivers exchange, and texts that several use.
+
+Parameters are written `$1`, `$2` ...; each driver turns them into its own form.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.nodes import DigestState, Node, User, Version
+from vaultfs.ports.catalog import Change, Location
+
+Row = tuple[Any, ...]
+T = TypeVar("T")
+
+
+class Run(NamedTuple):
+    """Execute a statement; its rows are the answer."""
+
+    sql: str
+    parameters: Sequence[Any] = ()
+
+
+class RunMany(NamedTuple):
+    """Execute a statement once for each set of parameters; the answer is empty."""
+
+    sql: str
+    rows: Sequence[Sequence[Any]]
+
+
+Program = Generator[Run | RunMany, list[Row], T]
+"""Statements in the order they are to run, decided by the rows of those before.
+
+A program does no I/O, so one text serves a driver that blocks and one that awaits.
+"""
+
+NODE = (
+    "n.id, n.tree, n.parent, n.name, n.kind, n.revision, n.version, n.number, n.size,"
+    " n.metadata, n.created, n.modified, n.trashed"
+)
+NODE_WIDTH = len(Node._fields)
+VERSION = (
+    "v.id, v.node, v.number, v.size, v.digest, v.digest_state, v.manifest, v.created,"
+    " v.author, v.mtime, v.mode"
+)
+USER = "u.id, u.name, t.quota, t.used"
+CHANGE = "seq, node, kind, revision, version, actor, at, op_id"
+
+to_node: Callable[[Row], Node] = Node._make
+to_user: Callable[[Row], User] = User._make
+to_change: Callable[[Row], Change] = Change._make
+
+
+def to_version(row: Row) -> Version:
+    """A version from the columns `VERSION`."""
+    version = Version._make(row)
+    return version._replace(digest_state=DigestState(version.digest_state))
+
+
+def to_location(row: Row) -> tuple[Digest, Location]:
+    """A located chunk from (digest, pack key, start, size, length)."""
+    return row[0], Location._make(row[1:])
+
+
+RESOLVE = f"""
+    WITH RECURSIVE walk(depth, id) AS (
+        SELECT 0, root FROM trees WHERE id = $1
+        UNION ALL
+        SELECT walk.depth + 1, nodes.id FROM walk JOIN nodes
+            ON nodes.parent = walk.id AND nodes.key = ($2 ->> walk.depth)
+            AND nodes.trashed IS NULL
+    )
+    SELECT {NODE} FROM walk JOIN nodes n ON n.id = walk.id ORDER BY walk.depth
+"""
+"""The nodes along a path: tree, JSON array of the names' keys."""

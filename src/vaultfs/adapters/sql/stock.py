@@ -1,0 +1,126 @@
+"""What the operations on users, their limits, packs and chunks do to the tables."""
+
+# ruff: noqa: D103 - `domain.operations` says what each operation does
+
+import json
+from datetime import timedelta
+
+from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from vaultfs.adapters.sql.transaction import (
+    INSERT_NODE,
+    Transaction,
+    chain_to,
+    next_id,
+    node_row,
+    tree_row,
+)
+from vaultfs.domain import operations as ops
+from vaultfs.domain.errors import Exists, NotFound
+from vaultfs.domain.names import check_user, key_of
+from vaultfs.domain.nodes import Node, UserId
+from vaultfs.domain.operations import Result, Unit
+from vaultfs.domain.packs import NO_CIPHER
+from vaultfs.domain.retention import KEEP_ALL, Retention
+
+
+def add_user(tx: Transaction, unit: Unit, op: ops.AddUser) -> Program[Result]:
+    key = key_of(check_user(op.name))
+    if (yield Run("SELECT 1 FROM users WHERE key = $1", (key,))):
+        raise Exists(f"there is a user {op.name} already")
+    user = yield from next_id(tx, "users")
+    root = yield from next_id(tx, "nodes")
+    yield Run(
+        "INSERT INTO users(id, name, key, created) VALUES ($1, $2, $3, $4)",
+        (user, op.name, key, unit.at_us),
+    )
+    yield Run(
+        "INSERT INTO trees(id, root, seq, used, quota, retention) VALUES ($1, $2, 0, 0, $3, $4)",
+        (user, root, op.quota, format_retention(KEEP_ALL)),
+    )
+    node = Node._make(
+        (root, user, None, "", "folder", 1, None, 0, 0, "{}", *(unit.at_us,) * 2, None)
+    )
+    yield Run(INSERT_NODE, node_row(node))
+    return Result(node)
+
+
+def format_retention(retention: Retention) -> str:
+    """A retention as the trees' rows keep it."""
+    age = None if retention.age is None else retention.age.total_seconds()
+    return json.dumps({"last": retention.last, "age": age})
+
+
+def parse_retention(text: str) -> Retention:
+    """The opposite of `format_retention`."""
+    value = json.loads(text)
+    age = None if value["age"] is None else timedelta(seconds=value["age"])
+    return Retention(value["last"], age)
+
+
+def set_retention(tx: Transaction, unit: Unit, op: ops.SetRetention) -> Program[Result]:
+    yield from chain_to(tx, unit, op.tree, ())
+    yield Run(
+        "UPDATE trees SET retention = $2 WHERE id = $1", (op.tree, format_retention(op.retention))
+    )
+    return Result()
+
+
+def set_quota(tx: Transaction, unit: Unit, op: ops.SetQuota) -> Program[Result]:
+    yield from chain_to(tx, unit, op.tree, ())
+    yield Run("UPDATE trees SET quota = $2 WHERE id = $1", (op.tree, op.quota))
+    tx.trees[op.tree] = (yield from tree_row(tx, op.tree))._replace(quota=op.quota)
+    return Result()
+
+
+def record_pack(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[Result]:
+    pack = yield from _pack_id(tx, unit, op)
+    rows = [
+        (entry.digest, user, pack, entry.offset, entry.size, entry.length)
+        for user, indexes in op.claims
+        for entry in map(op.entries.__getitem__, indexes)
+    ]
+    yield RunMany(
+        "INSERT INTO chunks(digest, user, pack, start, size, length)"
+        " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+        rows,
+    )
+    return Result(count=len(rows))
+
+
+def _pack_id(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[int]:
+    """The id of the pack's row, made if need be, with a location on the backend."""
+    rows = yield Run("SELECT id FROM packs WHERE key = $1", (op.key,))
+    if rows:
+        pack: int = rows[0][0]
+    else:
+        pack = yield from next_id(tx, "packs")
+        yield Run(
+            "INSERT INTO packs(id, key, size, crc32c, cipher, created)"
+            " VALUES ($1, $2, $3, $4, $5, $6)",
+            (pack, op.key, op.size, op.crc32c, NO_CIPHER, unit.at_us),
+        )
+    yield Run(
+        "INSERT INTO pack_locations(pack, backend, state, verified_level, attempts)"
+        " VALUES ($1, $2, 'present', 0, 0) ON CONFLICT DO NOTHING",
+        (pack, op.backend),
+    )
+    return pack
+
+
+def claim_chunks(_tx: Transaction, _unit: Unit, op: ops.ClaimChunks) -> Program[Result]:
+    for digest in op.digests:
+        yield from claim(op.user, digest)
+        rows = yield Run("SELECT 1 FROM chunks WHERE digest = $1 AND user = $2", (digest, op.user))
+        if not rows:
+            raise NotFound(f"nobody has chunk {digest.hex()} any more")
+    return Result(count=len(op.digests))
+
+
+def claim(user: UserId, digest: bytes) -> Program[None]:
+    """Give `user` a row for a chunk that anybody has; nothing if nobody does."""
+    yield Run(
+        "INSERT INTO chunks(digest, user, pack, start, size, length)"
+        " SELECT digest, $2, pack, start, size, length FROM chunks WHERE digest = $1 LIMIT 1"
+        " ON CONFLICT DO NOTHING",
+        (digest, user),
+    )

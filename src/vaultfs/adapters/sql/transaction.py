@@ -1,0 +1,225 @@
+"""What the programs of one write transaction share: trees, folders, ids, the feed.
+
+What a transaction has learned of trees and folders is kept in a `Transaction`, so
+that a thousand puts into one folder look it up once.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+from attrs import Factory, define, field
+
+from vaultfs.adapters.sql.statements import NODE, RESOLVE, Program, Run, to_node
+from vaultfs.domain.access import Action, may
+from vaultfs.domain.errors import Exists, NotAFolder, NotFound, ParentNotFound, QuotaExceeded
+from vaultfs.domain.names import Path, format_path, key_of
+from vaultfs.domain.nodes import Node, NodeId, TreeId
+from vaultfs.domain.operations import Unit
+
+
+class Tree(NamedTuple):
+    """A tree's row."""
+
+    id: TreeId
+    root: NodeId
+    seq: int
+    used: int
+    quota: int | None
+
+
+@define
+class Transaction:
+    """What the programs of one write transaction have learned and have yet to write."""
+
+    trees: dict[TreeId, Tree] = field(factory=dict[TreeId, Tree])
+    """As they are to be when the transaction ends; see `finish`."""
+    folders: dict[tuple[TreeId, Path], tuple[Node, ...]] = Factory(
+        dict[tuple[TreeId, Path], tuple[Node, ...]]
+    )
+    """Chains of nodes that were resolved, by the keys of their names."""
+    ids: dict[str, tuple[int, int]] = field(factory=dict[str, tuple[int, int]])
+    """Ids reserved and not yet used: from, to."""
+    block: int = 1
+    """How many ids to reserve at a time; doubles while a transaction goes on."""
+    reserved: int = 0
+    """How often ids were reserved: those writes are not taken back with their unit."""
+
+    def forget(self, trees: dict[TreeId, Tree]) -> None:
+        """Go back to what was known of `trees`: the unit that changed it was refused.
+
+        Reserved ids that a savepoint took back are forgotten too.
+        """
+        self.trees = trees
+        self.folders.clear()
+        self.ids.clear()
+
+
+def next_id(tx: Transaction, kind: str) -> Program[int]:
+    """An id that nothing of its kind has had."""
+    start, stop = tx.ids.get(kind, (0, 0))
+    if start == stop:
+        rows = yield Run(
+            "UPDATE counters SET next = next + $2 WHERE name = $1 RETURNING next", (kind, tx.block)
+        )
+        stop = rows[0][0]
+        start, tx.block = stop - tx.block, min(2 * tx.block, 256)
+        tx.reserved += 1
+    tx.ids[kind] = (start + 1, stop)
+    return start
+
+
+def tree_row(tx: Transaction, number: TreeId) -> Program[Tree]:
+    """The tree as it is at this point of the transaction. Raises `NotFound`."""
+    tree = tx.trees.get(number)
+    if tree is None:
+        rows = yield Run("SELECT id, root, seq, used, quota FROM trees WHERE id = $1", (number,))
+        if not rows:
+            raise NotFound("there is no such tree")
+        tree = tx.trees[number] = Tree._make(rows[0])
+    return tree
+
+
+def charge(tx: Transaction, number: TreeId, size: int) -> Program[None]:
+    """Count `size` more bytes against the tree's quota; negative gives them back."""
+    tree = yield from tree_row(tx, number)
+    used = tree.used + size
+    if size > 0 and tree.quota is not None and used > tree.quota:
+        raise QuotaExceeded(
+            f"{size} more bytes would make {used}; the quota is {tree.quota}: purge the trash,"
+            " prune old versions or raise the quota"
+        )
+    tx.trees[number] = tree._replace(used=used)
+
+
+def log(tx: Transaction, unit: Unit, kind: str, node: Node) -> Program[None]:
+    """Add an entry to the tree's feed."""
+    tree = yield from tree_row(tx, node.tree)
+    seq = tree.seq + 1
+    tx.trees[tree.id] = tree._replace(seq=seq)
+    yield Run(
+        "INSERT INTO changes(tree, seq, node, kind, revision, version, actor, at, op_id)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        (
+            *(tree.id, seq, node.id, kind, node.revision, node.version),
+            *(unit.actor, unit.at_us, unit.op_id),
+        ),
+    )
+
+
+def chain_to(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[tuple[Node, ...]]:
+    """The nodes along `path` as far as they exist, if the actor may change the tree."""
+    keys = tuple(map(key_of, path))
+    chain = tx.folders.get((tree, keys))
+    if chain is None:
+        yield from tree_row(tx, tree)
+        rows = yield Run(RESOLVE, (tree, json.dumps(keys, ensure_ascii=False)))
+        chain = tuple(map(to_node, rows))
+        if len(chain) == len(path) + 1 and chain[-1].is_folder:
+            tx.folders[tree, keys] = chain
+    if not may(unit.actor, Action.WRITE, chain):
+        raise NotFound(f"nothing is at {format_path(path)}")
+    return chain
+
+
+def node_at(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[Node]:
+    """The node at `path`. Raises `NotFound`."""
+    chain = yield from chain_to(tx, unit, tree, path)
+    if len(chain) != len(path) + 1:
+        raise NotFound(f"nothing is at {format_path(path)}")
+    return chain[-1]
+
+
+def node_by_id(tx: Transaction, unit: Unit, tree: TreeId, number: NodeId) -> Program[Node]:
+    """The node of the tree with that id, trashed or not. Raises `NotFound`."""
+    root = yield from chain_to(tx, unit, tree, ())
+    rows = yield Run(
+        f"SELECT {NODE} FROM nodes n WHERE n.id = $1 AND n.tree = $2", (number, root[0].tree)
+    )
+    if not rows:
+        raise NotFound(f"there is no node {number}")
+    return to_node(rows[0])
+
+
+def folder_at(
+    tx: Transaction, unit: Unit, tree: TreeId, path: Path, *, make: bool
+) -> Program[Node]:
+    """The folder at `path`, made with those above it if `make`."""
+    chain = yield from chain_to(tx, unit, tree, path)
+    folder = chain[-1]
+    if not folder.is_folder:
+        raise NotAFolder(f"{format_path(path[: len(chain) - 1])} is a file, not a folder")
+    missing = path[len(chain) - 1 :]
+    if missing and not make:
+        raise ParentNotFound(f"there is no folder {format_path(path)}: make it first")
+    for name in missing:
+        folder = yield from new_node(tx, unit, folder, name, "folder")
+        yield from log(tx, unit, "mkdir", folder)
+    return folder
+
+
+def child_of(folder: Node, name: str) -> Program[Node | None]:
+    """What has that name in `folder`."""
+    rows = yield Run(
+        f"SELECT {NODE} FROM nodes n WHERE n.parent = $1 AND n.key = $2 AND n.trashed IS NULL",
+        (folder.id, key_of(name)),
+    )
+    return to_node(rows[0]) if rows else None
+
+
+INSERT_NODE = (
+    "INSERT INTO nodes(id, tree, parent, name, key, kind, revision, version, number, size,"
+    " metadata, created, modified, trashed)"
+    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+)
+
+
+def node_row(node: Node) -> tuple[Any, ...]:
+    """What `INSERT_NODE` takes."""
+    return (*node[:4], key_of(node.name), *node[4:])
+
+
+def new_node(tx: Transaction, unit: Unit, folder: Node, name: str, kind: str) -> Program[Node]:
+    """A new folder, or a file that is yet to get its first version: the caller inserts it then."""
+    number = yield from next_id(tx, "nodes")
+    node = Node._make(
+        (number, folder.tree, folder.id, name, kind, 1, None, 0, 0, "{}", *(unit.at_us,) * 2, None)
+    )
+    if kind == "folder":
+        yield Run(INSERT_NODE, node_row(node))
+    return node
+
+
+def free_place(
+    tx: Transaction, unit: Unit, tree: TreeId, path: Path, *, replace: bool, keep: Node | None
+) -> Program[Node]:
+    """The folder that is to hold `path`, once nothing but `keep` has that name in it."""
+    if not path:
+        raise Exists("the root of a tree is there already")
+    folder = yield from folder_at(tx, unit, tree, path[:-1], make=False)
+    there = yield from child_of(folder, path[-1])
+    if there is not None and (keep is None or there.id != keep.id):
+        if not replace:
+            raise Exists(f"{format_path(path)} is there already")
+        yield from send_to_trash(tx, unit, there)
+    return folder
+
+
+def update(tx: Transaction, unit: Unit, node: Node, kind: str) -> Program[Node]:
+    """Write all of `node`, its revision raised, and log it as `kind`."""
+    node = node._replace(revision=node.revision + 1, modified_us=unit.at_us)
+    yield Run(
+        "UPDATE nodes SET parent = $2, name = $3, key = $4, revision = $5, version = $6,"
+        " number = $7, size = $8, metadata = $9, modified = $10, trashed = $11 WHERE id = $1",
+        (
+            *(node.id, node.parent, node.name, key_of(node.name), node.revision, node.version),
+            *(node.number, node.size, node.metadata, node.modified_us, node.trashed_us),
+        ),
+    )
+    yield from log(tx, unit, kind, node)
+    return node
+
+
+def send_to_trash(tx: Transaction, unit: Unit, node: Node) -> Program[Node]:
+    """Delete `node`; what is below it goes with it."""
+    tx.folders.clear()
+    return (yield from update(tx, unit, node._replace(trashed_us=unit.at_us), "delete"))

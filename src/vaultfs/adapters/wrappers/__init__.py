@@ -1,0 +1,1 @@
+"""Stores around a store: what is the same for every backend, one concern a module."""

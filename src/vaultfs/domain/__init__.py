@@ -1,0 +1,1 @@
+"""The core: values, algorithms and formats; synchronous and without I/O."""

@@ -1,0 +1,127 @@
+"""Every error the vault raises on purpose.
+
+Rules: (1) everything deliberate is a `VaultError`; a bug stays a `ValueError`
+or an `AssertionError`. (2) A class exists only where some caller reacts to it
+differently. (3) Fields carry the facts; `str()` is for a person: lower case,
+names the thing, and says the remedy where there is one. (4) Adapters translate
+at their edge, once, with `raise ... from`. (5) Exit codes and HTTP statuses are
+one table each, in their entry point.
+"""
+
+from collections.abc import Iterable
+
+
+class VaultError(Exception):
+    """Something the vault refuses, or cannot do, and can explain."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class NotFound(VaultError):
+    """Nothing is there, or nothing that the caller may know of."""
+
+
+class ParentNotFound(NotFound):
+    """The folder that was to hold a new name is not there."""
+
+
+class Forbidden(VaultError):
+    """The caller may read this but not do that with it."""
+
+
+class InvalidName(VaultError):
+    """A name or path that no vault can hold."""
+
+
+class InvalidField(VaultError):
+    """A value of the wrong kind or out of its bounds."""
+
+
+class Conflict(VaultError):
+    """The state of the vault does not allow it; another state would."""
+
+
+class Exists(Conflict):
+    """The name is taken."""
+
+
+class IsAFolder(Conflict):
+    """A file was needed and a folder is there."""
+
+
+class NotAFolder(Conflict):
+    """A folder was needed and a file is there."""
+
+
+class FolderNotEmpty(Conflict):
+    """The folder still holds something."""
+
+
+class Cycle(Conflict):
+    """A folder cannot go into itself."""
+
+
+class VersionMismatch(Conflict):
+    """A precondition did not hold: somebody else was first."""
+
+    def __init__(self, message: str, *, expected: int | None, found: int | None) -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.found = found
+
+
+class SourceChanged(Conflict):
+    """What was being read changed meanwhile; nothing was stored."""
+
+
+class TooLarge(VaultError):
+    """More than one request may carry or one operation may touch."""
+
+
+class QuotaExceeded(VaultError):
+    """The tree would hold more bytes than its quota."""
+
+
+class Corrupt(VaultError):
+    """Bytes are not what they have to be. Nothing of them was handed out."""
+
+
+class DamagedContent(Corrupt):
+    """A chunk that a file needs cannot be read back right, from any location."""
+
+    def __init__(self, message: str, *, digest: bytes) -> None:
+        super().__init__(message)
+        self.digest = digest
+
+
+class OutcomeUnknown(VaultError):
+    """It may or may not have happened; `op_id` finds out with `Catalog.outcome`."""
+
+    def __init__(self, message: str, *, op_id: str) -> None:
+        super().__init__(message)
+        self.op_id = op_id
+
+
+class Unsupported(VaultError):
+    """A format, scheme or feature that this release does not know."""
+
+
+class NotAVault(VaultError):
+    """The place holds no vault, or another one than was expected."""
+
+
+class Busy(VaultError):
+    """Somebody else holds what is needed; trying again later may work."""
+
+
+class CatalogUnavailable(VaultError):
+    """The catalog's database cannot be read or written (disk full, no permission, gone)."""
+
+
+def listed(things: Iterable[str], *, most: int = 5) -> str:
+    """The first few of `things` for a message, and how many more there are."""
+    every = list(things)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more

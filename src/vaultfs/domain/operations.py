@@ -1,0 +1,281 @@
+"""The changes that can be made to a catalog, as values.
+
+A `Unit` is a tuple of operations that happen together or not at all; a catalog is
+given several units at once and answers with an outcome for each. Operations name
+nodes by path (as of that point in the unit) or, where a path could not name them,
+by id. What each refuses is said here once, for every catalog.
+"""
+
+from attrs import field, frozen
+
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.errors import InvalidField, VaultError
+from vaultfs.domain.names import Path
+from vaultfs.domain.nodes import (
+    NO_PRECONDITIONS,
+    UNKNOWN_ORIGIN,
+    Content,
+    Node,
+    NodeId,
+    Origin,
+    Preconditions,
+    TreeId,
+    UserId,
+    VersionId,
+)
+from vaultfs.domain.packs import PackEntry
+from vaultfs.domain.retention import Retention
+
+MAX_COPY = 10_000
+"""Nodes that one copy may make."""
+MAX_METADATA = 16 * 1024
+"""Bytes of JSON that a node's metadata may have."""
+
+
+@frozen
+class PutFile:
+    """Make `content` the newest version of the file at `path`, which may be new.
+
+    Putting what is there already makes no version, it only brings the origin up to
+    date; the result counts the versions made, 0 or 1. `parents` makes missing folders.
+    Refused with `ParentNotFound`, `NotAFolder` (a file stands where a folder has to),
+    `IsAFolder`, `VersionMismatch`, `Exists` (only for `if_absent`), `QuotaExceeded`.
+    """
+
+    tree: TreeId
+    path: Path
+    content: Content
+    origin: Origin = UNKNOWN_ORIGIN
+    preconditions: Preconditions = NO_PRECONDITIONS
+    parents: bool = False
+
+
+@frozen
+class RestoreVersion:
+    """Make the content of version `number` the newest version of the file at `path` again.
+
+    Refused with `NotFound`, `IsAFolder`, `VersionMismatch`, `QuotaExceeded`.
+    """
+
+    tree: TreeId
+    path: Path
+    number: int
+    preconditions: Preconditions = NO_PRECONDITIONS
+
+
+@frozen
+class MakeFolder:
+    """Make the folder `path`; `parents` makes missing ones above it.
+
+    `exist_ok` accepts a folder that is there already. Refused with `ParentNotFound`,
+    `NotAFolder`, `Exists`.
+    """
+
+    tree: TreeId
+    path: Path
+    parents: bool = False
+    exist_ok: bool = False
+
+
+@frozen
+class Move:
+    """Give the node at `source` the path `target`; one row, whatever it holds.
+
+    `replace` sends what stands at the target to the trash first. Refused with
+    `NotFound`, `ParentNotFound`, `NotAFolder`, `Exists`, `Cycle`, `VersionMismatch`.
+    """
+
+    tree: TreeId
+    source: Path
+    target: Path
+    preconditions: Preconditions = NO_PRECONDITIONS
+    replace: bool = False
+
+
+@frozen
+class Copy:
+    """Make a copy of the node at `source`, with all below it, at `target`.
+
+    No bytes are copied; each file gets its current content as version 1. With
+    `replace`, a file at the target gets the content as a new version. `number`
+    copies that version of a file. Refused as `Move` is, and with `TooLarge` above
+    `MAX_COPY` nodes and `QuotaExceeded`.
+    """
+
+    tree: TreeId
+    source: Path
+    target: Path
+    preconditions: Preconditions = NO_PRECONDITIONS
+    replace: bool = False
+    number: int | None = None
+
+
+@frozen
+class Delete:
+    """Send the node at `path` to the trash; one row, whatever it holds.
+
+    Refused with `NotFound`, `VersionMismatch`, and `FolderNotEmpty` unless `recursive`.
+    """
+
+    tree: TreeId
+    path: Path
+    preconditions: Preconditions = NO_PRECONDITIONS
+    recursive: bool = False
+
+
+@frozen
+class Restore:
+    """Bring `node` back from the trash, to `target` or to where it was.
+
+    Refused with `NotFound` (not in this tree's trash), `ParentNotFound` (the folder it
+    was in is gone), `Exists`.
+    """
+
+    tree: TreeId
+    node: NodeId
+    target: Path | None = None
+
+
+@frozen
+class Purge:
+    """Forget `node`, which is in the trash, and what is below it; at most `limit` nodes.
+
+    Deepest first, so that a part of it can be purged and the rest later: the result
+    says how many nodes are left. Refused with `NotFound` (not in this tree's trash).
+    """
+
+    tree: TreeId
+    node: NodeId
+    limit: int = 10_000
+
+
+@frozen
+class Prune:
+    """Forget old `versions` of `node`. The current one, and any that is not there, is left."""
+
+    tree: TreeId
+    node: NodeId
+    versions: tuple[VersionId, ...]
+
+
+@frozen
+class SetMetadata:
+    """Change the metadata of the node at `path` by a JSON merge patch (RFC 7396).
+
+    Refused with `NotFound`, `VersionMismatch`, and `TooLarge` above `MAX_METADATA`.
+    """
+
+    tree: TreeId
+    path: Path
+    patch: str
+    preconditions: Preconditions = NO_PRECONDITIONS
+
+
+@frozen
+class AddUser:
+    """Make a user and the user's empty tree. Refused with `Exists`."""
+
+    name: str
+    quota: int | None = None
+
+
+@frozen
+class SetRetention:
+    """Say which old versions of a tree are to be kept. Refused with `NotFound`."""
+
+    tree: TreeId
+    retention: Retention
+
+
+@frozen
+class SetQuota:
+    """Say how many bytes the versions of a tree may have. Refused with `NotFound`."""
+
+    tree: TreeId
+    quota: int | None
+
+
+@frozen
+class RecordPack:
+    """Say that a pack is durable in the store `backend`, and whose its chunks are.
+
+    `claims` gives for a user the indexes in `entries` of the chunks that the user
+    sent. Recording a pack again adds what is new in it.
+    """
+
+    key: Digest
+    size: int
+    crc32c: int | None
+    backend: str
+    entries: tuple[PackEntry, ...] = field(repr=lambda entries: f"<{len(entries)} entries>")
+    claims: tuple[tuple[UserId, tuple[int, ...]], ...] = field(
+        repr=lambda claims: f"<of {len(claims)} users>"
+    )
+
+
+@frozen
+class ClaimChunks:
+    """Say that `user` sent chunks that another user's packs already hold.
+
+    Refused with `NotFound` when nobody has one of them any more.
+    """
+
+    user: UserId
+    digests: tuple[Digest, ...] = field(repr=lambda digests: f"<{len(digests)} digests>")
+
+
+FileOperation = (
+    PutFile
+    | RestoreVersion
+    | MakeFolder
+    | Move
+    | Copy
+    | Delete
+    | Restore
+    | Purge
+    | Prune
+    | SetMetadata
+)
+Operation = FileOperation | AddUser | SetRetention | SetQuota | RecordPack | ClaimChunks
+
+
+@frozen
+class Unit:
+    """Operations that happen together or not at all."""
+
+    actor: UserId
+    at_us: int
+    """When the caller says it is: microseconds since 1970, UTC."""
+    op_id: str
+    """Names the unit for ever: unique, at most 64 characters."""
+    operations: tuple[Operation, ...]
+
+    def __attrs_post_init__(self) -> None:
+        if not self.op_id or len(self.op_id) > 64:
+            raise InvalidField(f"{self.op_id!r} cannot be an operation id")
+
+
+@frozen
+class Result:
+    """What an operation led to: the node as it then was, and a count where one is promised."""
+
+    node: Node | None = None
+    count: int = 0
+
+
+@frozen
+class Done:
+    """The unit is durable; a result for each operation."""
+
+    results: tuple[Result, ...]
+
+
+@frozen
+class Refused:
+    """The unit changed nothing, because of `error` in operation number `index`."""
+
+    error: VaultError
+    index: int = 0
+
+
+Outcome = Done | Refused

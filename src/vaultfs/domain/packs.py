@@ -1,0 +1,319 @@
+"""Packs: immutable objects of many chunks that describe themselves.
+
+    head | chunk header, stored bytes | chunk header, stored bytes | ... | table | tail
+
+The table at the end repeats every header, so that one ranged read indexes a
+pack; the headers let a scan salvage a pack whose end is gone. `docs/format.md`
+gives every byte. A pack's key is the BLAKE3 digest of all its bytes.
+
+This module knows bytes, not stores: which pack a chunk goes to, and when a pack
+is sealed, is decided by `domain.services.packer`.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator, KeysView
+from enum import IntEnum
+from threading import local
+from typing import Final, NamedTuple
+
+import zstandard
+from attrs import field, frozen
+from crc32c import crc32c
+
+from vaultfs.domain.chunks import MAX_CHUNK
+from vaultfs.domain.digests import Buffer, Digest, digest_of, digest_of_parts
+from vaultfs.domain.errors import Corrupt, Unsupported
+
+MIB = 1 << 20
+PACK_TARGET: Final = 16 * MIB
+"""A pack that has reached this many bytes is sealed."""
+MAX_PACK: Final = 32 * MIB
+"""No pack is larger; a reader refuses one that is."""
+MAX_ENTRIES: Final = 1 << 16
+"""No pack has more chunks, so that its table fits in memory: 3 MiB."""
+
+FORMAT: Final = 1
+NO_CIPHER: Final = 0
+
+_HEAD = struct.Struct("<4sB3x")
+_CHUNK = struct.Struct("<4sBBBB32sII")
+_ENTRY = struct.Struct("<32sIIIBBBx")
+_TAIL = struct.Struct("<32sIIB3x4s")
+
+HEAD_SIZE: Final = _HEAD.size
+HEADER_SIZE: Final = _CHUNK.size
+ENTRY_SIZE: Final = _ENTRY.size
+TAIL_SIZE: Final = _TAIL.size
+
+_HEAD_MAGIC, _CHUNK_MAGIC, _TAIL_MAGIC = b"VFPK", b"VFCH", b"VFPE"
+
+ZSTD_LEVEL: Final = 1
+
+
+class Codec(IntEnum):
+    """How a chunk's bytes are stored."""
+
+    RAW = 0
+    ZSTD = 1
+
+
+class Kind(IntEnum):
+    """What a chunk's bytes are, for a person who looks at a pack; readers know already."""
+
+    DATA = 0
+    PAGE = 1
+
+
+class StoredChunk(NamedTuple):
+    """A chunk as it goes into a pack: `stored` is `length` bytes of content, encoded."""
+
+    digest: Digest
+    length: int
+    codec: Codec
+    kind: Kind
+    stored: Buffer
+
+
+class PackEntry(NamedTuple):
+    """Where a chunk is in its pack: `offset` is that of its header, `size` that of its
+    stored bytes behind it, `length` that of its content.
+    """
+
+    digest: Digest
+    offset: int
+    size: int
+    length: int
+    codec: Codec
+    kind: Kind
+
+
+@frozen
+class SealedPack:
+    """A finished pack: its bytes, their digests, and what is where in them."""
+
+    key: Digest
+    size: int
+    parts: tuple[Buffer, ...] = field(repr=lambda parts: f"<{len(parts)} parts>")
+    """Its bytes, as they were added, not copied."""
+    crc32c: int
+    entries: tuple[PackEntry, ...]
+
+
+class _Coders(local):
+    """A compressor and decompressor a thread: both are reusable, neither is shareable."""
+
+    def __init__(self) -> None:
+        self.compress = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=False).compress
+        self.decompress = zstandard.ZstdDecompressor(max_window_size=4 * MAX_CHUNK).decompress
+
+
+_coders = _Coders()
+
+
+def encode_chunk(digest: Digest, data: Buffer, kind: Kind = Kind.DATA) -> StoredChunk:
+    """`data` compressed and proved to decompress to itself, or raw where that is no longer."""
+    stored = _coders.compress(data)
+    # `startswith` compares memory; `==` of a view would go byte by byte.
+    if len(stored) < len(data) and _coders.decompress(stored).startswith(data):
+        # The compressor's result lies in a block of memory as large as the worst case: only
+        # a copy takes no more than it needs, for as long as it waits for its pack.
+        return StoredChunk(digest, len(data), Codec.ZSTD, kind, bytes(memoryview(stored)))
+    return raw_chunk(digest, data, kind)
+
+
+def raw_chunk(digest: Digest, data: Buffer, kind: Kind = Kind.DATA) -> StoredChunk:
+    """`data` as it is, not copied."""
+    return StoredChunk(digest, len(data), Codec.RAW, kind, data)
+
+
+def decode_chunk(pack_part: Buffer, digest: Digest) -> Buffer:
+    """The content of the chunk whose header and stored bytes are `pack_part`, verified.
+
+    Never takes more memory than the header claims, and that is bounded. Raises
+    `Corrupt` for anything but the chunk `digest`, `Unsupported` for a format,
+    cipher or codec of a newer release.
+    """
+    codec, _, found, length, size = _parse_header(pack_part, 0)
+    stored = memoryview(pack_part)[HEADER_SIZE:]
+    if found != digest or size != len(stored):
+        raise Corrupt(f"another chunk stands where {digest.hex()} should be")
+    data = _decode(codec, stored, length)
+    if digest_of(data) != digest:
+        raise Corrupt(f"the bytes of chunk {digest.hex()} do not have its digest")
+    return data
+
+
+def _decode(codec: Codec, stored: memoryview, length: int) -> Buffer:
+    if codec is Codec.RAW:
+        if len(stored) != length:
+            raise Corrupt(f"a raw chunk of {length} bytes has {len(stored)} stored ones")
+        return stored
+    try:
+        if zstandard.frame_content_size(stored) != length:
+            raise Corrupt("a zstd frame does not hold what the chunk's header says")
+        return _coders.decompress(stored, max_output_size=length)
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a zstd frame is damaged: {error}") from error
+
+
+def _parse_header(data: Buffer, at: int) -> tuple[Codec, Kind, Digest, int, int]:
+    """Codec, kind, digest, length and stored size of the chunk header at `at`."""
+    if len(data) - at < HEADER_SIZE:
+        raise Corrupt("a chunk header is cut short")
+    magic, form, cipher, codec, kind, digest, length, size = _CHUNK.unpack_from(data, at)
+    if magic != _CHUNK_MAGIC:
+        raise Corrupt("no chunk header stands where one should")
+    _check_known(form, cipher)
+    if length > MAX_CHUNK or size > MAX_CHUNK:
+        raise Corrupt(f"a chunk claims {max(length, size)} bytes; {MAX_CHUNK} is the most")
+    return _codec(codec), _kind(kind), Digest(digest), length, size
+
+
+def _check_known(form: int, cipher: int) -> None:
+    if form != FORMAT:
+        raise Unsupported(f"pack format {form} is of a newer release: upgrade vaultfs")
+    if cipher != NO_CIPHER:
+        raise Unsupported(f"cipher {cipher} is not known to this release: upgrade vaultfs")
+
+
+def _codec(number: int) -> Codec:
+    try:
+        return Codec(number)
+    except ValueError:
+        raise Unsupported(f"codec {number} is of a newer release: upgrade vaultfs") from None
+
+
+def _kind(number: int) -> Kind:
+    return Kind.PAGE if number == Kind.PAGE else Kind.DATA
+
+
+class PackBuilder:
+    """Collects chunks; holds references to their stored bytes, not copies, until sealed."""
+
+    def __init__(self) -> None:
+        self._parts: list[Buffer] = [_HEAD.pack(_HEAD_MAGIC, FORMAT)]
+        self._entries: list[PackEntry] = []
+        self._indexes: dict[Digest, int] = {}
+        self.size = HEAD_SIZE + TAIL_SIZE
+        """Bytes that the pack would have if it were sealed now."""
+
+    def __len__(self) -> int:
+        """Chunks in it."""
+        return len(self._entries)
+
+    def index(self, digest: Digest) -> int:
+        """The place of the chunk `digest` among the entries."""
+        return self._indexes[digest]
+
+    @property
+    def digests(self) -> KeysView[Digest]:
+        """Of the chunks in it."""
+        return self._indexes.keys()
+
+    @property
+    def full(self) -> bool:
+        """Whether it is to be sealed before anything more is added."""
+        return self.size >= PACK_TARGET or len(self._entries) >= MAX_ENTRIES
+
+    def add(self, chunk: StoredChunk) -> None:
+        """Put `chunk` last. A pack that is not `full` always has room for one more."""
+        self._indexes[chunk.digest] = len(self._entries)
+        offset = self.size - TAIL_SIZE - ENTRY_SIZE * len(self._entries)
+        size = len(chunk.stored)
+        entry = PackEntry(chunk.digest, offset, size, chunk.length, chunk.codec, chunk.kind)
+        self._parts += (header_of(entry), chunk.stored)
+        self._entries.append(entry)
+        self.size += HEADER_SIZE + size + ENTRY_SIZE
+
+    def seal(self) -> SealedPack:
+        """The finished pack; the builder is spent. CPU work: call it in a thread."""
+        entries = tuple(self._entries)
+        table = b"".join(
+            _ENTRY.pack(e.digest, e.offset, e.size, e.length, e.codec, NO_CIPHER, e.kind)
+            for e in entries
+        )
+        tail = _TAIL.pack(
+            digest_of(table), len(entries), self.size - len(table) - TAIL_SIZE, FORMAT, _TAIL_MAGIC
+        )
+        parts = (*self._parts, table, tail)
+        self._parts.clear()
+        return SealedPack(digest_of_parts(parts), self.size, parts, crc32c_of(parts), entries)
+
+
+def header_of(entry: PackEntry) -> bytes:
+    """The header that stands before the chunk of `entry`."""
+    return _CHUNK.pack(
+        *(_CHUNK_MAGIC, FORMAT, NO_CIPHER, entry.codec, entry.kind),
+        *(entry.digest, entry.length, entry.size),
+    )
+
+
+def check_head(head: Buffer) -> None:
+    """Raises `Corrupt` or `Unsupported` unless a pack begins with `head`."""
+    if len(head) != HEAD_SIZE or bytes(head[:4]) != _HEAD_MAGIC:
+        raise Corrupt("a pack does not begin as a pack does")
+    _check_known(head[4], NO_CIPHER)
+    if bytes(head) != _HEAD.pack(_HEAD_MAGIC, FORMAT):
+        raise Corrupt("a pack does not begin as a pack does")
+
+
+def crc32c_of(parts: Iterable[Buffer]) -> int:
+    """CRC-32C (Castagnoli), which object stores can give back without a download."""
+    value = 0
+    for part in parts:
+        value = crc32c(part, value)
+    return value
+
+
+def table_span(tail: Buffer, pack_size: int) -> tuple[int, int]:
+    """Where the table of a pack of `pack_size` bytes stands, from its last `TAIL_SIZE` bytes.
+
+    Raises `Corrupt` or `Unsupported`.
+    """
+    if len(tail) != TAIL_SIZE or not HEAD_SIZE + TAIL_SIZE <= pack_size <= MAX_PACK:
+        raise Corrupt(f"a pack of {pack_size} bytes is too short or too long")
+    _, count, start, form, magic = _TAIL.unpack(tail)
+    if magic != _TAIL_MAGIC:
+        raise Corrupt("a pack does not end as a pack does: it is cut short or damaged")
+    _check_known(form, NO_CIPHER)
+    stop = pack_size - TAIL_SIZE
+    if start + count * ENTRY_SIZE != stop or count > MAX_ENTRIES or start < HEAD_SIZE:
+        raise Corrupt("a pack's table is not where its tail says")
+    return start, stop
+
+
+def parse_table(table: Buffer, tail: Buffer) -> tuple[PackEntry, ...]:
+    """The entries of a pack. Raises `Corrupt` or `Unsupported`."""
+    if digest_of(table) != _TAIL.unpack(tail)[0]:
+        raise Corrupt("a pack's table does not have its digest")
+    return tuple(_entries(table))
+
+
+def _entries(table: Buffer) -> Iterator[PackEntry]:
+    for digest, offset, size, length, codec, cipher, kind in _ENTRY.iter_unpack(table):
+        _check_known(FORMAT, cipher)
+        yield PackEntry(Digest(digest), offset, size, length, _codec(codec), _kind(kind))
+
+
+def parse_pack(data: Buffer) -> tuple[PackEntry, ...]:
+    """The entries of a whole pack. Raises `Corrupt` or `Unsupported`."""
+    tail = data[max(0, len(data) - TAIL_SIZE) :]
+    start, stop = table_span(tail, len(data))
+    return parse_table(data[start:stop], tail)
+
+
+def scan_pack(data: Buffer) -> Iterator[PackEntry]:
+    """The entries that headers alone give, up to the first that is not one.
+
+    For a pack whose end is lost; nothing is verified but the headers' own bounds.
+    """
+    at = HEAD_SIZE
+    while len(data) - at >= HEADER_SIZE:
+        try:
+            codec, kind, digest, length, size = _parse_header(data, at)
+        except Corrupt:
+            return
+        if at + HEADER_SIZE + size > len(data):
+            return
+        yield PackEntry(digest, at, size, length, codec, kind)
+        at += HEADER_SIZE + size

@@ -1,0 +1,1 @@
+"""The use cases: asynchronous, reaching the world through ports alone."""

@@ -1,0 +1,353 @@
+"""The use cases on files and folders.
+
+Every method takes the caller and an address, asks `may`, and leaves the decision
+about a change to the catalog, which makes it in one transaction.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from attrs import define, field
+
+from vaultfs.domain.access import Action, may, nothing_at
+from vaultfs.domain.digests import Buffer
+from vaultfs.domain.errors import IsAFolder, NotAFolder, NotFound, TooLarge
+from vaultfs.domain.names import Address
+from vaultfs.domain.nodes import (
+    NO_PRECONDITIONS,
+    UNKNOWN_ORIGIN,
+    Node,
+    NodeId,
+    Origin,
+    Preconditions,
+    TreeId,
+    User,
+    Version,
+    VersionId,
+    micros,
+)
+from vaultfs.domain.operations import (
+    ClaimChunks,
+    Copy,
+    Delete,
+    MakeFolder,
+    Move,
+    Operation,
+    Outcome,
+    Prune,
+    Purge,
+    PutFile,
+    Refused,
+    Restore,
+    RestoreVersion,
+    Result,
+    SetMetadata,
+    SetRetention,
+    Unit,
+)
+from vaultfs.domain.retention import Retention, expired
+from vaultfs.domain.services.ingest import Ingest, Ingested
+from vaultfs.domain.services.packer import Packer
+from vaultfs.domain.services.reader import Reader
+from vaultfs.ports.catalog import Catalog, Trashed
+from vaultfs.ports.clock import Clock
+from vaultfs.ports.progress import Progress, no_progress
+from vaultfs.ports.trees import Source
+
+PAGE = 1000
+"""The most entries that a list gives at once."""
+
+
+@define(eq=False)
+class Files:
+    """One of these serves all callers of a process."""
+
+    catalog: Catalog
+    packer: Packer
+    ingest: Ingest
+    reader: Reader
+    clock: Clock
+    _trees: dict[str, TreeId] = field(factory=dict[str, TreeId])
+
+    # Finding
+
+    async def tree(self, caller: User, name: str) -> TreeId:
+        """The tree of the user `name`. Raises `NotFound`."""
+        if name == caller.name:
+            return caller.tree
+        if name not in self._trees:
+            self._trees[name] = (await self.catalog.user(name)).tree
+        return self._trees[name]
+
+    async def stat(self, caller: User, address: Address) -> Node:
+        """The node at `address`. Raises `NotFound`."""
+        chain = await self.catalog.resolve(await self.tree(caller, address.tree), address.path)
+        return _readable(caller, address, chain)
+
+    async def version(
+        self, caller: User, address: Address, number: int | None = None
+    ) -> tuple[Node, Version]:
+        """A file and its current version, or version `number`.
+
+        Raises `NotFound` or `IsAFolder`.
+        """
+        tree = await self.tree(caller, address.tree)
+        chain, version = await self.catalog.file(tree, address.path, number)
+        node = _readable(caller, address, chain)
+        if node.is_folder:
+            raise IsAFolder(f"{address} is a folder")
+        if version is None:
+            raise NotFound(f"{address} has no version {number}: see its versions")
+        return node, version
+
+    async def children(
+        self, caller: User, address: Address, *, after: str = "", limit: int = PAGE
+    ) -> list[Node]:
+        """Up to `limit` nodes of a folder whose name's key is above `after`, by key.
+
+        Raises `NotFound`, `NotAFolder`, and `TooLarge` for a limit above 1,000.
+        """
+        if not 0 < limit <= PAGE:
+            raise TooLarge(f"a list of {limit} entries: 1 to {PAGE} can be asked for")
+        folder = await self.stat(caller, address)
+        if not folder.is_folder:
+            raise NotAFolder(f"{address} is a file, not a folder")
+        return await self.catalog.children(folder.id, after=after, limit=limit)
+
+    async def versions(
+        self, caller: User, address: Address, *, before: int | None = None, limit: int = PAGE
+    ) -> list[Version]:
+        """Up to `limit` versions of a file, newest first, numbered below `before`."""
+        node, _ = await self.version(caller, address)
+        return await self.catalog.versions(node.id, before=before, limit=min(limit, PAGE))
+
+    async def trash(
+        self, caller: User, tree: str, *, after: int = 0, limit: int = PAGE
+    ) -> list[Trashed]:
+        """Up to `limit` nodes in the trash of a tree, with ids above `after`."""
+        root = await self.stat(caller, Address(tree, ()))
+        return await self.catalog.trash(root.tree, after=after, limit=min(limit, PAGE))
+
+    @asynccontextmanager
+    async def read(
+        self,
+        caller: User,
+        version: Version,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        owner: TreeId | None = None,
+    ) -> AsyncGenerator[AsyncIterator[list[Buffer]], None]:
+        """The bytes `start` to `stop` of a version that `version` gave: see `Reader.content`.
+
+        `owner` is the tree that the version is in, if it is not the caller's own.
+        """
+        user = caller.id if owner is None else type(caller.id)(owner)
+        async with self.reader.content(user, version.manifest, start, stop) as pieces:
+            yield pieces
+
+    # Changing
+
+    async def put(
+        self,
+        caller: User,
+        address: Address,
+        source: Source,
+        *,
+        size: int | None = None,
+        origin: Origin = UNKNOWN_ORIGIN,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+        parents: bool = False,
+        wait: bool = True,
+        progress: Progress = no_progress,
+    ) -> Result:
+        """Store what `source` gives as the newest version of the file at `address`.
+
+        Durable when it returns. Refused as `PutFile` is; raises what `source` raises. A
+        crash or a cancellation before the commit leaves nothing that anybody can see.
+        `wait=False` is for many files one after another: see `Packer.commit`.
+        """
+        tree = await self.tree(caller, address.tree)
+        if preconditions.any:
+            await self._forecast(caller, address, preconditions)
+        ingested = await self.ingest.stream(caller.id, source, size=size, progress=progress)
+        operation = PutFile(tree, address.path, ingested.content, origin, preconditions, parents)
+        [outcome] = await self.commit(caller, [(operation, ingested)], wait=wait)
+        return _result(outcome)
+
+    async def _forecast(self, caller: User, address: Address, preconditions: Preconditions) -> None:
+        """Refuse before a byte is read what the commit would refuse anyhow."""
+        chain = await self.catalog.resolve(await self.tree(caller, address.tree), address.path)
+        node = chain[-1] if len(chain) == len(address.path) + 1 else None
+        preconditions.check(node, str(address))
+
+    async def commit(
+        self, caller: User, puts: Sequence[tuple[PutFile, Ingested]], *, wait: bool = True
+    ) -> list[Outcome]:
+        """Commit files whose contents were taken in; an outcome for each."""
+        now, stem = micros(self.clock.now()), self.clock.new_id()
+        units: list[Unit] = []
+        for index, (operation, ingested) in enumerate(puts):
+            foreign = ingested.placed.foreign
+            claims = (ClaimChunks(caller.id, tuple(foreign)),) if foreign else ()
+            units.append(Unit(caller.id, now, f"{stem}-{index}", (*claims, operation)))
+        needs = {pack for _, ingested in puts for pack in ingested.placed.packs}
+        return await self.packer.commit(units, needs, wait=wait)
+
+    async def change(self, caller: User, *operations: Operation) -> tuple[Result, ...]:
+        """Execute `operations` as one unit. Raises why it was refused."""
+        unit = Unit(caller.id, micros(self.clock.now()), self.clock.new_id(), tuple(operations))
+        [outcome] = await self.catalog.apply([unit])
+        if isinstance(outcome, Refused):
+            raise outcome.error
+        return outcome.results
+
+    async def mkdir(
+        self, caller: User, address: Address, *, parents: bool = False, exist_ok: bool = False
+    ) -> Node:
+        """Make a folder. Refused as `MakeFolder` is."""
+        tree = await self.tree(caller, address.tree)
+        operation = MakeFolder(tree, address.path, parents, exist_ok)
+        return _node(await self.change(caller, operation))
+
+    async def move(
+        self,
+        caller: User,
+        source: Address,
+        target: Address,
+        *,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+        replace: bool = False,
+    ) -> Node:
+        """Give a node another path, in one row. Refused as `Move` is.
+
+        To another user's tree it is a copy and a deletion, in one transaction.
+        """
+        tree = await self.tree(caller, source.tree)
+        if source.tree != target.tree:
+            raise NotFound(f"nothing of {target.tree} can be reached")
+        operation = Move(tree, source.path, target.path, preconditions, replace)
+        return _node(await self.change(caller, operation))
+
+    async def copy(
+        self,
+        caller: User,
+        source: Address,
+        target: Address,
+        *,
+        number: int | None = None,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+        replace: bool = False,
+    ) -> Result:
+        """Copy a node with all below it; no bytes are copied. Refused as `Copy` is."""
+        tree = await self.tree(caller, source.tree)
+        if source.tree != target.tree:
+            raise NotFound(f"nothing of {target.tree} can be reached")
+        operation = Copy(tree, source.path, target.path, preconditions, replace, number)
+        return (await self.change(caller, operation))[0]
+
+    async def delete(
+        self,
+        caller: User,
+        address: Address,
+        *,
+        recursive: bool = False,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+    ) -> Node:
+        """Send a node to the trash. Refused as `Delete` is."""
+        tree = await self.tree(caller, address.tree)
+        operation = Delete(tree, address.path, preconditions, recursive)
+        return _node(await self.change(caller, operation))
+
+    async def restore(
+        self, caller: User, tree: str, node: NodeId, target: Address | None = None
+    ) -> Node:
+        """Bring a node back from the trash. Refused as `Restore` is."""
+        path = None if target is None else target.path
+        operation = Restore(await self.tree(caller, tree), node, path)
+        return _node(await self.change(caller, operation))
+
+    async def purge(self, caller: User, tree: str, node: NodeId) -> None:
+        """Forget a node in the trash, for ever. Refused as `Purge` is.
+
+        In several transactions if it holds much; an interrupted purge can be repeated.
+        """
+        operation = Purge(await self.tree(caller, tree), node)
+        while (await self.change(caller, operation))[0].count:
+            pass
+
+    async def restore_version(
+        self,
+        caller: User,
+        address: Address,
+        number: int,
+        *,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+    ) -> Node:
+        """Make an old content the newest version. Refused as `RestoreVersion` is."""
+        tree = await self.tree(caller, address.tree)
+        operation = RestoreVersion(tree, address.path, number, preconditions)
+        return _node(await self.change(caller, operation))
+
+    async def set_metadata(
+        self,
+        caller: User,
+        address: Address,
+        patch: str,
+        *,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+    ) -> Node:
+        """Change metadata by a JSON merge patch. Refused as `SetMetadata` is."""
+        tree = await self.tree(caller, address.tree)
+        return _node(
+            await self.change(caller, SetMetadata(tree, address.path, patch, preconditions))
+        )
+
+    # Keeping and forgetting
+
+    async def set_retention(self, caller: User, tree: str, retention: Retention) -> None:
+        """Say which old versions of a tree are kept."""
+        await self.change(caller, SetRetention(await self.tree(caller, tree), retention))
+
+    async def prune(self, caller: User, tree: str) -> int:
+        """Forget the old versions that the tree's retention does not keep; how many."""
+        root = await self.stat(caller, Address(tree, ()))
+        policy = await self.catalog.retention(root.tree)
+        if policy.keeps_all:
+            return 0
+        count, after = 0, 0
+        while nodes := await self.catalog.files_with_history(root.tree, after=after):
+            for node in nodes:
+                gone = await self._expired(node, policy)
+                if gone:
+                    [result] = await self.change(caller, Prune(root.tree, node, gone))
+                    count += result.count
+            after = nodes[-1]
+        return count
+
+    async def _expired(self, node: NodeId, policy: Retention) -> tuple[VersionId, ...]:
+        versions: list[Version] = []
+        while page := await self.catalog.versions(
+            node, before=versions[-1].number if versions else None
+        ):
+            versions += page
+        return expired(policy, versions, self.clock.now())
+
+
+def _readable(caller: User, address: Address, chain: Sequence[Node]) -> Node:
+    """The node that `chain` leads to. Raises `NotFound` if it is not there for the caller."""
+    if len(chain) != len(address.path) + 1 or not may(caller.id, Action.READ, chain):
+        raise nothing_at(address)
+    return chain[-1]
+
+
+def _result(outcome: Outcome) -> Result:
+    if isinstance(outcome, Refused):
+        raise outcome.error
+    return outcome.results[-1]
+
+
+def _node(results: tuple[Result, ...]) -> Node:
+    node = results[-1].node
+    assert node is not None
+    return node

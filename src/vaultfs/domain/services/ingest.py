@@ -1,0 +1,347 @@
+"""Ingest: a stream of bytes becomes chunks in packs and a manifest, in bounded memory.
+
+    charge -> read -> cut, hash (in order) -> look up -> compress -> pack -> store
+
+The stages of one stream overlap: while a block is compressed the next one is cut and
+the one after that is read. What goes from stage to stage is a block of 4 MiB. Cutting
+and the digest of the whole file need the bytes in order; compressing does not, so as
+many blocks of one stream are compressed at a time as there are workers.
+
+Nothing is visible before the commit. A crash, a cancellation or an error leaves at
+most chunks in packs that no version names.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectSendStream
+from attrs import define, field, frozen
+from blake3 import blake3
+
+from vaultfs.domain.chunks import DEFAULT_CHUNKING, Chunker
+from vaultfs.domain.digests import Buffer, Digest, digest_of
+from vaultfs.domain.manifests import INLINE_ENTRIES, Manifest, ManifestBuilder, Page
+from vaultfs.domain.nodes import Content, DigestState, UserId
+from vaultfs.domain.packs import Kind, StoredChunk, encode_chunk, raw_chunk
+from vaultfs.domain.services.budget import BLOCK, Budget, Charge, Use
+from vaultfs.domain.services.buffers import Buffers
+from vaultfs.domain.services.packer import Packer, Placed
+from vaultfs.domain.services.tasks import task_group
+from vaultfs.ports.catalog import Catalog
+from vaultfs.ports.progress import Progress, no_progress
+from vaultfs.ports.trees import Source
+
+BLOCKS_AHEAD: Final = 3
+"""Blocks of one stream that are between the cutter and the packs at one time."""
+SMALL: Final = INLINE_ENTRIES * DEFAULT_CHUNKING.minimum
+"""A content of so many bytes never needs a page: it is taken in whole."""
+TRY_EVERY: Final = 16
+"""Of chunks of a stream that does not compress, one in so many is tried again."""
+GIVE_UP_AFTER: Final = 8
+"""So many chunks in a row that did not shrink mean that a stream does not compress."""
+
+
+class Cut(NamedTuple):
+    """A chunk: its digest and its bytes."""
+
+    digest: Digest
+    data: Buffer
+    kind: Kind = Kind.DATA
+
+
+class Block(NamedTuple):
+    """Bytes as they were read: `size` of them at `head` of a buffer.
+
+    In front of `head` is room for what was left uncut of the block before.
+    """
+
+    buffer: bytearray
+    head: int
+    size: int
+    charge: Charge
+    last: bool
+
+
+@define
+class Compressibility:
+    """Whether it is worth trying to compress the next chunk of a stream."""
+
+    failures: int = 0
+
+    def worth_it(self) -> bool:
+        """Asked once for each chunk."""
+        if self.failures < GIVE_UP_AFTER:
+            return True
+        self.failures += 1
+        return self.failures % TRY_EVERY == 0
+
+    def learn(self, *, shrank: bool) -> None:
+        """What came of a try. "Did not shrink" includes less than a sixteenth."""
+        self.failures = 0 if shrank else max(self.failures, 0) + 1
+
+
+def encode(chunks: Sequence[Cut], stream: Compressibility) -> list[StoredChunk]:
+    """`chunks` as they go into a pack. CPU work: call it in a thread."""
+    stored: list[StoredChunk] = []
+    for digest, data, kind in chunks:
+        if stream.worth_it():
+            chunk = encode_chunk(digest, data, kind)
+            stream.learn(shrank=len(chunk.stored) < len(data) - len(data) // 16)
+        else:
+            chunk = raw_chunk(digest, data, kind)
+        stored.append(chunk)
+    return stored
+
+
+def _settle_memory(chunks: list[StoredChunk], charge: Charge) -> list[StoredChunk]:
+    """Charge for what `chunks` keep alive: copies of what is raw, where little of it is.
+
+    A raw chunk is a view that keeps its whole block alive.
+    """
+    raw = sum(chunk.length for chunk in chunks if isinstance(chunk.stored, memoryview))
+    if raw * 2 < charge.size:
+        chunks = [
+            StoredChunk(c.digest, c.length, c.codec, c.kind, bytes(c.stored))
+            if isinstance(c.stored, memoryview)
+            else c
+            for c in chunks
+        ]
+        charge.shrink(sum(len(chunk.stored) for chunk in chunks))
+    return chunks
+
+
+@frozen
+class Ingested:
+    """A content whose chunks are all in packs, and what a commit of it has to wait for."""
+
+    content: Content
+    placed: Placed
+
+    @property
+    def size(self) -> int:
+        return self.content.manifest.size
+
+
+class _Cutter:
+    """Cuts a stream of blocks and hashes chunks and whole; used in threads, by one at a time."""
+
+    def __init__(self) -> None:
+        self._chunker = Chunker()
+        self._whole = blake3()
+        self._tail: Buffer = b""
+
+    def cut(self, block: Block) -> list[Cut]:
+        """The chunks that end in `block`."""
+        head, stop = block.head, block.head + block.size
+        buffer = memoryview(block.buffer)
+        self._whole.update(buffer[head:stop])
+        start = head - len(self._tail)
+        buffer[start:head] = self._tail
+        cuts, uncut = _cut(self._chunker, buffer[start:stop], last=block.last)
+        self._tail = bytes(uncut)
+        return cuts
+
+    @property
+    def digest(self) -> Digest:
+        """Of all bytes so far."""
+        return Digest(self._whole.digest())
+
+
+def _cut(chunker: Chunker, data: memoryview, *, last: bool) -> tuple[list[Cut], memoryview]:
+    """The chunks at the head of `data`, and what is left uncut."""
+    cuts: list[Cut] = []
+    at = 0
+    for length in chunker.cut(data, last=last):
+        part = data[at : at + length]
+        cuts.append(Cut(digest_of(part), part))
+        at += length
+    return cuts, data[at:]
+
+
+@define(eq=False)
+class Ingest:
+    """One of these serves all uploads of a process."""
+
+    catalog: Catalog
+    packer: Packer
+    budget: Budget
+    workers: anyio.CapacityLimiter
+    buffers: Buffers = field(factory=lambda: Buffers(DEFAULT_CHUNKING.maximum + BLOCK))
+    _streams: anyio.Semaphore = field(init=False)
+    """Bounds the tails that streams keep between two blocks, which nobody charges for."""
+
+    def __attrs_post_init__(self) -> None:
+        tails = self.budget.total // 4 // DEFAULT_CHUNKING.maximum
+        self._streams = anyio.Semaphore(max(1, tails))
+
+    async def stream(
+        self,
+        user: UserId,
+        source: Source,
+        *,
+        size: int | None = None,
+        progress: Progress = no_progress,
+    ) -> Ingested:
+        """Take in all of `source`, which is about `size` bytes long if that is known.
+
+        Memory: at most `BLOCKS_AHEAD` + 2 blocks, charged to the budget, and one tail of
+        a chunk. `progress` is told bytes that are cut and hashed.
+        """
+        if size is not None and size < BLOCK:
+            return await _Stream(self, user, progress).run(source, size + 1)
+        async with self._streams:
+            return await _Stream(self, user, progress).run(source, BLOCK)
+
+    async def small(
+        self, user: UserId, contents: Sequence[bytes], charge: Charge
+    ) -> list[Ingested]:
+        """Take in `contents` of at most `SMALL` bytes each, together about a block, in one go.
+
+        Takes over `charge`.
+        """
+        try:
+            cut = await to_thread.run_sync(_cut_each, contents, limiter=self.workers)
+        except BaseException:
+            charge.release()
+            raise
+        placed = await self.store(user, [cut for cuts, _ in cut for cut in cuts], charge)
+        return [
+            Ingested(Content(_manifest(cuts), digest, DigestState.VERIFIED), placed)
+            for cuts, digest in cut
+        ]
+
+    async def store(
+        self,
+        user: UserId,
+        cuts: Sequence[Cut],
+        charge: Charge,
+        stream: Compressibility | None = None,
+    ) -> Placed:
+        """Put those of `cuts` into packs that the vault lacks. Takes over `charge`."""
+        try:
+            placed, missing = await self._sift(user, cuts)
+            if not missing:
+                charge.release()
+                return placed
+            chunks = await to_thread.run_sync(
+                encode, missing, stream or Compressibility(), limiter=self.workers
+            )
+            chunks = _settle_memory(chunks, charge)
+        except BaseException:
+            charge.release()
+            raise
+        placed.take(self.packer.add(user, chunks, charge))
+        return placed
+
+    async def _sift(self, user: UserId, cuts: Sequence[Cut]) -> tuple[Placed, list[Cut]]:
+        """What is on its way or stored already, and the chunks that are not, each once."""
+        placed = Placed()
+        unknown: dict[Digest, Cut] = {}
+        for cut in cuts:
+            pack = self.packer.pending(cut.digest)
+            if pack is None:
+                unknown[cut.digest] = cut
+            else:
+                self.packer.own(placed, pack, user, cut.digest)
+        if unknown:
+            known = await self.catalog.known(user, list(unknown))
+            placed.foreign += known.foreign
+            for digest in known.own | known.foreign:
+                del unknown[digest]
+        return placed, list(unknown.values())
+
+
+def _cut_each(contents: Sequence[bytes]) -> list[tuple[list[Cut], Digest]]:
+    """For each content its chunks and its own digest."""
+    chunker = Chunker()
+    found: list[tuple[list[Cut], Digest]] = []
+    for data in contents:
+        cuts, _ = _cut(chunker, memoryview(data), last=True)
+        # The digest of a content of one chunk is the chunk's.
+        found.append((cuts, cuts[0].digest if len(cuts) == 1 else digest_of(data)))
+    return found
+
+
+def _manifest(cuts: Sequence[Cut]) -> Manifest:
+    """The manifest of a content that is too small to need pages."""
+    return Manifest(0, tuple((cut.digest, len(cut.data)) for cut in cuts))
+
+
+@define(eq=False)
+class _Stream:
+    """One stream on its way in."""
+
+    ingest: Ingest
+    user: UserId
+    progress: Progress
+    placed: Placed = field(factory=Placed)
+    compressible: Compressibility = field(factory=Compressibility)
+    manifest: ManifestBuilder = field(factory=ManifestBuilder)
+    cutter: _Cutter = field(factory=_Cutter)
+    ahead: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(BLOCKS_AHEAD))
+    held: set[Charge] = field(factory=set[Charge])
+    """Charges that nobody else has taken over yet."""
+
+    @property
+    def buffers(self) -> Buffers:
+        return self.ingest.buffers
+
+    async def run(self, source: Source, size: int) -> Ingested:
+        """Take in all of `source`, read in blocks of `size` bytes."""
+        send, receive = anyio.create_memory_object_stream[Block](0)
+        try:
+            async with task_group() as tasks, receive:
+                tasks.start_soon(self._read, source, size, send)
+                async for block in receive:
+                    await self._cut(block, tasks)
+        finally:
+            for charge in self.held:
+                charge.release()
+        return await self._finish()
+
+    async def _read(self, source: Source, size: int, blocks: MemoryObjectSendStream[Block]) -> None:
+        head, last = 0, False
+        async with blocks:
+            while not last:
+                charge = await self.ingest.budget.charge(Use.WRITE, size)
+                self.held.add(charge)
+                buffer = self.buffers.take() if size == BLOCK else bytearray(size)
+                filled = await source.readinto(memoryview(buffer)[head : head + size])
+                last = filled < size
+                charge.shrink(filled)
+                await blocks.send(Block(buffer, head, filled, charge, last))
+                head = DEFAULT_CHUNKING.maximum
+
+    async def _cut(self, block: Block, tasks: TaskGroup) -> None:
+        workers = self.ingest.workers
+        cuts = await to_thread.run_sync(self.cutter.cut, block, limiter=workers)
+        pages = [page for cut in cuts for page in self.manifest.add((cut.digest, len(cut.data)))]
+        self.progress(block.size)
+        await self.ahead.acquire()
+        tasks.start_soon(self._store, block, [*cuts, *_pages(pages)])
+
+    async def _store(self, block: Block, cuts: list[Cut]) -> None:
+        charge, kept = block.charge, block.charge.size
+        self.held.discard(charge)
+        charge.on_release = partial(self.buffers.give, block.buffer)
+        self.placed.take(await self.ingest.store(self.user, cuts, charge, self.compressible))
+        if charge.size < kept:  # what is stored is copies: the block can be used again at once
+            charge.let_go()
+        self.ahead.release()
+
+    async def _finish(self) -> Ingested:
+        manifest, pages = self.manifest.finish()
+        if pages:
+            # A few tens of KB: not worth waiting for budget while all else is in.
+            charge = Charge(self.ingest.budget, Use.WRITE, 0)
+            self.placed.take(await self.ingest.store(self.user, _pages(pages), charge))
+        content = Content(manifest, self.cutter.digest, DigestState.VERIFIED)
+        return Ingested(content, self.placed)
+
+
+def _pages(pages: Sequence[Page]) -> list[Cut]:
+    return [Cut(page.digest, page.data, Kind.PAGE) for page in pages]

@@ -1,0 +1,275 @@
+"""Verification: is everything that the catalog promises really there?
+
+Packs are checked first, each once whatever refers to it; then the chunk index is
+compared with what the packs were seen to hold; then the manifests of all versions
+are walked to name every file that is hit. Nothing is changed, and nothing is read
+twice but manifest pages.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+import anyio
+from anyio import to_thread
+from attrs import define, evolve, field
+
+from vaultfs.domain.digests import Digest, digest_of
+from vaultfs.domain.errors import Corrupt, DamagedContent, NotFound, Unsupported
+from vaultfs.domain.integrity import EVERYTHING, DamagedFile, Depth, Findings, Subset
+from vaultfs.domain.names import format_path
+from vaultfs.domain.packs import (
+    HEAD_SIZE,
+    HEADER_SIZE,
+    PackEntry,
+    check_head,
+    decode_chunk,
+    header_of,
+    parse_pack,
+    scan_pack,
+)
+from vaultfs.domain.services.packer import pack_key
+from vaultfs.domain.services.reader import Reader
+from vaultfs.domain.services.tasks import task_group
+from vaultfs.domain.services.walk import PageWalk, every_version
+from vaultfs.ports.catalog import Catalog, Location, PackRow, VersionRef
+from vaultfs.ports.objects import IntegrityError, ObjectNotFound, ObjectStore
+from vaultfs.ports.progress import Progress, no_progress
+
+AT_ONCE = 3
+"""Packs that are being read or checked at the same time: with its bytes, each takes 20 MiB."""
+PAGE = 1000
+
+
+class Checked(NamedTuple):
+    """What a pack turned out to hold."""
+
+    problems: list[str]
+    sound: list[PackEntry]
+    """The chunks that decode to their digest; only looked for by `FULL`."""
+
+
+@define(eq=False)
+class Integrity:
+    """One of these serves a process."""
+
+    objects: ObjectStore
+    catalog: Catalog
+    reader: Reader
+    workers: anyio.CapacityLimiter
+
+    async def verify(
+        self,
+        depth: Depth,
+        *,
+        subset: Subset = EVERYTHING,
+        progress: Progress = no_progress,
+    ) -> Findings:
+        """Look at everything that `depth` says, in the packs of `subset`.
+
+        `progress` is told bytes of packs. Takes time linear in the bytes from `DIGESTS`
+        on. Raises a `StoreError` only where nothing can be said of the pack in hand.
+        """
+        run = _Run(self, depth, subset, progress)
+        run.problems += await self.catalog.check()
+        if depth.includes(Depth.PACKS):
+            await run.packs()
+        if depth is Depth.FULL:
+            await run.index()
+        elif run.bad:
+            lost = await self.catalog.chunks_of(list(run.bad))
+            run.lost.update({digest: "its pack is damaged" for digest, _ in lost})
+        await run.files()
+        return evolve(
+            run.findings,
+            problems=tuple(run.problems),
+            files=tuple(run.hit),
+            bad_packs=tuple(run.bad),
+        )
+
+
+@define(eq=False)
+class _Run:
+    integrity: Integrity
+    depth: Depth
+    subset: Subset
+    progress: Progress
+    problems: list[str] = field(factory=list[str])
+    bad: dict[Digest, None] = field(factory=dict[Digest, None])
+    """Packs with something wrong."""
+    lost: dict[Digest, str] = field(factory=dict[Digest, str])
+    """Chunks that cannot be read back where the index says they are, and why."""
+    hit: list[DamagedFile] = field(factory=list[DamagedFile])
+    findings: Findings = field(factory=Findings)
+    sound: "array[int]" = field(factory=lambda: array("q"))
+    """Hashes of (digest, place) of all chunks seen to be right: 8 bytes each."""
+
+    async def packs(self) -> None:
+        send, receive = anyio.create_memory_object_stream[PackRow](0)
+        async with task_group() as tasks:
+            for _ in range(AT_ONCE):
+                tasks.start_soon(self._work, receive.clone())
+            receive.close()
+            async with send:
+                async for pack in self._listed():
+                    await send.send(pack)
+
+    async def _work(self, packs: "anyio.abc.ObjectReceiveStream[PackRow]") -> None:
+        async with packs:
+            async for pack in packs:
+                await self._pack(pack)
+
+    async def _listed(self) -> AsyncGenerator[PackRow, None]:
+        after: Digest | None = None
+        while page := await self.integrity.catalog.packs(after=after, limit=PAGE):
+            for pack in page:
+                if pack.key in self.subset:
+                    yield pack
+            after = page[-1].key
+
+    async def _pack(self, pack: PackRow) -> None:
+        checked = await self._checked(pack)
+        if checked.problems:
+            self.bad[pack.key] = None
+            self.problems += [f"pack {pack.key.hex()}: {text}" for text in checked.problems]
+        for entry in checked.sound:
+            self.sound.append(_fingerprint(entry.digest, pack.key, entry))
+        read = pack.size if self.depth.includes(Depth.DIGESTS) else 0
+        self.findings = evolve(
+            self.findings,
+            packs=self.findings.packs + 1,
+            chunks=self.findings.chunks + len(checked.sound),
+            size=self.findings.size + read,
+        )
+        self.progress(pack.size)
+
+    async def _checked(self, pack: PackRow) -> Checked:
+        objects, workers = self.integrity.objects, self.integrity.workers
+        try:
+            if self.depth is Depth.PACKS:
+                return Checked(await self._head(pack), [])
+            data = await objects.get(pack_key(pack.key))
+        except ObjectNotFound:
+            return Checked(["is not in the store"], [])
+        except IntegrityError as error:
+            return Checked([error.message], [])
+        if self.depth is Depth.FULL:
+            return await to_thread.run_sync(check_chunks, data, limiter=workers)
+        return await to_thread.run_sync(check_digest, pack, data, limiter=workers)
+
+    async def _head(self, pack: PackRow) -> list[str]:
+        info = await self.integrity.objects.head(pack_key(pack.key))
+        if info.size != pack.size:
+            return [f"has {info.size} bytes instead of {pack.size}"]
+        found = dict(info.digests).get("crc32c")
+        if found is not None and pack.crc32c not in {None, int.from_bytes(found, "big")}:
+            return ["has another CRC32C than when it was stored"]
+        return []
+
+    async def index(self) -> None:
+        """Compare the chunk index with what was seen, row by row."""
+        known = sorted(self.sound)
+        wrong = 0
+        async for digest, place in self._indexed():
+            mark = _fingerprint(digest, place.pack, place)
+            at = bisect_left(known, mark)
+            if at == len(known) or known[at] != mark:
+                self.lost[digest] = f"it cannot be read from pack {place.pack.hex()}"
+                wrong += place.pack not in self.bad
+        if wrong:
+            self.problems.append(
+                f"the index says of {wrong} chunks that they are where they are not: see"
+                " `vaultfs rebuild`"
+            )
+
+    async def _indexed(self) -> AsyncGenerator[tuple[Digest, Location], None]:
+        after: Digest | None = None
+        while page := await self.integrity.catalog.index(after=after, limit=PAGE):
+            for digest, place in page:
+                if place.pack in self.subset:
+                    yield digest, place
+            after = page[-1][0]
+
+    async def files(self) -> None:
+        """Name every version that needs a chunk which is lost or unknown."""
+        walk = PageWalk(self.integrity.reader.page)
+        async for version in every_version(self.integrity.catalog):
+            self.findings = evolve(self.findings, versions=self.findings.versions + 1)
+            reason = await self._what_is_wrong(version, walk)
+            if reason is None:
+                walk.keep()
+            else:
+                walk.drop()
+                await self._name(version, reason)
+
+    async def _what_is_wrong(self, version: VersionRef, walk: PageWalk) -> str | None:
+        try:
+            manifest = version.manifest
+            level = manifest.level
+            if level and self.depth is Depth.CATALOG:
+                level = 0  # the pages are in packs, which this depth does not open
+            async for digests in walk.digests(version.owner, level, manifest.entries):
+                reason = await self._first_lost(version, digests)
+                if reason is not None:
+                    return reason
+        except (Corrupt, DamagedContent, Unsupported) as error:
+            return error.message
+        return None
+
+    async def _first_lost(self, version: VersionRef, digests: list[Digest]) -> str | None:
+        places = await self.integrity.catalog.locate(version.owner, digests)
+        for digest in digests:
+            if digest not in places:
+                return f"chunk {digest.hex()} is in no pack that the index knows"
+            if digest in self.lost:
+                return f"chunk {digest.hex()}: {self.lost[digest]}"
+        return None
+
+    async def _name(self, version: VersionRef, reason: str) -> None:
+        try:
+            tree, path = await self.integrity.catalog.node_path(version.node)
+        except NotFound:
+            return  # purged meanwhile
+        names = {user.tree: user.name for user in await self.integrity.catalog.users()}
+        self.hit.append(DamagedFile(names[tree], format_path(path), version.number, reason))
+
+
+def _fingerprint(digest: Digest, pack: Digest, place: PackEntry | Location) -> int:
+    return hash((digest, pack, place.offset, place.size, place.length))
+
+
+def check_digest(pack: PackRow, data: bytes) -> Checked:
+    """Whether `data` has the digest that is the pack's key. CPU work."""
+    if digest_of(data) == pack.key:
+        return Checked([], [])
+    return Checked([f"its {len(data)} bytes do not have its digest"], [])
+
+
+def _check_header(entry: PackEntry, start: int, pack: memoryview) -> None:
+    """Raises `Corrupt` unless the chunk of `entry` begins at `start`, as its header says too."""
+    if entry.offset != start or bytes(pack[start : start + HEADER_SIZE]) != header_of(entry):
+        raise Corrupt("another chunk's header stands there")
+
+
+def check_chunks(data: bytes) -> Checked:
+    """Which chunks of a pack can be read back; every byte of it is looked at. CPU work."""
+    problems: list[str] = []
+    try:
+        check_head(data[:HEAD_SIZE])
+        entries = list(parse_pack(data))
+    except (Corrupt, Unsupported) as error:
+        problems.append(error.message)
+        entries = list(scan_pack(data))
+    view, end = memoryview(data), HEAD_SIZE
+    sound: list[PackEntry] = []
+    for entry in entries:
+        start, end = end, entry.offset + HEADER_SIZE + entry.size
+        try:
+            _check_header(entry, start, view)
+            decode_chunk(view[entry.offset : end], entry.digest)
+        except (Corrupt, Unsupported) as error:
+            problems.append(f"chunk {entry.digest.hex()} at {entry.offset}: {error.message}")
+        else:
+            sound.append(entry)
+    return Checked(problems, sound)

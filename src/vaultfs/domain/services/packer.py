@@ -1,0 +1,249 @@
+"""The packer: puts chunks of all transfers into packs, and commits what stands in them.
+
+There is one open pack in a process. It is sealed when it is full; or when commits
+wait for it, or writers for budget, and no other pack is on its way. So a lone put is
+durable at once, and of many at the same time, those that arrive while one pack is
+being written go into the next one together: group commit without a timer.
+
+A sealed pack is stored, then recorded in the catalog, in one transaction with the
+versions that waited for it. A crash leaves at most an object that no row names.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+from attrs import define, field
+
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.errors import Busy
+from vaultfs.domain.nodes import UserId, micros
+from vaultfs.domain.operations import Done, Outcome, RecordPack, Refused, Unit
+from vaultfs.domain.packs import PackBuilder, SealedPack, StoredChunk
+from vaultfs.domain.services.budget import Budget, Charge
+from vaultfs.ports.catalog import Catalog
+from vaultfs.ports.clock import Clock
+from vaultfs.ports.objects import ObjectExists, ObjectStore
+
+PACK_PREFIX = "packs/"
+
+
+def pack_key(digest: Digest) -> str:
+    """The key under which the pack `digest` is stored."""
+    return PACK_PREFIX + digest.hex()
+
+
+@define(eq=False)
+class _Commit:
+    """Units that wait for a pack, and then for their outcomes."""
+
+    units: tuple[Unit, ...]
+    outcomes: list[Outcome] = field(factory=list[Outcome])
+
+
+@define(eq=False)
+class OpenPack:
+    """A pack from its first chunk until it is recorded, or has failed."""
+
+    number: int
+    """Ascending: of two packs of one packer the later has the higher number."""
+    builder: PackBuilder = field(factory=PackBuilder)
+    owners: dict[UserId, dict[int, None]] = field(factory=dict[UserId, dict[int, None]])
+    """Which entries each user sent: the keys of an ordered set."""
+    charges: list[Charge] = field(factory=list[Charge])
+    commits: list[_Commit] = field(factory=list[_Commit])
+    wanted: bool = False
+    """Somebody waits for it and nothing more is to come."""
+    accepts: bool = True
+    """Commits can still join the transaction that records it."""
+    settled: anyio.Event = field(factory=anyio.Event)
+    error: Exception | None = None
+
+    async def wait(self) -> None:
+        """Until it is recorded. Raises why it could not be stored."""
+        await self.settled.wait()
+        if self.error is not None:
+            raise self.error
+
+
+@define
+class Placed:
+    """What a commit has to wait for, and to claim, for its chunks to be the user's."""
+
+    packs: set[OpenPack] = field(factory=set[OpenPack])
+    foreign: list[Digest] = field(factory=list[Digest])
+    """Chunks that are, or will be, recorded for others only."""
+
+    def take(self, other: "Placed") -> None:
+        """Add what `other` has."""
+        self.packs |= other.packs
+        self.foreign += other.foreign
+
+
+@define(eq=False)
+class Packer:
+    """One of these serves all transfers of a process, from its one event loop."""
+
+    objects: ObjectStore
+    catalog: Catalog
+    clock: Clock
+    budget: Budget
+    workers: anyio.CapacityLimiter
+    """CPU work goes through it."""
+    tasks: TaskGroup
+    _open: OpenPack | None = None
+    _pending: dict[Digest, OpenPack] = field(factory=dict[Digest, OpenPack])
+    """Chunks that are in a pack which is not yet recorded."""
+    _under_way: int = 0
+    _count: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.budget.on_short = self._poke
+
+    def pending(self, digest: Digest) -> OpenPack | None:
+        """The pack on its way that has this chunk, if there is one."""
+        return self._pending.get(digest)
+
+    def add(self, user: UserId, chunks: Sequence[StoredChunk], charge: Charge) -> "Placed":
+        """Put `chunks` into packs. Takes over `charge`.
+
+        A chunk that came meanwhile from elsewhere is not put in twice.
+        """
+        placed = Placed()
+        home: OpenPack | None = None
+        for chunk in chunks:
+            pack = self._pending.get(chunk.digest)
+            if pack is None:
+                home = pack = self._put(chunk)
+            self.own(placed, pack, user, chunk.digest)
+        if home is None:
+            charge.release()
+        else:
+            home.charges.append(charge)
+        self._poke()
+        return placed
+
+    def own(self, placed: "Placed", pack: OpenPack, user: UserId, digest: Digest) -> None:
+        """Count `user` among those who sent the chunk `digest` of `pack`."""
+        placed.packs.add(pack)
+        owned = pack.owners.setdefault(user, {})
+        index = pack.builder.index(digest)
+        if index in owned:
+            return
+        if pack.accepts:
+            owned[index] = None
+        else:
+            placed.foreign.append(digest)
+
+    def _put(self, chunk: StoredChunk) -> OpenPack:
+        if self._open is not None and self._open.builder.full:
+            self._seal()
+        if self._open is None:
+            self._count += 1
+            self._open = OpenPack(self._count)
+        self._open.builder.add(chunk)
+        self._pending[chunk.digest] = self._open
+        return self._open
+
+    def _poke(self) -> None:
+        """Seal the open pack if now is the time."""
+        pack = self._open
+        if pack is not None and (
+            pack.builder.full or (not self._under_way and (pack.wanted or self.budget.writers_wait))
+        ):
+            self._seal()
+
+    def _seal(self) -> None:
+        pack, self._open = self._open, None
+        if pack is not None:
+            self._under_way += 1
+            self.tasks.start_soon(self._store, pack)
+
+    async def _store(self, pack: OpenPack) -> None:
+        """Make `pack` durable and record it with the commits that joined."""
+        error: Exception | None = Busy("the vault was closed before this was stored")
+        try:
+            sealed = await to_thread.run_sync(pack.builder.seal, limiter=self.workers)
+            await self._put_object(sealed)
+            pack.accepts = False
+            await self._record(pack, sealed)
+            error = None
+        except Exception as failure:  # noqa: BLE001 whoever waits for the pack raises it
+            error = failure
+        finally:
+            pack.accepts, pack.error = False, error
+            for digest in pack.builder.digests:
+                del self._pending[digest]
+            self._under_way -= 1
+            pack.settled.set()
+            for charge in pack.charges:
+                charge.release()
+            self._poke()
+
+    async def _put_object(self, sealed: SealedPack) -> None:
+        with suppress(ObjectExists):  # keys are digests: the same bytes are there
+            await self.objects.put(pack_key(sealed.key), sealed.parts)
+
+    async def _record(self, pack: OpenPack, sealed: SealedPack) -> None:
+        claims = tuple((user, tuple(indexes)) for user, indexes in pack.owners.items())
+        record = RecordPack(
+            sealed.key,
+            sealed.size,
+            sealed.crc32c,
+            self.objects.name,
+            sealed.entries,
+            claims,
+        )
+        op_id = f"pack-{sealed.key.hex()[:32]}"
+        unit = Unit(UserId(0), micros(self.clock.now()), op_id, (record,))
+        units = [unit, *(unit for commit in pack.commits for unit in commit.units)]
+        outcomes = await self.catalog.apply(units)
+        if isinstance(outcomes[0], Refused):
+            raise outcomes[0].error
+        at = 1
+        for commit in pack.commits:
+            commit.outcomes = outcomes[at : at + len(commit.units)]
+            at += len(commit.units)
+
+    async def commit(
+        self, units: Sequence[Unit], needs: set[OpenPack], *, wait: bool = True
+    ) -> list[Outcome]:
+        """The outcomes of `units`, once every pack in `needs` is recorded.
+
+        Unless `wait` is false, the newest pack is not left open for more to come.
+        """
+        if not needs:
+            return await self.catalog.apply(units)
+        newest = max(needs, key=lambda pack: pack.number)
+        for pack in needs - {newest}:
+            await pack.wait()
+        if not newest.accepts:
+            await newest.wait()
+            return await self.catalog.apply(units)
+        commit = _Commit(tuple(units))
+        newest.commits.append(commit)
+        try:
+            if wait:
+                newest.wanted = True
+                self._poke()
+            await newest.wait()
+        except BaseException:
+            if newest.accepts:
+                newest.commits.remove(commit)
+            raise
+        return commit.outcomes
+
+    def flush(self) -> None:
+        """Leave the open pack open no longer."""
+        if self._open is not None:
+            self._open.wanted = True
+            self._poke()
+
+
+def done(outcome: Outcome) -> Done:
+    """The outcome of a unit that must not be refused. Raises why it was."""
+    if isinstance(outcome, Refused):
+        raise outcome.error
+    return outcome

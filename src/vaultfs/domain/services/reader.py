@@ -1,0 +1,309 @@
+"""Reading contents back: few ranged gets, some ahead, every chunk verified.
+
+    entries of the manifest -> locations -> spans of packs -> get -> decode, verify -> bytes
+
+Neighbouring chunks of one pack are read by one get; a few gets run ahead of the
+consumer within the budget. No byte leaves before its chunk has been verified. A
+damaged chunk is looked up once more and tried at each location; if none gives it
+back, the stream ends with `DamagedContent`, never as if it were complete.
+"""
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+from attrs import define, field, frozen
+
+from vaultfs.domain.digests import Buffer, Digest
+from vaultfs.domain.errors import Corrupt, DamagedContent, VaultError
+from vaultfs.domain.manifests import Entry, Manifest, overlapping, parse_page
+from vaultfs.domain.nodes import UserId
+from vaultfs.domain.packs import HEADER_SIZE, decode_chunk
+from vaultfs.domain.services.budget import BLOCK, Budget, Charge, Use
+from vaultfs.domain.services.packer import pack_key
+from vaultfs.domain.services.tasks import task_group
+from vaultfs.ports.catalog import Catalog, Location
+from vaultfs.ports.objects import ObjectNotFound, ObjectStore, Span
+
+AHEAD: Final = 4
+"""Gets of one stream that run before their bytes are asked for."""
+GAP: Final = 64 << 10
+"""Unwanted bytes between two chunks that are cheaper to read than to skip."""
+LOOKUP: Final = 512
+"""Chunks located in one question to the catalog."""
+
+
+@frozen
+class Wanted:
+    """A chunk that somebody wants, and which of its bytes: `start` to `stop`."""
+
+    digest: Digest
+    length: int
+    start: int
+    stop: int
+
+
+@define
+class Fetch:
+    """A span of one pack and the chunks to take from it, in order."""
+
+    pack: Digest
+    start: int
+    stop: int
+    chunks: list[tuple[Wanted, Location]] = field(factory=list[tuple[Wanted, Location]])
+
+    @property
+    def cost(self) -> int:
+        """Bytes in memory while it is decoded."""
+        return self.stop - self.start + sum(wanted.length for wanted, _ in self.chunks)
+
+    def takes(self, place: Location) -> bool:
+        """Whether the chunk at `place` can be read along."""
+        return (
+            place.pack == self.pack
+            and 0 <= place.offset - self.stop <= GAP
+            and place.offset + HEADER_SIZE + place.size - self.start <= BLOCK
+            and self.cost + place.size + place.length <= 3 * BLOCK
+        )
+
+    def add(self, wanted: Wanted, place: Location) -> None:
+        self.stop = place.offset + HEADER_SIZE + place.size
+        self.chunks.append((wanted, place))
+
+
+def plan_fetches(chunks: Sequence[tuple[Wanted, Location]]) -> list[Fetch]:
+    """The spans to read for `chunks`, in their order; neighbours share one."""
+    fetches: list[Fetch] = []
+    for wanted, place in chunks:
+        if not fetches or not fetches[-1].takes(place):
+            fetches.append(Fetch(place.pack, place.offset, place.offset))
+        fetches[-1].add(wanted, place)
+    return fetches
+
+
+@define(eq=False)
+class Reader:
+    """One of these serves all downloads of a process."""
+
+    objects: ObjectStore
+    catalog: Catalog
+    budget: Budget
+    workers: anyio.CapacityLimiter
+
+    @asynccontextmanager
+    async def content(
+        self, user: UserId, manifest: Manifest, start: int = 0, stop: int | None = None
+    ) -> AsyncGenerator[AsyncIterator[list[Buffer]], None]:
+        """The bytes `start` to `stop` of a content, as lists of pieces in order.
+
+        A list holds up to some 8 MiB; a piece is at most a chunk. Iterating raises
+        `DamagedContent`, or a `StoreError`.
+        """
+        end = manifest.size if stop is None else min(stop, manifest.size)
+        async with self.chunks(user, self.wanted(user, manifest, start, end)) as pieces:
+            yield pieces
+
+    async def wanted(
+        self, user: UserId, manifest: Manifest, start: int, stop: int
+    ) -> AsyncGenerator[Wanted, None]:
+        """The chunks that hold the bytes `start` to `stop` of a content, in order."""
+        async for offset, (digest, length) in self.entries(user, manifest, start, stop):
+            first, last = max(start - offset, 0), min(stop - offset, length)
+            yield Wanted(digest, length, first, last)
+
+    async def entries(
+        self, user: UserId, manifest: Manifest, start: int, stop: int
+    ) -> AsyncGenerator[tuple[int, Entry], None]:
+        """The chunks of a content that hold bytes of `start` to `stop`, each with its offset."""
+        stack = [(manifest.level, 0, overlapping(manifest.entries, start, stop))]
+        while stack:
+            level, base, found = stack[-1]
+            here = next(found, None)
+            if here is None:
+                stack.pop()
+                continue
+            at, entry = base + here[0], here[1]
+            if level == 0:
+                yield at, entry
+            else:
+                below = await self.page(user, entry, level)
+                stack.append((level - 1, at, overlapping(below, start - at, stop - at)))
+
+    async def page(self, user: UserId, entry: Entry, level: int) -> tuple[Entry, ...]:
+        """The entries of the manifest page that `entry` names. Raises `DamagedContent`."""
+        digest, size = entry
+        places = await self.catalog.locate(user, [digest])
+        if digest not in places:
+            raise _lost(digest)
+        wanted = Wanted(digest, places[digest].length, 0, places[digest].length)
+        [fetch] = plan_fetches([(wanted, places[digest])])
+        [data] = await self.fetch(user, fetch)
+        try:
+            return parse_page(data, level=level, size=size)
+        except Corrupt as error:
+            raise DamagedContent(str(error), digest=digest) from error
+
+    @asynccontextmanager
+    async def chunks(
+        self, user: UserId, wanted: AsyncGenerator[Wanted, None]
+    ) -> AsyncGenerator[AsyncIterator[list[Buffer]], None]:
+        """The bytes of the `wanted` chunks, in order: a list of pieces for each get."""
+        async with task_group() as tasks:
+            stream = _Pieces(self, user, wanted, tasks)
+            try:
+                yield stream
+            finally:
+                tasks.cancel_scope.cancel()
+                stream.release()
+                with anyio.CancelScope(shield=True):
+                    await wanted.aclose()
+
+    async def plan(self, user: UserId, wanted: Sequence[Wanted]) -> list[Fetch]:
+        """Where to read `wanted`. Raises `DamagedContent` for a chunk the vault lost."""
+        places = await self.catalog.locate(user, [chunk.digest for chunk in wanted])
+        for chunk in wanted:
+            if chunk.digest not in places:
+                raise _lost(chunk.digest)
+        return plan_fetches([(chunk, places[chunk.digest]) for chunk in wanted])
+
+    async def fetch(self, user: UserId, fetch: Fetch) -> list[Buffer]:
+        """The pieces that `fetch` is for, verified. Raises `DamagedContent` or a `StoreError`."""
+        try:
+            return await self._read(fetch)
+        except (Corrupt, ObjectNotFound):
+            # Perhaps the chunks moved, or only one of them is damaged: one by one, then.
+            return [
+                piece
+                for wanted, _ in fetch.chunks
+                for again in await self.plan(user, [wanted])
+                for piece in await self._read_or_name(again, wanted.digest)
+            ]
+
+    async def _read_or_name(self, fetch: Fetch, digest: Digest) -> list[Buffer]:
+        try:
+            return await self._read(fetch)
+        except (Corrupt, ObjectNotFound) as error:
+            raise DamagedContent(
+                f"chunk {digest.hex()} in pack {fetch.pack.hex()} is damaged: {error}",
+                digest=digest,
+            ) from error
+
+    async def _read(self, fetch: Fetch) -> list[Buffer]:
+        data = await self.objects.get(pack_key(fetch.pack), Span(fetch.start, fetch.stop))
+        return await to_thread.run_sync(_decode, fetch, data, limiter=self.workers)
+
+
+def _lost(digest: Digest) -> DamagedContent:
+    return DamagedContent(
+        f"chunk {digest.hex()} is in no pack that the vault knows: try `vaultfs rebuild`",
+        digest=digest,
+    )
+
+
+def _decode(fetch: Fetch, data: bytes) -> list[Buffer]:
+    view = memoryview(data)
+    pieces: list[Buffer] = []
+    for wanted, place in fetch.chunks:
+        at = place.offset - fetch.start
+        content = decode_chunk(view[at : at + HEADER_SIZE + place.size], wanted.digest)
+        if len(content) != wanted.length:
+            raise Corrupt(f"chunk {wanted.digest.hex()} has another length than its manifest says")
+        whole = wanted.stop - wanted.start == wanted.length
+        pieces.append(content if whole else memoryview(content)[wanted.start : wanted.stop])
+    return pieces
+
+
+@define(eq=False)
+class _Slot:
+    """A fetch under way or done."""
+
+    fetch: Fetch
+    charge: Charge
+    ready: anyio.Event = field(factory=anyio.Event)
+    pieces: list[Buffer] = field(factory=list[Buffer])
+    error: Exception | None = None
+
+
+@define(eq=False)
+class _Pieces:
+    """The stream that `Reader.chunks` gives: an async iterator."""
+
+    reader: Reader
+    user: UserId
+    wanted: AsyncGenerator[Wanted, None]
+    tasks: TaskGroup
+    _planned: deque[Fetch] = field(factory=deque[Fetch])
+    _slots: deque[_Slot] = field(factory=deque[_Slot])
+    _handed: Charge | None = None
+    _at_end: bool = False
+
+    def __aiter__(self) -> "_Pieces":
+        return self
+
+    async def __anext__(self) -> list[Buffer]:
+        self._let_go()
+        if not self._slots:
+            await self._plan()
+            if not self._planned:
+                raise StopAsyncIteration
+            fetch = self._planned.popleft()
+            self._start(fetch, await self.reader.budget.charge(Use.READ, fetch.cost))
+        await self._start_ahead()
+        slot = self._slots.popleft()
+        self._handed = slot.charge
+        await slot.ready.wait()
+        if slot.error is not None:
+            raise slot.error
+        return slot.pieces
+
+    async def _plan(self) -> None:
+        """See that a fetch is planned, unless all are done."""
+        while not self._planned and not self._at_end:
+            batch: list[Wanted] = []
+            while len(batch) < LOOKUP:
+                chunk = await anext(self.wanted, None)
+                if chunk is None:
+                    self._at_end = True
+                    break
+                batch.append(chunk)
+            if batch:
+                self._planned.extend(await self.reader.plan(self.user, batch))
+
+    async def _start_ahead(self) -> None:
+        """Start gets that nobody has asked for yet, while there is room for them."""
+        while len(self._slots) < AHEAD:
+            await self._plan()
+            if not self._planned:
+                return
+            charge = self.reader.budget.try_charge(Use.AHEAD, self._planned[0].cost)
+            if charge is None:
+                return
+            self._start(self._planned.popleft(), charge)
+
+    def _start(self, fetch: Fetch, charge: Charge) -> None:
+        slot = _Slot(fetch, charge)
+        self._slots.append(slot)
+        self.tasks.start_soon(self._run, slot)
+
+    async def _run(self, slot: _Slot) -> None:
+        try:
+            slot.pieces = await self.reader.fetch(self.user, slot.fetch)
+        except VaultError as error:  # raised when its turn comes: what is before it is good
+            slot.error = error
+        slot.ready.set()
+
+    def _let_go(self) -> None:
+        """What was handed out is the consumer's now."""
+        if self._handed is not None:
+            self._handed.release()
+            self._handed = None
+
+    def release(self) -> None:
+        """Give back all charges."""
+        self._let_go()
+        for slot in self._slots:
+            slot.charge.release()

@@ -1,0 +1,343 @@
+"""Coming back from losses: backups of the catalog, rebuilding of the chunk index.
+
+A backup is the catalog's dump, compressed, in objects of the store itself:
+
+    backups/<time>-<id>/part-00000 ...      zstd of the dump, 16 MiB each
+    backups/<time>-<id>/manifest.json       written last: without it there is no backup
+
+The packs describe themselves, so a backup need not hold the chunk index: `rebuild`
+makes it anew from the packs, and its owners from the manifests.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any, Final, cast
+
+import zstandard
+from anyio import to_thread
+from attrs import define, field, frozen
+
+from vaultfs.domain.digests import Digest, digest_from_hex, digest_of
+from vaultfs.domain.errors import Corrupt, InvalidField, NotFound, Unsupported
+from vaultfs.domain.manifests import Entry, parse_page
+from vaultfs.domain.nodes import UserId
+from vaultfs.domain.operations import RecordPack
+from vaultfs.domain.packs import (
+    ENTRY_SIZE,
+    HEADER_SIZE,
+    TAIL_SIZE,
+    PackEntry,
+    decode_chunk,
+    parse_table,
+    scan_pack,
+    table_span,
+)
+from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
+from vaultfs.domain.services.reader import Reader
+from vaultfs.domain.services.walk import PageWalk, every_version
+from vaultfs.ports.catalog import Catalog, CatalogStats, Reindexing
+from vaultfs.ports.clock import Clock
+from vaultfs.ports.objects import ObjectInfo, ObjectNotFound, ObjectStore, Span
+from vaultfs.ports.progress import Progress, no_progress
+
+BACKUPS: Final = "backups/"
+PART: Final = 16 << 20
+"""Bytes of one object of a backup."""
+FORMAT: Final = 1
+LIKELY_TABLE: Final = 512 * ENTRY_SIZE + TAIL_SIZE
+"""Enough of a pack's end to hold the table of most packs."""
+SLICE: Final = 256 << 10
+"""Compressed bytes that are expanded at a time, so that memory stays bounded."""
+
+
+@frozen
+class Backup:
+    """A backup as its manifest describes it."""
+
+    name: str
+    created: datetime
+    vault_id: str
+    parts: tuple[tuple[str, int, Digest], ...] = field(repr=False)
+    """Key, size and digest of each part."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in the store."""
+        return sum(size for _, size, _ in self.parts)
+
+
+@frozen
+class Rebuilt:
+    """What a rebuild came upon."""
+
+    packs: int
+    chunks: int
+    versions: int
+    problems: tuple[str, ...]
+    """Packs and manifests that could not be read whole."""
+
+
+@frozen
+class Usage:
+    """What a vault holds; bytes unless said otherwise."""
+
+    catalog: CatalogStats
+    live: int
+    """Stored bytes of chunks that some version needs, headers included."""
+    unreferenced: int
+    """Bytes of packs that no version needs: purged contents and interrupted puts."""
+
+
+@define(eq=False)
+class Recovery:
+    """One of these serves a process."""
+
+    objects: ObjectStore
+    catalog: Catalog
+    reader: Reader
+    clock: Clock
+
+    # Backups
+
+    async def backup(self, *, keep: int = 7, progress: Progress = no_progress) -> Backup:
+        """Copy the catalog, as it is at one moment, into the store; keep the newest `keep`.
+
+        A crash leaves parts without a manifest, which the next backup removes. `progress`
+        is told bytes of the dump.
+        """
+        if keep < 1:
+            raise InvalidField(f"cannot keep {keep} backups: 1 is the least")
+        now = self.clock.now()
+        name = f"{now.astimezone(UTC):%Y%m%dt%H%M%Sz}-{self.clock.new_id()[-8:].lower()}"
+        parts: list[tuple[str, int, Digest]] = []
+        async with aclosing(self._compressed(progress)) as pieces:
+            async for piece in pieces:
+                key = f"{BACKUPS}{name}/part-{len(parts):05}"
+                await self.objects.put(key, piece)
+                parts.append((key, len(piece), digest_of(piece)))
+        backup = Backup(name, now, await self.catalog.vault_id(), tuple(parts))
+        await self.objects.put(f"{BACKUPS}{name}/manifest.json", _encode(backup))
+        await self._remove_old(keep, name)
+        return backup
+
+    async def _compressed(self, progress: Progress) -> AsyncGenerator[bytes, None]:
+        """The dump, compressed, in pieces of `PART` bytes."""
+        compressor = zstandard.ZstdCompressor(level=3, write_checksum=True).compressobj()
+        held = bytearray()
+        async with aclosing(self.catalog.dump()) as dump:
+            async for piece in dump:
+                held += await to_thread.run_sync(compressor.compress, piece)
+                progress(len(piece))
+                while len(held) >= PART:
+                    yield bytes(held[:PART])
+                    del held[:PART]
+        held += compressor.flush()
+        for start in range(0, len(held), PART):
+            yield bytes(held[start : start + PART])
+
+    async def backups(self) -> list[Backup]:
+        """All complete backups, oldest first. A damaged manifest is passed over."""
+        found: list[Backup] = []
+        async with aclosing(self.objects.list(BACKUPS)) as objects:
+            async for info in objects:
+                if info.key.endswith("/manifest.json"):
+                    try:
+                        found.append(_decode(info.key, await self.objects.get(info.key)))
+                    except (Corrupt, ObjectNotFound):
+                        continue
+        return sorted(found, key=lambda backup: backup.created)
+
+    async def _remove_old(self, keep: int, newest: str) -> None:
+        """Remove all backups but the newest `keep`, and what crashed ones left."""
+        complete = [backup.name for backup in await self.backups()]
+        wanted = {*complete[-keep:], newest}
+        doomed: list[str] = []
+        async with aclosing(self.objects.list(BACKUPS)) as objects:
+            async for info in objects:
+                name = info.key.removeprefix(BACKUPS).partition("/")[0]
+                if name not in wanted and name < newest:
+                    doomed.append(info.key)
+        # The manifest goes first: parts without it are no backup.
+        for key in sorted(doomed, key=lambda key: not key.endswith("/manifest.json")):
+            await self.objects.delete(key)
+
+    async def find_backup(self, name: str | None = None) -> Backup:
+        """The backup of that name, or the newest. Raises `NotFound`."""
+        for backup in reversed(await self.backups()):
+            if name in {None, backup.name}:
+                return backup
+        raise NotFound(
+            "the store has no backup of the catalog"
+            if name is None
+            else f"the store has no backup {name}: see `vaultfs backup --list`"
+        )
+
+    async def load(self, backup: Backup, *, progress: Progress = no_progress) -> None:
+        """Fill the catalog, which has to be empty, from `backup`; all or nothing.
+
+        `progress` is told bytes in the store. Raises `Corrupt` or `Unsupported`.
+        """
+        await self.catalog.load(self._expanded(backup, progress))
+
+    async def _expanded(self, backup: Backup, progress: Progress) -> AsyncGenerator[bytes, None]:
+        expand = zstandard.ZstdDecompressor(max_window_size=PART).decompressobj().decompress
+        for key, size, digest in backup.parts:
+            data = await self.objects.get(key)
+            if len(data) != size or digest_of(data) != digest:
+                raise Corrupt(f"{key} is damaged: try another backup")
+            for start in range(0, size, SLICE):
+                try:
+                    yield await to_thread.run_sync(expand, data[start : start + SLICE])
+                except zstandard.ZstdError as error:
+                    raise Corrupt(f"{key} is damaged: {error}") from error
+            progress(size)
+
+    # The chunk index
+
+    async def rebuild(self, *, progress: Progress = no_progress) -> Rebuilt:
+        """Make the chunk index anew from the packs in the store and the manifests.
+
+        Reads the end of every pack. One transaction: a crash leaves the old index. Puts
+        of other processes wait. `progress` is told bytes of packs, whose ends are read.
+        """
+        problems: list[str] = []
+        packs = chunks = versions = 0
+        async with self.catalog.reindex() as index:
+            async with aclosing(self.objects.list(PACK_PREFIX)) as objects:
+                async for info in objects:
+                    entries = await self._entries(info, problems)
+                    if entries:
+                        await index.add_pack(self._record(info, entries))
+                        packs, chunks = packs + 1, chunks + len(entries)
+                    progress(info.size)
+            versions = await self._claim_all(index, problems)
+        return Rebuilt(packs, chunks, versions, tuple(problems))
+
+    def _record(self, info: ObjectInfo, entries: Sequence[PackEntry]) -> RecordPack:
+        key = digest_from_hex(info.key.removeprefix(PACK_PREFIX))
+        return RecordPack(key, info.size, None, self.objects.name, tuple(entries), ())
+
+    async def _entries(self, info: ObjectInfo, problems: list[str]) -> tuple[PackEntry, ...]:
+        """What is in a pack, by its table; by its headers where that is damaged."""
+        try:
+            digest_from_hex(info.key.removeprefix(PACK_PREFIX))
+        except InvalidField:
+            problems.append(f"{info.key} is no pack: passed over")
+            return ()
+        try:
+            return await self._table(info)
+        except (Corrupt, Unsupported) as error:
+            data = await self.objects.get(info.key)
+            saved = await to_thread.run_sync(salvage, data)
+            problems.append(f"{info.key}: {error.message}; {len(saved)} chunks were saved")
+            return saved
+
+    async def _table(self, info: ObjectInfo) -> tuple[PackEntry, ...]:
+        start = max(0, info.size - LIKELY_TABLE)
+        end = await self.objects.get(info.key, Span(start, info.size))
+        tail = end[-TAIL_SIZE:]
+        first, stop = table_span(tail, info.size)
+        if first < start:
+            table = await self.objects.get(info.key, Span(first, stop))
+        else:
+            table = end[first - start : stop - start]
+        return parse_table(table, tail)
+
+    async def _claim_all(self, index: Reindexing, problems: list[str]) -> int:
+        async def load(_: UserId, entry: Entry, level: int) -> tuple[Entry, ...]:
+            return await self._page(index, entry, level)
+
+        walk = PageWalk(load)
+        count = 0
+        async for version in every_version(self.catalog):
+            count += 1
+            try:
+                manifest = version.manifest
+                async for digests in walk.digests(version.owner, manifest.level, manifest.entries):
+                    await index.claim(version.owner, digests)
+                walk.keep()
+            except (Corrupt, Unsupported) as error:
+                walk.drop()
+                problems.append(f"version {version.number} of node {version.node}: {error.message}")
+        return count
+
+    async def _page(self, index: Reindexing, entry: Entry, level: int) -> tuple[Entry, ...]:
+        """A manifest page, by the index under construction."""
+        digest, size = entry
+        place = (await index.locate([digest])).get(digest)
+        if place is None:
+            raise Corrupt(f"manifest page {digest.hex()} is in no pack")
+        span = Span(place.offset, place.offset + HEADER_SIZE + place.size)
+        data = await self.objects.get(pack_key(place.pack), span)
+        return parse_page(decode_chunk(data, digest), level=level, size=size)
+
+    # Usage
+
+    async def usage(self, *, progress: Progress = no_progress) -> Usage:
+        """What the vault holds, and how much of it no version needs.
+
+        Walks every manifest page once; `progress` is told versions.
+        """
+        stats = await self.catalog.stats()
+        live: set[Digest] = set()
+        walk = PageWalk(self.reader.page)
+        async for version in every_version(self.catalog):
+            manifest = version.manifest
+            async for digests in walk.digests(version.owner, manifest.level, manifest.entries):
+                live.update(digests)
+            walk.keep()
+            progress(1)
+        stored = await self._stored(live)
+        return Usage(stats, stored, max(0, stats.packed - stored))
+
+    async def _stored(self, live: set[Digest]) -> int:
+        """Bytes of packs that the chunks `live` take."""
+        total = 0
+        counted: Digest | None = None
+        after: Digest | None = None
+        while page := await self.catalog.index(after=after):
+            for digest, place in page:
+                if digest in live and digest != counted:
+                    total += HEADER_SIZE + place.size + ENTRY_SIZE
+                    counted = digest
+            after = page[-1][0]
+        return total
+
+
+def salvage(data: bytes) -> tuple[PackEntry, ...]:
+    """The chunks of a damaged pack that still decode to their digest. CPU work."""
+    saved: list[PackEntry] = []
+    for entry in scan_pack(data):
+        try:
+            decode_chunk(data[entry.offset : entry.offset + HEADER_SIZE + entry.size], entry.digest)
+        except (Corrupt, Unsupported):
+            continue
+        saved.append(entry)
+    return tuple(saved)
+
+
+def _encode(backup: Backup) -> bytes:
+    value = {
+        "format": FORMAT,
+        "created": backup.created.isoformat(),
+        "vault": backup.vault_id,
+        "parts": [[key, size, digest.hex()] for key, size, digest in backup.parts],
+    }
+    return json.dumps(value, indent=1).encode()
+
+
+def _decode(key: str, data: bytes) -> Backup:
+    try:
+        value = cast("dict[str, Any]", json.loads(data))
+        if value["format"] > FORMAT:
+            raise Corrupt(f"{key} is of a newer release")
+        return Backup(
+            key.removeprefix(BACKUPS).partition("/")[0],
+            datetime.fromisoformat(value["created"]),
+            str(value["vault"]),
+            tuple((str(k), int(s), digest_from_hex(d)) for k, s, d in value["parts"]),
+        )
+    except (ValueError, KeyError, TypeError, InvalidField) as error:
+        raise Corrupt(f"{key} is damaged") from error

@@ -1,0 +1,201 @@
+"""The SDK for plain code: `SyncVault` has the methods of `sdk.Vault`, without `await`.
+
+A vault runs in an event loop in a thread of its own; each call waits for its answer.
+A `SyncVault` may be used from several threads.
+"""
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any, Literal, TypeVar, overload
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from attrs import frozen
+
+from vaultfs.domain.digests import Buffer
+from vaultfs.domain.integrity import EVERYTHING, Depth, Findings, Subset
+from vaultfs.domain.metadata import Json
+from vaultfs.domain.nodes import NO_PRECONDITIONS, Node, NodeId, Preconditions, Version
+from vaultfs.domain.retention import Retention
+from vaultfs.domain.services.recovery import Backup, Rebuilt, Usage
+from vaultfs.domain.services.transfer import Report
+from vaultfs.entrypoints.fileobjects import ReadFile, WriteFile
+from vaultfs.entrypoints.sdk import Vault, open_client
+from vaultfs.ports.catalog import Trashed
+
+T = TypeVar("T")
+
+
+async def _next(things: AsyncIterator[T]) -> T:
+    return await anext(things)
+
+
+@frozen
+class SyncVault:
+    """An open vault; each method does what the one of `Vault` with its name does."""
+
+    vault: Vault
+    _portal: BlockingPortal
+
+    def _call(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        answer: T = self._portal.call(call)
+        return answer
+
+    def _all(self, things: AsyncIterator[T]) -> Iterator[T]:
+        while True:
+            try:
+                yield self._portal.call(_next, things)
+            except StopAsyncIteration:
+                return
+
+    def put(
+        self,
+        path: str,
+        content: Buffer | PathLike[str],
+        *,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+        parents: bool = True,
+    ) -> Node:
+        """Store bytes or a local file."""
+        return self._call(
+            lambda: self.vault.put(path, content, preconditions=preconditions, parents=parents)
+        )
+
+    def get(
+        self, path: str, *, version: int | None = None, start: int = 0, stop: int | None = None
+    ) -> bytes:
+        """The bytes of a file."""
+        return self._call(lambda: self.vault.get(path, version=version, start=start, stop=stop))
+
+    @overload
+    def open(
+        self, path: str, mode: Literal["rb"] = "rb", *, version: int | None = None
+    ) -> ReadFile: ...
+    @overload
+    def open(self, path: str, mode: Literal["wb"]) -> WriteFile: ...
+    def open(
+        self, path: str, mode: Literal["rb", "wb"] = "rb", *, version: int | None = None
+    ) -> ReadFile | WriteFile:
+        """A binary file object, seekable when reading."""
+        if mode == "wb":
+            return self._call(lambda: self.vault.open(path, "wb"))
+        return self._call(lambda: self.vault.open(path, "rb", version=version))
+
+    def put_tree(self, local: str | PathLike[str], path: str) -> Report:
+        """Store a local folder."""
+        return self._call(lambda: self.vault.put_tree(local, path))
+
+    def get_tree(self, path: str, local: str | PathLike[str]) -> Report:
+        """Write a folder into a local one."""
+        return self._call(lambda: self.vault.get_tree(path, local))
+
+    def stat(self, path: str) -> Node:
+        """The node at `path`."""
+        return self._call(lambda: self.vault.stat(path))
+
+    def exists(self, path: str) -> bool:
+        """Whether anything is at `path`."""
+        return self._call(lambda: self.vault.exists(path))
+
+    def list(self, path: str = "/") -> Iterator[Node]:
+        """The nodes of a folder."""
+        return self._all(self.vault.list(path))
+
+    def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False) -> Node:
+        """Make a folder."""
+        return self._call(lambda: self.vault.mkdir(path, parents=parents, exist_ok=exist_ok))
+
+    def move(
+        self,
+        source: str,
+        target: str,
+        *,
+        replace: bool = False,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+    ) -> Node:
+        """Give a node another path."""
+        return self._call(
+            lambda: self.vault.move(source, target, replace=replace, preconditions=preconditions)
+        )
+
+    def copy(
+        self, source: str, target: str, *, version: int | None = None, replace: bool = False
+    ) -> Node:
+        """Copy a node and all below it."""
+        return self._call(lambda: self.vault.copy(source, target, version=version, replace=replace))
+
+    def delete(
+        self,
+        path: str,
+        *,
+        recursive: bool = False,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+    ) -> Node:
+        """Send a node to the trash."""
+        return self._call(
+            lambda: self.vault.delete(path, recursive=recursive, preconditions=preconditions)
+        )
+
+    def trash(self) -> Iterator[Trashed]:
+        """What is in the trash."""
+        return self._all(self.vault.trash())
+
+    def restore(self, node: NodeId, target: str | None = None) -> Node:
+        """Bring a node back from the trash."""
+        return self._call(lambda: self.vault.restore(node, target))
+
+    def purge(self, node: NodeId) -> None:
+        """Forget a node in the trash."""
+        self._call(lambda: self.vault.purge(node))
+
+    def versions(self, path: str) -> Iterator[Version]:
+        """The versions of a file, newest first."""
+        return self._all(self.vault.versions(path))
+
+    def restore_version(self, path: str, number: int) -> Node:
+        """Make an old content the newest version."""
+        return self._call(lambda: self.vault.restore_version(path, number))
+
+    def set_retention(self, retention: Retention) -> None:
+        """Say which old versions are kept."""
+        self._call(lambda: self.vault.set_retention(retention))
+
+    def prune(self) -> int:
+        """Forget the old versions that need not be kept."""
+        return self._call(self.vault.prune)
+
+    def metadata(self, path: str) -> dict[str, Json]:
+        """The metadata of a node."""
+        return self._call(lambda: self.vault.metadata(path))
+
+    def set_metadata(self, path: str, patch: dict[str, Json]) -> dict[str, Json]:
+        """Change metadata by a JSON merge patch."""
+        return self._call(lambda: self.vault.set_metadata(path, patch))
+
+    def verify(self, depth: Depth = Depth.FULL, *, subset: Subset = EVERYTHING) -> Findings:
+        """Look for damage."""
+        return self._call(lambda: self.vault.verify(depth, subset=subset))
+
+    def rebuild(self) -> Rebuilt:
+        """Make the chunk index anew."""
+        return self._call(self.vault.rebuild)
+
+    def backup(self) -> Backup:
+        """Copy the catalog into the store."""
+        return self._call(self.vault.backup)
+
+    def usage(self) -> Usage:
+        """What the vault holds."""
+        return self._call(self.vault.usage)
+
+
+@contextmanager
+def open_sync(
+    folder: str | PathLike[str], *, create: bool = False
+) -> Generator[SyncVault, None, None]:
+    """The vault in a local folder, for plain code: see `sdk.open_client`."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(open_client(folder, create=create)) as vault,
+    ):
+        yield SyncVault(vault, portal)

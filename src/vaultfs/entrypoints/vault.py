@@ -1,0 +1,275 @@
+"""The composition root: settings in, a working `Vault` out.
+
+A vault folder:
+
+    catalog.db      nodes, versions, packs, the chunk index (SQLite)
+    objects/        the object store: packs, backups, the marker
+
+The marker object holds the id of the vault, as the catalog does, so that neither is
+ever used with another's.
+"""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+from attrs import frozen
+
+from vaultfs.adapters.sql.sqlite import SqliteCatalog
+from vaultfs.adapters.system import SystemClock
+from vaultfs.domain.errors import Corrupt, Exists, NotAVault, Unsupported
+from vaultfs.domain.nodes import User, UserId, micros
+from vaultfs.domain.operations import AddUser, Refused, Unit
+from vaultfs.domain.services.budget import Budget
+from vaultfs.domain.services.files import Files
+from vaultfs.domain.services.ingest import Ingest
+from vaultfs.domain.services.integrity import Integrity
+from vaultfs.domain.services.packer import Packer
+from vaultfs.domain.services.reader import Reader
+from vaultfs.domain.services.recovery import Backup, Recovery
+from vaultfs.domain.services.tasks import task_group
+from vaultfs.domain.services.transfer import Transfer
+from vaultfs.entrypoints.settings import Settings
+from vaultfs.ports.catalog import Catalog
+from vaultfs.ports.clock import Clock
+from vaultfs.ports.objects import ObjectExists, ObjectNotFound, ObjectStore, WrongStore
+
+OWNER: Final = "me"
+"""The user of an embedded vault."""
+MARKER: Final = "marker/vault.json"
+FORMAT: Final = 1
+
+
+@frozen
+class Vault:
+    """An open vault: the services, and the ports for those who compose their own."""
+
+    settings: Settings
+    objects: ObjectStore
+    catalog: Catalog
+    clock: Clock
+    budget: Budget
+    workers: anyio.CapacityLimiter
+    files: Files
+    reader: Reader
+    transfer: Transfer
+    integrity: Integrity
+    recovery: Recovery
+    user: User
+    """The user of an embedded vault."""
+
+
+def catalog_file(folder: Path) -> Path:
+    """Where the catalog of the vault in `folder` is."""
+    return folder / "catalog.db"
+
+
+async def open_store(folder: Path) -> ObjectStore:
+    """The object store of the vault in `folder`, with all that is around it."""
+    from vaultfs.adapters.local import LocalObjectStore
+    from vaultfs.adapters.wrappers.retrying import RetryingObjectStore
+
+    return RetryingObjectStore(LocalObjectStore(folder / "objects"))
+
+
+async def init_vault(folder: Path) -> str:
+    """Make a vault in `folder`, which has to be empty or not to exist; its id.
+
+    A crash leaves a folder in which the same call goes on. Raises `Exists` where a
+    vault or anything else is.
+    """
+    path = anyio.Path(folder)
+    if await path.exists() and not await path.is_dir():
+        raise Exists(f"{folder} is a file: name a folder that is empty or not there yet")
+    if await anyio.Path(catalog_file(folder)).exists():
+        await _refuse_second_init(folder)
+    elif await path.exists() and [entry async for entry in path.iterdir()]:
+        raise Exists(f"{folder} is not empty: name a folder that is empty or not there yet")
+    await path.mkdir(parents=True, exist_ok=True)
+    await (path / "objects").mkdir(exist_ok=True)
+    catalog = await SqliteCatalog.open(catalog_file(folder), create=True)
+    store = await open_store(folder)
+    try:
+        await _add_owner(catalog, SystemClock())
+        await write_marker(store, await catalog.vault_id())
+        return await catalog.vault_id()
+    finally:
+        await catalog.aclose()
+        await store.aclose()
+
+
+async def _refuse_second_init(folder: Path) -> None:
+    store = await open_store(folder)
+    try:
+        await store.head(MARKER)
+    except ObjectNotFound:
+        return
+    finally:
+        await store.aclose()
+    raise Exists(f"{folder} is a vault already")
+
+
+async def _add_owner(catalog: Catalog, clock: Clock) -> None:
+    unit = Unit(UserId(0), micros(clock.now()), clock.new_id(), (AddUser(OWNER),))
+    [outcome] = await catalog.apply([unit])
+    if isinstance(outcome, Refused) and not isinstance(outcome.error, Exists):
+        raise outcome.error
+
+
+async def write_marker(store: ObjectStore, vault_id: str) -> None:
+    """Say in the store whose it is. Raises `WrongStore` if it says another vault already."""
+    data = json.dumps({"format": FORMAT, "vault": vault_id}).encode()
+    try:
+        await store.put(MARKER, data)
+    except ObjectExists:
+        await check_marker(store, vault_id)
+
+
+async def read_marker(store: ObjectStore) -> str:
+    """The id of the vault whose store this is. Raises `ObjectNotFound`, `Corrupt`."""
+    try:
+        value = json.loads(await store.get(MARKER))
+        form, vault_id = int(value["format"]), str(value["vault"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"store {store.name}: the marker object is damaged") from error
+    if form > FORMAT:
+        raise Unsupported(f"a newer release made this vault (format {form}): upgrade vaultfs")
+    return vault_id
+
+
+async def check_marker(store: ObjectStore, vault_id: str) -> None:
+    """Raises `WrongStore` unless the store is that of the vault `vault_id`."""
+    try:
+        found = await read_marker(store)
+    except ObjectNotFound:
+        raise WrongStore(
+            "has no marker object: it is no store of a vault",
+            backend=store.name,
+            operation="open",
+        ) from None
+    if found != vault_id:
+        raise WrongStore(
+            f"belongs to vault {found}, and the catalog to vault {vault_id}",
+            backend=store.name,
+            operation="open",
+        )
+
+
+async def open_catalog(folder: Path) -> SqliteCatalog:
+    """The catalog of the vault in `folder`. Raises `NotAVault` with what to do."""
+    if not await anyio.Path(catalog_file(folder)).is_file():
+        if await anyio.Path(folder / "objects").is_dir():
+            raise NotAVault(
+                f"{folder} has lost its catalog: `vaultfs rebuild` makes it anew from a backup"
+            )
+        raise NotAVault(f"there is no vault in {folder}: make one with `vaultfs init {folder}`")
+    return await SqliteCatalog.open(catalog_file(folder))
+
+
+@asynccontextmanager
+async def open_vault(settings: Settings) -> AsyncGenerator[Vault, None]:
+    """The vault that `settings` name; closed, with everything durable, at the end.
+
+    Raises `NotAVault`, `Unsupported` (a newer release made it) or `WrongStore`.
+    """
+    async with AsyncExitStack() as stack:
+        catalog = await open_catalog(settings.folder)
+        stack.push_async_callback(catalog.aclose)
+        store = await open_store(settings.folder)
+        stack.push_async_callback(store.aclose)
+        await check_marker(store, await catalog.vault_id())
+        async with compose(settings, store, catalog, SystemClock()) as vault:
+            yield vault
+
+
+@asynccontextmanager
+async def compose(
+    settings: Settings, store: ObjectStore, catalog: Catalog, clock: Clock
+) -> AsyncGenerator[Vault, None]:
+    """A vault of these parts, which stay the caller's to close."""
+    user = await catalog.user(OWNER)
+    budget = Budget(settings.budget)
+    workers = anyio.CapacityLimiter(settings.workers)
+    async with task_group() as tasks:
+        packer = Packer(store, catalog, clock, budget, workers, tasks)
+        ingest = Ingest(catalog, packer, budget, workers)
+        reader = Reader(store, catalog, budget, workers)
+        files = Files(catalog, packer, ingest, reader, clock)
+        transfer = Transfer(files, reader, budget)
+        try:
+            yield Vault(
+                settings,
+                store,
+                catalog,
+                clock,
+                budget,
+                workers,
+                files,
+                reader,
+                transfer,
+                Integrity(store, catalog, reader, workers),
+                Recovery(store, catalog, reader, clock),
+                user,
+            )
+        finally:
+            packer.flush()
+
+
+async def recover_catalog(folder: Path, name: str | None = None) -> Backup:
+    """Bring the catalog of the vault in `folder` back from a backup in its store.
+
+    Takes the newest backup, or the one called `name`; a catalog that is there is set
+    aside as `catalog.db.before-<backup>`. What was put after the backup was made is not
+    in it; its chunks are found again by `Recovery.rebuild`, which is to follow. A crash
+    leaves the old state. Raises `NotAVault`, `NotFound`, `Corrupt`.
+    """
+    store = await open_store(folder)
+    fresh = folder / "catalog.db.new"
+    try:
+        vault_id = await _store_owner(store, folder)
+        await _remove_database(fresh)
+        catalog = await SqliteCatalog.open(fresh, create=True)
+        try:
+            recovery = Recovery(
+                store,
+                catalog,
+                Reader(store, catalog, Budget(0), anyio.CapacityLimiter(1)),
+                SystemClock(),
+            )
+            backup = await recovery.find_backup(name)
+            if backup.vault_id != vault_id:
+                raise Corrupt(f"backup {backup.name} is of another vault")
+            await recovery.load(backup)
+        finally:
+            await catalog.aclose()
+        await _put_in_place(fresh, catalog_file(folder), backup.name)
+        return backup
+    finally:
+        await store.aclose()
+
+
+async def _store_owner(store: ObjectStore, folder: Path) -> str:
+    try:
+        return await read_marker(store)
+    except ObjectNotFound:
+        raise NotAVault(f"there is no vault in {folder}") from None
+
+
+_DATABASE_FILES: Final = ("", "-wal", "-shm")
+
+
+async def _remove_database(path: Path) -> None:
+    for suffix in _DATABASE_FILES:
+        await anyio.Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+async def _put_in_place(fresh: Path, path: Path, backup: str) -> None:
+    """Give `fresh`, closed and so in one file, the name `path`; set aside what has it."""
+    for suffix in reversed(_DATABASE_FILES):
+        old = anyio.Path(f"{path}{suffix}")
+        if await old.exists():
+            await old.rename(f"{path}.before-{backup}{suffix}")
+    await anyio.Path(fresh).rename(path)

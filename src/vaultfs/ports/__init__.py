@@ -1,0 +1,1 @@
+"""The interfaces that services need, with their contracts."""

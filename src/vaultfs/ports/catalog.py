@@ -1,0 +1,296 @@
+"""The catalog port: which nodes and versions there are, and where their chunks stand.
+
+The write side is `apply`: units of operations (`domain.operations`), executed whole.
+There is no open write transaction, so nothing outside can hold one up.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple
+
+from attrs import frozen
+
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.manifests import Manifest
+from vaultfs.domain.names import Path
+from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version, VersionId
+from vaultfs.domain.operations import Outcome, RecordPack, Unit
+from vaultfs.domain.retention import Retention
+
+
+class Location(NamedTuple):
+    """Where a chunk's header and stored bytes are."""
+
+    pack: Digest
+    offset: int
+    """Of the header."""
+    size: int
+    """Of the stored bytes behind the header."""
+    length: int
+    """Of the content."""
+
+
+@frozen
+class Known:
+    """What a catalog knows of some digests, as seen by one user."""
+
+    own: frozenset[Digest]
+    """The user has sent these before."""
+    foreign: frozenset[Digest]
+    """Only others have: to be used once the user has proved to hold the bytes."""
+
+
+class Change(NamedTuple):
+    """An entry of a tree's change feed."""
+
+    seq: int
+    """Dense from 1 on within the tree."""
+    node: NodeId
+    kind: str
+    """The operation: `put`, `mkdir`, `move`, `copy`, `delete`, `restore`, `purge`, ..."""
+    revision: int
+    version: VersionId | None
+    actor: UserId
+    at_us: int
+    op_id: str
+
+
+class Trashed(NamedTuple):
+    """A node in the trash and the path it would be restored to."""
+
+    node: Node
+    path: Path
+
+
+class PackRow(NamedTuple):
+    """A pack as the catalog knows it."""
+
+    key: Digest
+    size: int
+    crc32c: int | None
+    backend: str
+
+
+class VersionRef(NamedTuple):
+    """A version of any tree, for walks over all contents."""
+
+    id: VersionId
+    node: NodeId
+    owner: UserId
+    number: int
+    manifest_bytes: bytes
+
+    @property
+    def manifest(self) -> Manifest:
+        """Raises `Corrupt` or `Unsupported`."""
+        return Manifest.decode(self.manifest_bytes)
+
+
+@frozen
+class CatalogStats:
+    """Counts of what there is; bytes unless said otherwise."""
+
+    users: int
+    folders: int
+    files: int
+    versions: int
+    trashed: int
+    """Nodes that were deleted and can be restored, what is below them not counted."""
+    logical: int
+    """Bytes of all versions, as if nothing were deduplicated or compressed."""
+    current: int
+    """Bytes of the current versions outside the trash."""
+    packs: int
+    packed: int
+    """Bytes of all packs."""
+    chunks: int
+
+
+class Reindexing(ABC):
+    """A chunk index under construction; nobody sees it before it is finished."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def add_pack(self, pack: RecordPack) -> None:
+        """Take in a pack's chunks. `claims` are ignored: owners come from `claim`."""
+
+    @abstractmethod
+    async def locate(self, digests: Sequence[Digest]) -> dict[Digest, Location]:
+        """Where those of `digests` are that an added pack holds."""
+
+    @abstractmethod
+    async def claim(self, user: UserId, digests: Sequence[Digest]) -> None:
+        """Say that `user` has these; those that no pack holds are passed over."""
+
+
+class Catalog(ABC):
+    """What every catalog promises; `tests/contracts/catalog.py` holds it to it.
+
+    Safe for many tasks at once, and for many processes where several open one
+    database. Reads see everything that was acknowledged before they began. Lists go
+    by key, never by offset, so their cost does not depend on how much lies before.
+    Any method raises `CatalogUnavailable`, or `Busy` when another process holds
+    the database for longer than it should.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def apply(self, units: Sequence[Unit]) -> list[Outcome]:
+        """Execute `units` one after another; an outcome for each, in their order.
+
+        A refused unit changes nothing and does not hold up the others. When this
+        returns, every `Done` is durable. It raises only if the database fails, and
+        then no unit was executed, unless it raises `OutcomeUnknown`. A call that is
+        cancelled before the units were begun leaves nothing; later, they are executed
+        all the same, and `outcome` tells.
+        """
+
+    @abstractmethod
+    async def outcome(self, op_id: str) -> tuple[Change, ...]:
+        """The feed entries of the unit `op_id`; empty if it was not executed.
+
+        Units that change no node (`RecordPack` and the like) leave no entry.
+        """
+
+    @abstractmethod
+    async def user(self, name: str) -> User:
+        """The user of that name. Raises `NotFound`."""
+
+    @abstractmethod
+    async def users(self) -> list[User]:
+        """All users, by name."""
+
+    @abstractmethod
+    async def retention(self, tree: TreeId) -> Retention:
+        """Which old versions of the tree are kept. Raises `NotFound`."""
+
+    @abstractmethod
+    async def resolve(self, tree: TreeId, path: Path) -> tuple[Node, ...]:
+        """The nodes along `path` from the root, as far as they exist: one round trip.
+
+        The path exists if there is one more node than names. Empty if there is no
+        such tree. Nodes in the trash are not there.
+        """
+
+    @abstractmethod
+    async def file(
+        self, tree: TreeId, path: Path, number: int | None = None
+    ) -> tuple[tuple[Node, ...], Version | None]:
+        """As `resolve`, and the file's current version, or version `number`: one round trip.
+
+        No version for a folder, for a path that does not exist, or if `number` is gone.
+        """
+
+    @abstractmethod
+    async def children(self, folder: NodeId, *, after: str = "", limit: int = 1000) -> list[Node]:
+        """Up to `limit` nodes of a folder, ascending by the key of their names (`key_of`),
+        beginning above the key `after`.
+        """
+
+    @abstractmethod
+    async def versions(
+        self, node: NodeId, *, before: int | None = None, limit: int = 1000
+    ) -> list[Version]:
+        """Up to `limit` versions of a file, newest first, with numbers below `before`."""
+
+    @abstractmethod
+    async def current_versions(self, nodes: Sequence[NodeId]) -> dict[NodeId, Version]:
+        """The current versions of those of `nodes` that are files."""
+
+    @abstractmethod
+    async def node_path(self, node: NodeId) -> tuple[TreeId, Path]:
+        """Where a node stands, or would if nothing above it were in the trash.
+
+        Raises `NotFound`.
+        """
+
+    @abstractmethod
+    async def trash(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Trashed]:
+        """Up to `limit` nodes that were deleted, ascending by id, with ids above `after`."""
+
+    @abstractmethod
+    async def files_with_history(
+        self, tree: TreeId, *, after: int = 0, limit: int = 1000
+    ) -> list[NodeId]:
+        """Up to `limit` files with more than one version, ascending by id, above `after`."""
+
+    @abstractmethod
+    async def changes(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Change]:
+        """Up to `limit` entries of the tree's feed, in order, with `seq` above `after`."""
+
+    @abstractmethod
+    async def known(self, user: UserId, digests: Sequence[Digest]) -> Known:
+        """Which of `digests` need not be stored again."""
+
+    @abstractmethod
+    async def locate(self, user: UserId, digests: Sequence[Digest]) -> dict[Digest, Location]:
+        """Where those of `digests` are that `user` has."""
+
+    @abstractmethod
+    async def packs(self, *, after: Digest | None = None, limit: int = 1000) -> list[PackRow]:
+        """Up to `limit` packs, ascending by key, above `after`."""
+
+    @abstractmethod
+    async def has_pack(self, key: Digest) -> bool:
+        """Whether the pack is recorded."""
+
+    @abstractmethod
+    async def chunks_of(self, packs: Sequence[Digest]) -> list[tuple[Digest, Location]]:
+        """The chunks that the index says are in `packs`, each once; linear in the index."""
+
+    @abstractmethod
+    async def index(
+        self, *, after: Digest | None = None, limit: int = 1000
+    ) -> list[tuple[Digest, Location]]:
+        """The chunk index by digest, above `after`: all places of about `limit` digests.
+
+        A digest whose users have it in several places comes once for each place.
+        """
+
+    @abstractmethod
+    async def all_versions(self, *, after: int = 0, limit: int = 1000) -> list[VersionRef]:
+        """Up to `limit` versions of all trees, trash included, ascending by id, above `after`."""
+
+    @abstractmethod
+    async def stats(self) -> CatalogStats:
+        """Counts of what there is, all of one moment. Takes time linear in the catalog."""
+
+    @abstractmethod
+    async def check(self) -> list[str]:
+        """What is wrong with the catalog itself, a sentence each; linear in its size."""
+
+    @abstractmethod
+    def reindex(self) -> AbstractAsyncContextManager[Reindexing]:
+        """Build the chunk index and the pack rows anew, in one transaction.
+
+        On a clean exit the new index takes the place of the old; on an exception or a
+        crash the old one stays. Meanwhile others can read, and writes wait. Raises
+        `Busy` when somebody else is writing for long.
+        """
+
+    @abstractmethod
+    def dump(self) -> AsyncGenerator[bytes, None]:
+        """A consistent copy of everything but the chunk index, which `reindex` makes anew.
+
+        In pieces of about a MiB; the same text for every kind of catalog.
+        """
+
+    @abstractmethod
+    async def load(self, pieces: AsyncGenerator[bytes, None]) -> None:
+        """Fill this catalog, which has to be empty, with what `dump` gave.
+
+        All or nothing. Ids given out later do not repeat any that were given out after
+        the dump was made. Raises `Unsupported` for a dump of a newer release,
+        `Corrupt` for one that is damaged, `Conflict` if the catalog is not empty.
+        """
+
+    @abstractmethod
+    async def vault_id(self) -> str:
+        """The id of the installation, made with the catalog."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Finish what was handed over and let go of the database."""

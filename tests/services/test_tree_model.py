@@ -1,0 +1,84 @@
+"""A catalog does to a tree what a model of a hundred lines does to a dictionary."""
+
+import json
+from copy import deepcopy
+
+from hypothesis import HealthCheck, given, settings
+from tests.contracts.callers import Caller, add_user
+from tests.contracts.model import TREE, Model, Step, Thing, steps
+
+from vaultfs.adapters.sql.sqlite import SqliteCatalog
+from vaultfs.domain.errors import VaultError
+from vaultfs.domain.nodes import Node
+from vaultfs.domain.operations import Refused
+
+
+@given(steps)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+async def test_the_catalog_does_as_the_model_does(some: list[Step]) -> None:
+    catalog = await SqliteCatalog.open(None)
+    try:
+        me = Caller(catalog, await add_user(catalog, "me"))
+        assert me.tree == TREE
+        model = Model()
+        for step in some:
+            model = await _step(model, me, step)
+            await _compare(model, me)
+    finally:
+        await catalog.aclose()
+
+
+async def _step(model: Model, me: Caller, step: Step) -> Model:
+    """The model after a step that both have made or refused."""
+    changed, refusal = deepcopy(model), None
+    try:
+        changed.apply(step)
+    except VaultError as error:
+        refusal = type(error)
+    outcome = await me.outcome(step)
+    found = type(outcome.error) if isinstance(outcome, Refused) else None
+    assert found is refusal, outcome
+    return changed if refusal is None else model
+
+
+async def _compare(model: Model, me: Caller) -> None:
+    await _compare_folder(model.root, me)
+    trashed = {thing.id: thing for thing in model.trash()}
+    for node, path in await me.catalog.trash(me.tree):
+        thing = trashed.pop(node.id)
+        assert path == thing.path
+        await _compare_node(thing, node, me)
+    assert not trashed
+    assert await me.used() == model.used
+    assert [kind for kind, _ in await me.feed()] == model.feed
+    assert await me.catalog.check() == []
+
+
+async def _compare_folder(folder: Thing, me: Caller) -> None:
+    things = folder.live()
+    assert folder.id is not None
+    nodes = await me.catalog.children(folder.id)
+    assert [node.name for node in nodes] == [thing.name for thing in things]
+    for thing, node in zip(things, nodes, strict=True):
+        await _compare_node(thing, node, me)
+        chain, version = await me.catalog.file(me.tree, thing.path)
+        assert chain[-1] == node
+        assert (version and version.id) == node.version
+        if thing.kind == "folder":
+            await _compare_folder(thing, me)
+
+
+async def _compare_node(thing: Thing, node: Node, me: Caller) -> None:
+    thing.id = thing.id or node.id
+    assert (node.id, node.name, node.kind) == (thing.id, thing.name, thing.kind)
+    assert (node.revision, json.loads(node.metadata)) == (thing.revision, thing.metadata)
+    if not thing.versions:
+        assert (node.number, node.size, node.version) == (0, 0, None)
+        return
+    versions = (await me.catalog.versions(node.id))[::-1]
+    assert (node.number, node.version) == (versions[-1].number, versions[-1].id)
+    assert node.size == thing.current.manifest.size
+    for held, version in zip(thing.versions, versions, strict=True):
+        held.id = held.id or version.id
+        assert (version.id, version.number) == (held.id, held.number)
+        assert version.manifest == held.manifest
