@@ -46,27 +46,44 @@ class DiskFull(VaultError):
     """The local disk has no room for the file."""
 
 
+_FULL = (DiskFull, "the disk is full: free some space")
+_IN_THE_WAY = (Conflict, "a link or file stands where a folder should")
+_NO_NAME = (InvalidName, "this file system cannot have such a name")
+_IN_USE = (Busy, "it is in use")
+_ERRNOS: Final[dict[int, tuple[type[VaultError], str]]] = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.ELOOP: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.ENAMETOOLONG: _NO_NAME,
+    errno.EINVAL: _NO_NAME,
+    errno.EILSEQ: _NO_NAME,
+    errno.ETXTBSY: _IN_USE,
+    errno.EBUSY: _IN_USE,
+}
+
+
 @contextmanager
 def _translated(what: object) -> Generator[None, None, None]:
     """Raise what the operating system raises as the port promises."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise NotFound(f"{what} is not there (any more)") from error
-    except PermissionError as error:
-        raise Forbidden(f"{what}: no permission") from error
-    except IsADirectoryError as error:
-        raise IsAFolder(f"{what} is a folder") from error
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise DiskFull(f"{what}: the disk is full: free some space") from error
-        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
-            raise Conflict(f"{what}: a link or file stands where a folder should") from error
-        if error.errno in {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}:
-            raise InvalidName(f"{what}: this file system cannot have such a name") from error
-        if error.errno in {errno.ETXTBSY, errno.EBUSY}:
-            raise Busy(f"{what} is in use") from error
-        raise Conflict(f"{what}: {error.strerror}") from error
+        raise _translate(what, error) from error
+
+
+def _translate(what: object, error: OSError) -> VaultError:
+    match error:
+        case FileNotFoundError():
+            return NotFound(f"{what} is not there (any more)")
+        case PermissionError():
+            return Forbidden(f"{what}: no permission")
+        case IsADirectoryError():
+            return IsAFolder(f"{what} is a folder")
+        case _:
+            kind, text = _ERRNOS.get(error.errno or 0, (Conflict, error.strerror))
+            return kind(f"{what}: {text}")
 
 
 def _origin(status: os.stat_result) -> Origin:
@@ -108,9 +125,12 @@ class _FileSource:
             raise SourceChanged(f"{self.name} changed while it was read: try again")
 
 
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
 def _open_regular(path: str) -> int:
     """A descriptor of the regular file at `path`, never of what a link or pipe leads to."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, _READ)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise Conflict(f"{path} is not a regular file any more")
@@ -190,10 +210,11 @@ class LocalSource(SourceTree):
     def _load(self, item: Item) -> bytes | VaultError:
         name = os.path.join(self.top, *item.path)
         try:
-            with _translated(name):
-                return _read_whole(name, item)
+            return _read_whole(name, item)
         except VaultError as error:
             return error
+        except OSError as error:
+            return _translate(name, error)
 
     @asynccontextmanager
     async def open(self, item: Item) -> AsyncGenerator[Source, None]:
@@ -216,13 +237,14 @@ def _some(steps: Iterator[Item | Skipped]) -> list[Item | Skipped]:
 
 def _read_whole(name: str, item: Item) -> bytes:
     """The bytes of a small file that is as it was when `item` was made."""
-    descriptor = _open_regular(name)
+    descriptor = os.open(name, _READ)
     try:
         data = os.read(descriptor, item.size + 1)
         status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    if len(data) != item.size or _origin(status) != item.origin:
+    same = status.st_mtime_ns // 1000 == item.origin.mtime_us
+    if len(data) != item.size or not same or not stat.S_ISREG(status.st_mode):
         raise SourceChanged(f"{name} changed while it was read: try again")
     return data
 

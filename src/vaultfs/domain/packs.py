@@ -11,7 +11,7 @@ is sealed, is decided by `domain.services.packer`.
 """
 
 import struct
-from collections.abc import Iterable, Iterator, KeysView
+from collections.abc import Iterable, Iterator, KeysView, Sequence
 from enum import IntEnum
 from threading import local
 from typing import Final, NamedTuple
@@ -103,22 +103,42 @@ class _Coders(local):
     """A compressor and decompressor a thread: both are reusable, neither is shareable."""
 
     def __init__(self) -> None:
-        self.compress = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=False).compress
-        self.decompress = zstandard.ZstdDecompressor(max_window_size=4 * MAX_CHUNK).decompress
+        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=False)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=4 * MAX_CHUNK)
+        self.compress = compressor.multi_compress_to_buffer
+        self.expand = decompressor.multi_decompress_to_buffer
+        self.decompress = decompressor.decompress
 
 
 _coders = _Coders()
 
+Piece = tuple[Digest, Buffer, Kind]
+"""A chunk of content: its digest, its bytes, and what they are."""
+
+
+def encode_chunks(pieces: Sequence[Piece]) -> list[StoredChunk]:
+    """`pieces` compressed and proved to decompress to themselves, or raw where that is no longer.
+
+    All in one call: for small chunks the interpreter's lock costs as much as the work.
+    """
+    if not pieces:
+        return []
+    # Copied out: the results lie in one block of memory that is as large as the worst case.
+    stored = [frame.tobytes() for frame in _coders.compress([data for _, data, _ in pieces])]
+    proofs = _coders.expand(stored)
+    chunks: list[StoredChunk] = []
+    for (digest, data, kind), frame, proof in zip(pieces, stored, proofs, strict=True):
+        # `startswith` compares memory; `==` of a view would go byte by byte.
+        if len(frame) < len(data) == len(proof) and proof.tobytes().startswith(data):
+            chunks.append(StoredChunk(digest, len(data), Codec.ZSTD, kind, frame))
+        else:
+            chunks.append(raw_chunk(digest, data, kind))
+    return chunks
+
 
 def encode_chunk(digest: Digest, data: Buffer, kind: Kind = Kind.DATA) -> StoredChunk:
-    """`data` compressed and proved to decompress to itself, or raw where that is no longer."""
-    stored = _coders.compress(data)
-    # `startswith` compares memory; `==` of a view would go byte by byte.
-    if len(stored) < len(data) and _coders.decompress(stored).startswith(data):
-        # The compressor's result lies in a block of memory as large as the worst case: only
-        # a copy takes no more than it needs, for as long as it waits for its pack.
-        return StoredChunk(digest, len(data), Codec.ZSTD, kind, bytes(memoryview(stored)))
-    return raw_chunk(digest, data, kind)
+    """One chunk as `encode_chunks` encodes it."""
+    return encode_chunks([(digest, data, kind)])[0]
 
 
 def raw_chunk(digest: Digest, data: Buffer, kind: Kind = Kind.DATA) -> StoredChunk:

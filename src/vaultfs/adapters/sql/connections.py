@@ -2,11 +2,12 @@
 
 import re
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path as FilePath
-from typing import Final, TypeVar
+from itertools import chain
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from vaultfs.adapters.sql.schema import MIGRATIONS, SCHEMA
@@ -40,6 +41,28 @@ def translated(name: str) -> Generator[None, None, None]:
         raise CatalogUnavailable(f"{name}: {error}: see `vaultfs rebuild`") from error
 
 
+ROWS_AT_ONCE: Final = 64
+"""Rows that one INSERT takes: each statement is a hand-over of the interpreter's lock."""
+_VALUES = re.compile(r"VALUES \(([^)]*)\)")
+
+
+@cache
+def _widened(sql: str) -> str:
+    """An INSERT of one row as an INSERT of `ROWS_AT_ONCE`."""
+    row = ",".join("?" * _VALUES.findall(sql)[0].count("$"))
+    return _VALUES.sub("VALUES " + ",".join([f"({row})"] * ROWS_AT_ONCE), sql)
+
+
+def _execute_many(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+    whole = 0
+    if sql.startswith("INSERT"):
+        whole = len(rows) - len(rows) % ROWS_AT_ONCE
+        for start in range(0, whole, ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            connection.execute(_widened(sql), [*chain.from_iterable(part)])
+    connection.executemany(native(sql), rows[whole:])
+
+
 def drive(connection: sqlite3.Connection, program: Program[T]) -> T:
     """Run a program to its end."""
     try:
@@ -50,7 +73,7 @@ def drive(connection: sqlite3.Connection, program: Program[T]) -> T:
                     connection.execute(native(step.sql), step.parameters).fetchall()
                 )
             else:
-                connection.executemany(native(step.sql), step.rows)
+                _execute_many(connection, step.sql, step.rows)
                 step = program.send([])
     except StopIteration as stop:
         result: T = stop.value

@@ -58,14 +58,19 @@ def next_id(tx: Transaction, kind: str) -> Program[int]:
     """An id that nothing of its kind has had."""
     start, stop = tx.ids.get(kind, (0, 0))
     if start == stop:
-        rows = yield Run(
-            "UPDATE counters SET next = next + $2 WHERE name = $1 RETURNING next", (kind, tx.block)
-        )
-        stop = rows[0][0]
-        start, tx.block = stop - tx.block, min(2 * tx.block, 256)
-        tx.reserved += 1
+        start = yield from reserve(tx, kind, tx.block)
+        stop, tx.block = start + tx.block, min(2 * tx.block, 256)
     tx.ids[kind] = (start + 1, stop)
     return start
+
+
+def reserve(tx: Transaction, kind: str, count: int) -> Program[int]:
+    """The first of `count` ids in a row that nothing of their kind has had."""
+    rows = yield Run(
+        "UPDATE counters SET next = next + $2 WHERE name = $1 RETURNING next", (kind, count)
+    )
+    tx.reserved += 1
+    return int(rows[0][0]) - count
 
 
 def tree_row(tx: Transaction, number: TreeId) -> Program[Tree]:
@@ -96,13 +101,20 @@ def log(tx: Transaction, unit: Unit, kind: str, node: Node) -> Program[None]:
     tree = yield from tree_row(tx, node.tree)
     seq = tree.seq + 1
     tx.trees[tree.id] = tree._replace(seq=seq)
-    yield Run(
-        "INSERT INTO changes(tree, seq, node, kind, revision, version, actor, at, op_id)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        (
-            *(tree.id, seq, node.id, kind, node.revision, node.version),
-            *(unit.actor, unit.at_us, unit.op_id),
-        ),
+    yield Run(INSERT_CHANGE, change_row(unit, seq, kind, node))
+
+
+INSERT_CHANGE = (
+    "INSERT INTO changes(tree, seq, node, kind, revision, version, actor, at, op_id)"
+    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+)
+
+
+def change_row(unit: Unit, seq: int, kind: str, node: Node) -> tuple[Any, ...]:
+    """What `INSERT_CHANGE` takes."""
+    return (
+        *(node.tree, seq, node.id, kind, node.revision, node.version),
+        *(unit.actor, unit.at_us, unit.op_id),
     )
 
 

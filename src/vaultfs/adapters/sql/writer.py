@@ -13,6 +13,7 @@ import anyio
 from anyio import to_thread
 from attrs import define, field
 
+from vaultfs.adapters.sql.bulk import groups, put_new_files
 from vaultfs.adapters.sql.connections import drive, translated
 from vaultfs.adapters.sql.programs import finish, run_unit
 from vaultfs.adapters.sql.transaction import Transaction
@@ -122,7 +123,7 @@ class Writer:
             try:
                 tx = Transaction()
                 run = self._unit_with_savepoint if savepoints else self._unit
-                outcomes = [[run(tx, unit) for unit in job.units] for job in jobs]
+                outcomes = [self._run(tx, job.units, run) for job in jobs]
                 drive(connection, finish(tx))
                 self._commit(jobs[0].units[0].op_id)
                 return outcomes
@@ -133,6 +134,15 @@ class Writer:
                     connection.execute("ROLLBACK")
                 raise
         return self._transact(jobs, savepoints=True)
+
+    def _run(
+        self, tx: Transaction, units: Sequence[Unit], run: Callable[[Transaction, Unit], Outcome]
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for group in groups(units):
+            done = drive(self.connection, put_new_files(tx, group))
+            outcomes += [run(tx, unit) for unit in group] if done is None else done
+        return outcomes
 
     def _commit(self, op_id: str) -> None:
         try:

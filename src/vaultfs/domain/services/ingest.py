@@ -26,7 +26,7 @@ from vaultfs.domain.chunks import DEFAULT_CHUNKING, Chunker
 from vaultfs.domain.digests import Buffer, Digest, digest_of
 from vaultfs.domain.manifests import INLINE_ENTRIES, Manifest, ManifestBuilder, Page
 from vaultfs.domain.nodes import Content, DigestState, UserId
-from vaultfs.domain.packs import Kind, StoredChunk, encode_chunk, raw_chunk
+from vaultfs.domain.packs import Kind, StoredChunk, encode_chunks, raw_chunk
 from vaultfs.domain.services.budget import BLOCK, Budget, Charge, Use
 from vaultfs.domain.services.buffers import Buffers
 from vaultfs.domain.services.packer import Packer, Placed
@@ -68,32 +68,36 @@ class Block(NamedTuple):
 
 @define
 class Compressibility:
-    """Whether it is worth trying to compress the next chunk of a stream."""
+    """Whether it is worth trying to compress the chunks of a stream."""
 
     failures: int = 0
+    """Chunks in a row that did not shrink by at least a sixteenth."""
+    skipped: int = 0
 
     def worth_it(self) -> bool:
         """Asked once for each chunk."""
         if self.failures < GIVE_UP_AFTER:
             return True
-        self.failures += 1
-        return self.failures % TRY_EVERY == 0
+        self.skipped += 1
+        return self.skipped % TRY_EVERY == 0
 
-    def learn(self, *, shrank: bool) -> None:
-        """What came of a try. "Did not shrink" includes less than a sixteenth."""
-        self.failures = 0 if shrank else max(self.failures, 0) + 1
+    def learn(self, chunk: StoredChunk) -> None:
+        """What came of a try."""
+        shrank = len(chunk.stored) < chunk.length - chunk.length // 16
+        self.failures = 0 if shrank else self.failures + 1
 
 
 def encode(chunks: Sequence[Cut], stream: Compressibility) -> list[StoredChunk]:
     """`chunks` as they go into a pack. CPU work: call it in a thread."""
+    tried = [stream.worth_it() for _ in chunks]
+    encoded = iter(encode_chunks([cut for cut, worth in zip(chunks, tried, strict=True) if worth]))
     stored: list[StoredChunk] = []
-    for digest, data, kind in chunks:
-        if stream.worth_it():
-            chunk = encode_chunk(digest, data, kind)
-            stream.learn(shrank=len(chunk.stored) < len(data) - len(data) // 16)
+    for cut, worth in zip(chunks, tried, strict=True):
+        if worth:
+            stored.append(next(encoded))
+            stream.learn(stored[-1])
         else:
-            chunk = raw_chunk(digest, data, kind)
-        stored.append(chunk)
+            stored.append(raw_chunk(*cut))
     return stored
 
 

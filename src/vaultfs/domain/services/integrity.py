@@ -8,7 +8,8 @@ twice but manifest pages.
 
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import anyio
@@ -19,6 +20,7 @@ from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Corrupt, DamagedContent, NotFound, Unsupported
 from vaultfs.domain.integrity import EVERYTHING, DamagedFile, Depth, Findings, Subset
 from vaultfs.domain.names import format_path
+from vaultfs.domain.nodes import UserId
 from vaultfs.domain.packs import (
     HEAD_SIZE,
     HEADER_SIZE,
@@ -32,7 +34,7 @@ from vaultfs.domain.packs import (
 from vaultfs.domain.services.packer import pack_key
 from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.walk import PageWalk, every_version
+from vaultfs.domain.services.walk import PageWalk
 from vaultfs.ports.catalog import Catalog, Location, PackRow, VersionRef
 from vaultfs.ports.objects import IntegrityError, ObjectNotFound, ObjectStore
 from vaultfs.ports.progress import Progress, no_progress
@@ -194,33 +196,55 @@ class _Run:
     async def files(self) -> None:
         """Name every version that needs a chunk which is lost or unknown."""
         walk = PageWalk(self.integrity.reader.page)
-        async for version in every_version(self.integrity.catalog):
-            self.findings = evolve(self.findings, versions=self.findings.versions + 1)
-            reason = await self._what_is_wrong(version, walk)
-            if reason is None:
-                walk.keep()
-            else:
-                walk.drop()
-                await self._name(version, reason)
+        after = 0
+        while versions := await self.integrity.catalog.all_versions(after=after):
+            known = await self._located(versions)
+            for version in versions:
+                reason = await self._what_is_wrong(version, walk, known)
+                if reason is None:
+                    walk.keep()
+                else:
+                    walk.drop()
+                    await self._name(version, reason)
+            after = versions[-1].id
+            self.findings = evolve(self.findings, versions=self.findings.versions + len(versions))
 
-    async def _what_is_wrong(self, version: VersionRef, walk: PageWalk) -> str | None:
+    async def _located(self, versions: Sequence[VersionRef]) -> set[tuple[UserId, Digest]]:
+        """Whose chunks the index knows, of those that manifests name in line: asked for at once."""
+        wanted: dict[UserId, list[Digest]] = {}
+        for version in versions:
+            with suppress(Corrupt, Unsupported):
+                entries = version.manifest.entries
+                wanted.setdefault(version.owner, []).extend(digest for digest, _ in entries)
+        known: set[tuple[UserId, Digest]] = set()
+        for owner, digests in wanted.items():
+            places = await self.integrity.catalog.locate(owner, digests)
+            known.update((owner, digest) for digest in places)
+        return known
+
+    async def _what_is_wrong(
+        self, version: VersionRef, walk: PageWalk, known: set[tuple[UserId, Digest]]
+    ) -> str | None:
         try:
             manifest = version.manifest
             level = manifest.level
-            if level and self.depth is Depth.CATALOG:
+            if self.depth is Depth.CATALOG:
                 level = 0  # the pages are in packs, which this depth does not open
             async for digests in walk.digests(version.owner, level, manifest.entries):
-                reason = await self._first_lost(version, digests)
+                reason = await self._first_lost(version.owner, digests, known)
                 if reason is not None:
                     return reason
         except (Corrupt, DamagedContent, Unsupported) as error:
             return error.message
         return None
 
-    async def _first_lost(self, version: VersionRef, digests: list[Digest]) -> str | None:
-        places = await self.integrity.catalog.locate(version.owner, digests)
+    async def _first_lost(
+        self, owner: UserId, digests: list[Digest], known: set[tuple[UserId, Digest]]
+    ) -> str | None:
+        unsure = [digest for digest in digests if (owner, digest) not in known]
+        places = await self.integrity.catalog.locate(owner, unsure) if unsure else {}
         for digest in digests:
-            if digest not in places:
+            if (owner, digest) not in known and digest not in places:
                 return f"chunk {digest.hex()} is in no pack that the index knows"
             if digest in self.lost:
                 return f"chunk {digest.hex()}: {self.lost[digest]}"

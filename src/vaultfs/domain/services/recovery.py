@@ -26,6 +26,7 @@ from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import RecordPack
 from vaultfs.domain.packs import (
     ENTRY_SIZE,
+    HEAD_SIZE,
     HEADER_SIZE,
     TAIL_SIZE,
     PackEntry,
@@ -290,7 +291,8 @@ class Recovery:
             walk.keep()
             progress(1)
         stored = await self._stored(live)
-        return Usage(stats, stored, max(0, stats.packed - stored))
+        frames = stats.packs * (HEAD_SIZE + TAIL_SIZE)
+        return Usage(stats, stored, max(0, stats.packed - stored - frames))
 
     async def _stored(self, live: set[Digest]) -> int:
         """Bytes of packs that the chunks `live` take."""
