@@ -18,7 +18,6 @@ from typing import Final, NamedTuple
 
 import zstandard
 from attrs import field, frozen
-from crc32c import crc32c
 
 from vaultfs.domain.chunks import MAX_CHUNK
 from vaultfs.domain.digests import Buffer, Digest, digest_of, digest_of_parts
@@ -123,17 +122,22 @@ def encode_chunks(pieces: Sequence[Piece]) -> list[StoredChunk]:
     """
     if not pieces:
         return []
-    # Copied out: the results lie in one block of memory that is as large as the worst case.
-    stored = [frame.tobytes() for frame in _coders.compress([data for _, data, _ in pieces])]
-    proofs = _coders.expand(stored)
+    frames = _segments(_coders.compress([data for _, data, _ in pieces]))
+    given: list[Buffer] = [*frames]
+    proofs = _segments(_coders.expand(given))
     chunks: list[StoredChunk] = []
-    for (digest, data, kind), frame, proof in zip(pieces, stored, proofs, strict=True):
+    for (digest, data, kind), frame, proof in zip(pieces, frames, proofs, strict=True):
         # `startswith` compares memory; `==` of a view would go byte by byte.
-        if len(frame) < len(data) == len(proof) and proof.tobytes().startswith(data):
+        if len(frame) < len(data) == len(proof) and proof.startswith(data):
             chunks.append(StoredChunk(digest, len(data), Codec.ZSTD, kind, frame))
         else:
             chunks.append(raw_chunk(digest, data, kind))
     return chunks
+
+
+def _segments(results: zstandard.BufferWithSegmentsCollection) -> list[bytes]:
+    """`results`, copied out of the one block of memory that has room for the worst case."""
+    return [results[index].tobytes() for index in range(len(results))]
 
 
 def encode_chunk(digest: Digest, data: Buffer, kind: Kind = Kind.DATA) -> StoredChunk:
@@ -279,6 +283,8 @@ def check_head(head: Buffer) -> None:
 
 def crc32c_of(parts: Iterable[Buffer]) -> int:
     """CRC-32C (Castagnoli), which object stores can give back without a download."""
+    from crc32c import crc32c  # noqa: PLC0415 its import takes 40 ms, and only writers need it
+
     value = 0
     for part in parts:
         value = crc32c(part, value)

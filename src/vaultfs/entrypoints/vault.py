@@ -72,7 +72,7 @@ async def open_store(folder: Path) -> ObjectStore:
     from vaultfs.adapters.local import LocalObjectStore
     from vaultfs.adapters.wrappers.retrying import RetryingObjectStore
 
-    return RetryingObjectStore(LocalObjectStore(folder / "objects"))
+    return RetryingObjectStore(await LocalObjectStore.open(folder / "objects"))
 
 
 async def init_vault(folder: Path) -> str:
@@ -93,6 +93,7 @@ async def init_vault(folder: Path) -> str:
     catalog = await SqliteCatalog.open(catalog_file(folder), create=True)
     store = await open_store(folder)
     try:
+        await store.probe()
         await _add_owner(catalog, SystemClock())
         await write_marker(store, await catalog.vault_id())
         return await catalog.vault_id()

@@ -7,7 +7,7 @@ There is no open write transaction, so nothing outside can hold one up.
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import frozen
 
@@ -15,8 +15,10 @@ from vaultfs.domain.digests import Digest
 from vaultfs.domain.manifests import Manifest
 from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version, VersionId
-from vaultfs.domain.operations import Outcome, RecordPack, Unit
 from vaultfs.domain.retention import Retention
+
+if TYPE_CHECKING:  # readers of a catalog need not load the operations and all they know
+    from vaultfs.domain.operations import Outcome, RecordPack, Unit
 
 
 class Location(NamedTuple):
@@ -113,7 +115,7 @@ class Reindexing(ABC):
     __slots__ = ()
 
     @abstractmethod
-    async def add_pack(self, pack: RecordPack) -> None:
+    async def add_pack(self, pack: "RecordPack") -> None:
         """Take in a pack's chunks. `claims` are ignored: owners come from `claim`."""
 
     @abstractmethod
@@ -138,7 +140,7 @@ class Catalog(ABC):
     __slots__ = ()
 
     @abstractmethod
-    async def apply(self, units: Sequence[Unit]) -> list[Outcome]:
+    async def apply(self, units: "Sequence[Unit]") -> "list[Outcome]":
         """Execute `units` one after another; an outcome for each, in their order.
 
         A refused unit changes nothing and does not hold up the others. When this

@@ -5,8 +5,8 @@ import sqlite3
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path as FilePath
 from itertools import chain
+from pathlib import Path as FilePath
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -26,7 +26,6 @@ from vaultfs.adapters.sql.connections import (
     open_writer,
     translated,
 )
-from vaultfs.adapters.sql.reindexing import SqliteReindexing
 from vaultfs.adapters.sql.statements import (
     CHANGE,
     NODE,
@@ -35,19 +34,18 @@ from vaultfs.adapters.sql.statements import (
     USER,
     VERSION,
     Row,
+    parse_retention,
     to_change,
     to_location,
     to_node,
     to_user,
     to_version,
 )
-from vaultfs.adapters.sql.stock import parse_retention
 from vaultfs.adapters.sql.writer import Writer
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import NotFound
 from vaultfs.domain.names import Path, key_of
 from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version
-from vaultfs.domain.operations import Outcome, Unit
 from vaultfs.domain.retention import Retention
 from vaultfs.ports.catalog import (
     Catalog,
@@ -60,6 +58,9 @@ from vaultfs.ports.catalog import (
     Trashed,
     VersionRef,
 )
+
+if TYPE_CHECKING:
+    from vaultfs.domain.operations import Outcome, Unit
 
 T = TypeVar("T")
 
@@ -106,7 +107,7 @@ class SqliteCatalog(Catalog):
 
     # Writing
 
-    async def apply(self, units: Sequence[Unit]) -> list[Outcome]:
+    async def apply(self, units: "Sequence[Unit]") -> "list[Outcome]":
         return await self._writer.apply(units)
 
     # Reading
@@ -322,6 +323,8 @@ class SqliteCatalog(Catalog):
     @asynccontextmanager
     async def reindex(self) -> AsyncGenerator[Reindexing, None]:
         async with self._aside() as connection:
+            from vaultfs.adapters.sql.reindexing import SqliteReindexing  # noqa: PLC0415 rare
+
             reindexing = SqliteReindexing(connection, self._name)
             await reindexing.begin()
             yield reindexing

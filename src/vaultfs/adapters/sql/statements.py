@@ -3,11 +3,14 @@
 Parameters are written `$1`, `$2` ...; each driver turns them into its own form.
 """
 
+import json
 from collections.abc import Callable, Generator, Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.nodes import DigestState, Node, User, Version
+from vaultfs.domain.retention import Retention
 from vaultfs.ports.catalog import Change, Location
 
 Row = tuple[Any, ...]
@@ -73,3 +76,16 @@ RESOLVE = f"""
     SELECT {NODE} FROM walk JOIN nodes n ON n.id = walk.id ORDER BY walk.depth
 """
 """The nodes along a path: tree, JSON array of the names' keys."""
+
+
+def format_retention(retention: Retention) -> str:
+    """A retention as the trees' rows keep it."""
+    age = None if retention.age is None else retention.age.total_seconds()
+    return json.dumps({"last": retention.last, "age": age})
+
+
+def parse_retention(text: str) -> Retention:
+    """The opposite of `format_retention`."""
+    value = json.loads(text)
+    age = None if value["age"] is None else timedelta(seconds=value["age"])
+    return Retention(value["last"], age)

@@ -2,10 +2,7 @@
 
 # ruff: noqa: D103 - `domain.operations` says what each operation does
 
-import json
-from datetime import timedelta
-
-from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from vaultfs.adapters.sql.statements import Program, Run, RunMany, format_retention
 from vaultfs.adapters.sql.transaction import (
     INSERT_NODE,
     Transaction,
@@ -20,7 +17,7 @@ from vaultfs.domain.names import check_user, key_of
 from vaultfs.domain.nodes import Node, UserId
 from vaultfs.domain.operations import Result, Unit
 from vaultfs.domain.packs import NO_CIPHER
-from vaultfs.domain.retention import KEEP_ALL, Retention
+from vaultfs.domain.retention import KEEP_ALL
 
 
 def add_user(tx: Transaction, unit: Unit, op: ops.AddUser) -> Program[Result]:
@@ -42,19 +39,6 @@ def add_user(tx: Transaction, unit: Unit, op: ops.AddUser) -> Program[Result]:
     )
     yield Run(INSERT_NODE, node_row(node))
     return Result(node)
-
-
-def format_retention(retention: Retention) -> str:
-    """A retention as the trees' rows keep it."""
-    age = None if retention.age is None else retention.age.total_seconds()
-    return json.dumps({"last": retention.last, "age": age})
-
-
-def parse_retention(text: str) -> Retention:
-    """The opposite of `format_retention`."""
-    value = json.loads(text)
-    age = None if value["age"] is None else timedelta(seconds=value["age"])
-    return Retention(value["last"], age)
 
 
 def set_retention(tx: Transaction, unit: Unit, op: ops.SetRetention) -> Program[Result]:
