@@ -156,6 +156,7 @@ class TreeContract:
         assert await me.find("/" + COMPOSED) == made
         again = await me.put("/" + COMPOSED, "new")
         assert (again.id, again.name, again.number) == (made.id, DECOMPOSED, 2)
+        assert (await me.put("/" + DECOMPOSED, "newer")).id == made.id
         assert isinstance(await me.refused(me.mkdir_op("/" + COMPOSED)), NotAFolder)
         await me.put("/b")
         assert isinstance(await me.refused(me.move_op("/b", "/" + COMPOSED)), Exists)
@@ -470,6 +471,16 @@ class TreeContract:
         assert await catalog.node_path(folder.id) == (me.tree, ("a", "b"))
         assert await me.used() == 10
         await me.mkdir("/a/b")
+
+    async def test_what_is_deleted_is_gone_for_the_rest_of_a_unit(self, me: Caller) -> None:
+        await me.do(me.put_op("/a/b/f", parents=True))
+        await me.do(
+            me.put_op("/a/b/g"),
+            me.delete_op("/a", recursive=True),
+            me.put_op("/a/b/h", parents=True),
+        )
+        assert await me.names("/a/b") == ["h"]
+        assert len(await me.trash()) == 1
 
     async def test_what_cannot_be_deleted(self, me: Caller) -> None:
         await me.do(me.put_op("/a/f", parents=True))

@@ -5,11 +5,11 @@ are the catalog's business: a model learns each when it first sees it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from random import Random
 from typing import Literal, assert_never, cast
 
 from attrs import define, field
-from hypothesis import strategies as st
 from tests.contracts.callers import content
 
 from vaultfs.domain.errors import (
@@ -369,48 +369,113 @@ class Model:
         self.add_version(thing, self.version(thing, step.number).manifest, "put")
 
 
-# Steps at random, close enough together to meet
+# Steps at random, most of which mean something where the model stands
 
 TREE = TreeId(1)
+NAMES = ("a", "b", "\u00e9", "e\u0301")
+PATCHES = ('{"a":1}', '{"a":null}', '{"b":{"c":[1]}}', '{"b":{"c":null}}', "{}")
 
-_names = st.sampled_from(("a", "b", "\u00e9", "e\u0301"))
-_paths = st.lists(_names, min_size=1, max_size=3).map(tuple)
-_any_path = st.one_of(_paths, _paths, _paths, _paths, _paths, st.just(ROOT))
-_ids = st.integers(2, 12).map(NodeId)
-_version_ids = st.integers(1, 10).map(VersionId)
-_contents = st.builds(content, st.sampled_from("xyz"), st.sampled_from((0, 1, 10)))
-_preconditions = st.one_of(
-    st.just(NO_PRECONDITIONS),
-    st.just(NO_PRECONDITIONS),
-    st.just(NO_PRECONDITIONS),
-    st.builds(Preconditions, if_version=_version_ids),
-    st.builds(Preconditions, if_revision=st.integers(1, 3)),
-    st.just(Preconditions(if_absent=True)),
-)
-_flags = st.booleans()
-_numbers = st.integers(0, 3)
-_patches = st.sampled_from(('{"a":1}', '{"a":null}', '{"b":{"c":[1]}}', '{"b":{"c":null}}', "{}"))
-_tree = st.just(TREE)
 
-_puts = st.builds(PutFile, _tree, _any_path, _contents, st.just(Origin()), _preconditions, _flags)
-_mkdirs = st.builds(MakeFolder, _tree, _any_path, _flags, _flags)
-_moves = st.builds(Move, _tree, _any_path, _any_path, _preconditions, _flags)
-_copies = st.builds(
-    Copy, _tree, _any_path, _any_path, _preconditions, _flags, st.none() | st.none() | _numbers
-)
-_deletes = st.builds(Delete, _tree, _any_path, _preconditions, _flags)
-_restores = st.builds(Restore, _tree, _ids, st.none() | _any_path)
-_purges = st.builds(Purge, _tree, _ids)
-_prunes = st.builds(Prune, _tree, _ids, st.lists(_version_ids, max_size=4).map(tuple))
-_old_ones = st.builds(RestoreVersion, _tree, _any_path, _numbers, _preconditions)
-_changes = st.builds(SetMetadata, _tree, _any_path, _patches, _preconditions)
-_quotas = st.builds(SetQuota, _tree, st.none() | st.none() | st.integers(0, 60))
+@define
+class Chooser:
+    """Chooses what to do next."""
 
-steps: st.SearchStrategy[list[Step]] = st.lists(
-    st.one_of(
-        *(_puts, _puts, _puts, _puts, _mkdirs, _mkdirs, _moves, _moves, _copies, _copies),
-        *(_deletes, _deletes, _restores, _purges, _prunes, _old_ones, _changes, _quotas),
-    ),
-    min_size=5,
-    max_size=30,
-)
+    model: Model
+    random: Random
+
+    def step(self) -> Step:
+        make: Callable[[], Step] = self.random.choice(
+            (
+                *(self.put, self.put, self.put, self.put, self.mkdir, self.mkdir),
+                *(self.move, self.move, self.move, self.copy, self.copy, self.delete, self.delete),
+                *(self.restore, self.purge, self.prune, self.old_one, self.patch, self.quota),
+            )
+        )
+        return make()
+
+    def chance(self, percent: int) -> bool:
+        return self.random.randrange(100) < percent
+
+    def live(self) -> list[Thing]:
+        return [thing for thing in self.model.root.below() if not is_gone(thing)]
+
+    def stray(self) -> Path:
+        return tuple(self.random.choices(NAMES, k=self.random.randrange(4)))
+
+    def old(self) -> Path:
+        """Mostly a path where something is."""
+        path = self.stray() if self.chance(15) else self.random.choice(self.live()).path
+        return path if path or self.chance(20) else self.random.choice(self.live()).path
+
+    def place(self) -> Path:
+        """Mostly a path where something could be."""
+        if self.chance(25):
+            return self.old()
+        folders = [thing.path for thing in self.live() if thing.kind == "folder"]
+        return (*self.random.choice(folders), self.random.choice(NAMES))
+
+    def id(self) -> NodeId:
+        things = self.live() if self.chance(10) else self.model.trash() or self.live()
+        return self.random.choice(things).id or NodeId(99)
+
+    def version(self) -> VersionId:
+        things = self.model.root.below()
+        held = [held.id for thing in things for held in thing.versions if held.id]
+        return self.random.choice([*held, VersionId(99)])
+
+    def wanted(self) -> Preconditions:
+        if self.chance(85):
+            return NO_PRECONDITIONS
+        revision = self.random.randrange(1, 4)
+        return self.random.choice(
+            (
+                Preconditions(if_version=self.version()),
+                Preconditions(if_revision=revision),
+                Preconditions(if_absent=True),
+            )
+        )
+
+    def number(self) -> int:
+        return self.random.choice((0, 1, 1, 1, 2, 2, 3))
+
+    def put(self) -> PutFile:
+        what = content(self.random.choice("xyz"), self.random.choice((0, 1, 10)))
+        return PutFile(TREE, self.place(), what, Origin(), self.wanted(), self.chance(50))
+
+    def mkdir(self) -> MakeFolder:
+        return MakeFolder(TREE, self.place(), self.chance(50), self.chance(50))
+
+    def move(self) -> Move:
+        return Move(TREE, self.old(), self.place(), self.wanted(), self.chance(60))
+
+    def copy(self) -> Copy:
+        number = self.number() if self.chance(20) else None
+        return Copy(TREE, self.old(), self.place(), self.wanted(), self.chance(60), number)
+
+    def delete(self) -> Delete:
+        return Delete(TREE, self.old(), self.wanted(), self.chance(70))
+
+    def restore(self) -> Restore:
+        return Restore(TREE, self.id(), self.place() if self.chance(50) else None)
+
+    def purge(self) -> Purge:
+        return Purge(TREE, self.id())
+
+    def prune(self) -> Prune:
+        thing = self.random.choice([*self.model.root.below()])
+        held = tuple(each.id for each in thing.versions if each.id)
+        return Prune(TREE, thing.id or NodeId(99), (*held[:2], *held[-1:], self.version()))
+
+    def old_one(self) -> RestoreVersion:
+        return RestoreVersion(TREE, self.old(), self.number(), self.wanted())
+
+    def patch(self) -> SetMetadata:
+        return SetMetadata(TREE, self.old(), self.random.choice(PATCHES), self.wanted())
+
+    def quota(self) -> SetQuota:
+        return SetQuota(TREE, self.random.choice((None, None, 200, 60)))
+
+
+def is_gone(thing: Thing) -> bool:
+    """Whether it, or anything above it, is in the trash."""
+    return thing.trashed or (thing.parent is not None and is_gone(thing.parent))

@@ -29,7 +29,7 @@ class Job:
 
     units: "tuple[Unit, ...]"
     begun: bool = False
-    outcomes: "list[Outcome]" = field(factory=list)
+    outcomes: "list[Outcome]" = field(factory=list["Outcome"])
     error: Exception | None = None
 
 
