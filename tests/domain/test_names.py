@@ -119,7 +119,7 @@ def test_a_path_has_its_bounds() -> None:
 )
 def test_addresses(text: str, address: Address) -> None:
     assert parse_address(text, own="me") == address
-    assert parse_address(str(address), own="somebody else") == address
+    assert parse_address(f"{address.tree}:{address}", own="somebody else") == address
 
 
 @pytest.mark.parametrize("text", ["", "a", "you:", "you:a", ":/a", "..:/a", "a:b:/c", "you:/../a"])

@@ -84,7 +84,8 @@ class Address:
         check_path(self.path)
 
     def __str__(self) -> str:
-        return f"{self.tree}:{format_path(self.path)}"
+        """For messages: the path, as it is known to whoever asked for it."""
+        return format_path(self.path)
 
     def child(self, name: str) -> "Address":
         """The address of `name` in the folder that is here."""

@@ -118,7 +118,8 @@ Piece = tuple[Digest, Buffer, Kind]
 def encode_chunks(pieces: Sequence[Piece]) -> list[StoredChunk]:
     """`pieces` compressed and proved to decompress to themselves, or raw where that is no longer.
 
-    All in one call: for small chunks the interpreter's lock costs as much as the work.
+    None of them is empty. All in one call: for small chunks the interpreter's lock costs as
+    much as the work.
     """
     if not pieces:
         return []
@@ -142,7 +143,7 @@ def _segments(results: zstandard.BufferWithSegmentsCollection) -> list[bytes]:
 
 def encode_chunk(digest: Digest, data: Buffer, kind: Kind = Kind.DATA) -> StoredChunk:
     """One chunk as `encode_chunks` encodes it."""
-    return encode_chunks([(digest, data, kind)])[0]
+    return encode_chunks([(digest, data, kind)])[0] if data else raw_chunk(digest, data, kind)
 
 
 def raw_chunk(digest: Digest, data: Buffer, kind: Kind = Kind.DATA) -> StoredChunk:

@@ -37,9 +37,10 @@ from vaultfs.domain.services.recovery import Backup, Rebuilt, Usage
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import Report
 from vaultfs.entrypoints.fileobjects import ReadFile, WriteFile
+from vaultfs.entrypoints.opening import catalog_file
 from vaultfs.entrypoints.settings import read_settings
 from vaultfs.entrypoints.vault import Vault as OpenVault
-from vaultfs.entrypoints.vault import catalog_file, init_vault, open_vault
+from vaultfs.entrypoints.vault import init_vault, open_vault
 from vaultfs.ports.catalog import Trashed
 from vaultfs.ports.progress import Progress, no_progress
 

@@ -32,13 +32,12 @@ from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.recovery import Backup, Recovery
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import Transfer
+from vaultfs.entrypoints.opening import OWNER, catalog_file, open_catalog
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.objects import ObjectExists, ObjectNotFound, ObjectStore, WrongStore
 
-OWNER: Final = "me"
-"""The user of an embedded vault."""
 MARKER: Final = "marker/vault.json"
 FORMAT: Final = 1
 
@@ -60,11 +59,6 @@ class Vault:
     recovery: Recovery
     user: User
     """The user of an embedded vault."""
-
-
-def catalog_file(folder: Path) -> Path:
-    """Where the catalog of the vault in `folder` is."""
-    return folder / "catalog.db"
 
 
 async def open_store(folder: Path) -> ObjectStore:
@@ -157,17 +151,6 @@ async def check_marker(store: ObjectStore, vault_id: str) -> None:
             backend=store.name,
             operation="open",
         )
-
-
-async def open_catalog(folder: Path) -> SqliteCatalog:
-    """The catalog of the vault in `folder`. Raises `NotAVault` with what to do."""
-    if not await anyio.Path(catalog_file(folder)).is_file():
-        if await anyio.Path(folder / "objects").is_dir():
-            raise NotAVault(
-                f"{folder} has lost its catalog: `vaultfs rebuild` makes it anew from a backup"
-            )
-        raise NotAVault(f"there is no vault in {folder}: make one with `vaultfs init {folder}`")
-    return await SqliteCatalog.open(catalog_file(folder))
 
 
 @asynccontextmanager

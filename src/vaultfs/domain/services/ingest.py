@@ -317,8 +317,18 @@ class _Stream:
                 filled = await source.readinto(memoryview(buffer)[head : head + size])
                 last = filled < size
                 charge.shrink(filled)
+                if filled < size // 2:
+                    buffer = self._fitting(buffer, head, filled)
                 await blocks.send(Block(buffer, head, filled, charge, last))
-                head = DEFAULT_CHUNKING.maximum
+                # From here on in whole blocks, also if there is more than `size` led to expect.
+                head, size = DEFAULT_CHUNKING.maximum, BLOCK
+
+    def _fitting(self, buffer: bytearray, head: int, size: int) -> bytearray:
+        """A copy with room for no more: a whole block would be kept alive by a few bytes."""
+        copy = bytearray(head + size)
+        copy[head:] = memoryview(buffer)[head : head + size]
+        self.buffers.give(buffer)
+        return copy
 
     async def _cut(self, block: Block, tasks: TaskGroup) -> None:
         workers = self.ingest.workers

@@ -1,0 +1,348 @@
+"""`put`, `get` and `cat`: bytes into the vault and out of it."""
+
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from attrs import define, field
+
+from vaultfs.domain.errors import IsAFolder, NotFound, SourceChanged
+from vaultfs.domain.names import Address, check_name
+from vaultfs.entrypoints.cli.errors import ExitCode
+from vaultfs.entrypoints.cli.remote import address, folder_at, node_json
+from vaultfs.entrypoints.cli.session import (
+    Bar,
+    JsonOption,
+    QuietOption,
+    Session,
+    VaultOption,
+    human,
+    opened,
+    run,
+    session,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from vaultfs.domain.nodes import Node, Preconditions, Version
+    from vaultfs.domain.services.transfer import Report
+    from vaultfs.entrypoints.vault import Vault
+
+Existing = Annotated[
+    int | None, typer.Option("--if-version", metavar="ID", help="Only if this is its version.")
+]
+Revision = Annotated[
+    int | None, typer.Option("--if-revision", metavar="N", help="Only if this is its revision.")
+]
+
+
+def preconditions(
+    if_version: int | None, if_revision: int | None, *, create_only: bool = False
+) -> "Preconditions":
+    """The preconditions that options name."""
+    from vaultfs.domain.nodes import Preconditions, VersionId
+
+    wanted = None if if_version is None else VersionId(if_version)
+    return Preconditions(wanted, if_revision, create_only)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (put, get, cat):
+        app.command()(command)
+
+
+@define
+class _Outcome:
+    """What a put or get of several things came to."""
+
+    files: int = 0
+    folders: int = 0
+    size: int = 0
+    changed: int = 0
+    skipped: list[dict[str, str]] = field(factory=list[dict[str, str]])
+    failed: list[dict[str, str]] = field(factory=list[dict[str, str]])
+    nodes: list[dict[str, Any]] = field(factory=list[dict[str, Any]])
+
+    def take(self, report: "Report") -> None:
+        """Add what became of a tree."""
+        self.files += report.files
+        self.folders += report.folders
+        self.size += report.size
+        self.changed += report.changed
+        self.skipped += [{"where": each.where, "reason": each.reason} for each in report.skipped]
+        self.failed += [{"where": each.where, "reason": each.reason} for each in report.failed]
+
+    def report(self, call: Session, verb: str) -> ExitCode:
+        """Tell what happened; the exit code for it."""
+        for each in (*self.skipped, *self.failed):
+            call.remark(f"vaultfs: {shown(each['where'])}: {shown(each['reason'])}")
+        value = {
+            "files": self.files,
+            "folders": self.folders,
+            "bytes": self.size,
+            "changed": self.changed,
+            "skipped": self.skipped,
+            "failed": self.failed,
+            "nodes": self.nodes,
+        }
+        text = f"{verb} {self.files} files, {human(self.size)}"
+        if verb == "put":
+            text += f"; {self.changed} new versions"
+        if self.skipped or self.failed:
+            text += f"; {len(self.skipped)} skipped, {len(self.failed)} failed"
+        call.answer(value, "" if call.quiet else text)
+        return ExitCode.PARTIAL if self.skipped or self.failed else ExitCode.DONE
+
+
+# put
+
+
+def put(
+    sources: Annotated[list[str], typer.Argument(metavar="LOCAL...", show_default=False)],
+    destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
+    if_version: Existing = None,
+    if_revision: Revision = None,
+    create_only: Annotated[
+        bool, typer.Option("--create-only", help="Only if nothing is there yet.")
+    ] = False,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Store files and folders; - is standard input.
+
+    As with cp -r: into DEST if that is a folder, ends in / or there are several sources,
+    else as DEST itself.
+    """
+    call = session(vault, as_json=as_json, quiet=quiet)
+
+    async def work() -> ExitCode:
+        wanted = preconditions(if_version, if_revision, create_only=create_only)
+        async with opened(call) as vault:
+            outcome = _Outcome()
+            targets = await _put_targets(vault, sources, destination)
+            with call.progress("put", None) as bar:
+                await _expect(sources, bar)
+                for source, target in targets:
+                    await _put_one(vault, source, target, wanted, outcome, bar)
+            return outcome.report(call, "put")
+
+    run(call, work)
+
+
+async def _put_targets(
+    vault: "Vault", sources: list[str], destination: str
+) -> list[tuple[str, Address]]:
+    """Where each source is to go. Raises before anything is stored."""
+    target = address(destination)
+    into = (
+        len(sources) > 1
+        or destination.endswith("/")
+        or await folder_at(vault.files, vault.user, target) is True
+    )
+    pairs: list[tuple[str, Address]] = []
+    for source in sources:
+        if source != "-" and not Path(source).exists():
+            raise NotFound(f"{source} is not there")
+        if not into:
+            pairs.append((source, target))
+        elif source == "-":
+            raise IsAFolder(f"{destination} is a folder: standard input needs a file's name")
+        else:
+            pairs.append((source, target.child(check_name(Path(source).resolve().name))))
+    return pairs
+
+
+async def _expect(sources: list[str], bar: Bar) -> None:
+    """Tell the bar how much there is, as far as a quick look shows."""
+    from anyio import to_thread
+
+    if "-" not in sources and bar.expect is not Bar().expect:
+        bar.expect(await to_thread.run_sync(lambda: sum(map(_local_size, sources))))
+
+
+def _local_size(source: str) -> int:
+    path = Path(source)
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(
+        each.lstat().st_size for each in path.rglob("*") if each.is_file() and not each.is_symlink()
+    )
+
+
+async def _put_one(
+    vault: "Vault",
+    source: str,
+    target: Address,
+    wanted: "Preconditions",
+    outcome: _Outcome,
+    bar: Bar,
+) -> None:
+    from vaultfs.adapters.files import LocalSource, StreamSource
+
+    if source == "-":
+        stream = StreamSource(sys.stdin.buffer.read1)
+        result = await vault.files.put(
+            vault.user,
+            target,
+            stream,
+            preconditions=wanted,
+            parents=True,
+            progress=bar.advance,
+        )
+        _stored(outcome, result.node, result.count, target)
+    elif Path(source).is_dir():
+        tree = LocalSource(Path(source))
+        outcome.take(await vault.transfer.put(vault.user, tree, target, progress=bar.advance))
+    else:
+        await _put_file(vault, source, target, wanted, outcome, bar)
+
+
+async def _put_file(
+    vault: "Vault",
+    source: str,
+    target: Address,
+    wanted: "Preconditions",
+    outcome: _Outcome,
+    bar: Bar,
+    tries: int = 2,
+) -> None:
+    from vaultfs.adapters.files import open_source
+
+    try:
+        # The user named it: a link stands for what it leads to.
+        async with open_source(Path(source).resolve()) as (stream, item):
+            result = await vault.files.put(
+                vault.user,
+                target,
+                stream,
+                size=item.size,
+                origin=item.origin,
+                preconditions=wanted,
+                parents=True,
+                progress=bar.advance,
+            )
+    except SourceChanged:
+        if tries == 1:
+            raise
+        await _put_file(vault, source, target, wanted, outcome, bar, tries - 1)
+    else:
+        _stored(outcome, result.node, result.count, target)
+
+
+def _stored(outcome: _Outcome, node: "Node | None", changed: int, target: Address) -> None:
+    assert node is not None
+    outcome.files += 1
+    outcome.size += node.size
+    outcome.changed += changed
+    outcome.nodes.append(node_json(node, target))
+
+
+# get
+
+
+Number = Annotated[
+    int | None, typer.Option("--version", metavar="N", help="This version, not the newest.")
+]
+
+
+def get(
+    sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
+    destination: Annotated[str, typer.Argument(metavar="LOCAL", show_default=False)],
+    number: Number = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write files and folders from the vault to LOCAL; - is standard output.
+
+    As with cp -r: into LOCAL if that is a folder, ends in / or there are several sources,
+    else as LOCAL itself.
+    """
+    call = session(vault, as_json=as_json, quiet=quiet or destination == "-")
+
+    async def work() -> ExitCode:
+        async with opened(call) as vault:
+            outcome = _Outcome()
+            into = len(sources) > 1 or destination.endswith("/") or Path(destination).is_dir()
+            with call.progress("get") as bar:
+                for source in map(address, sources):
+                    await _get_one(vault, source, destination, number, outcome, bar, into=into)
+            return ExitCode.DONE if destination == "-" else outcome.report(call, "got")
+
+    run(call, work)
+
+
+async def _get_one(
+    vault: "Vault",
+    source: Address,
+    destination: str,
+    number: int | None,
+    outcome: _Outcome,
+    bar: Bar,
+    *,
+    into: bool,
+) -> None:
+    from vaultfs.adapters.files import LocalTarget
+
+    node = await vault.files.stat(vault.user, source)
+    target = Path(destination)
+    if into and source.path:
+        target /= source.path[-1]
+    if node.is_folder:
+        if destination == "-" or number is not None:
+            raise IsAFolder(f"{source} is a folder")
+        tree = LocalTarget(target)
+        outcome.take(await vault.transfer.get(vault.user, source, tree, progress=bar.advance))
+        return
+    _, version = await vault.files.version(vault.user, source, number)
+    bar.expect(version.size)
+    if destination == "-":
+        await _write_out(vault, version)
+        return
+    await _get_file(vault, version, target, bar)
+    outcome.files += 1
+    outcome.size += version.size
+    outcome.nodes.append(node_json(node, source))
+
+
+async def _get_file(vault: "Vault", version: "Version", target: Path, bar: Bar) -> None:
+    from vaultfs.adapters.files import LocalTarget
+
+    async with AsyncExitStack() as stack:
+        folder = LocalTarget(target.parent)
+        sink = await stack.enter_async_context(folder.create((target.name,), version.origin))
+        pieces = await stack.enter_async_context(vault.files.read(vault.user, version))
+        async for part in pieces:
+            await sink.write(part)
+            bar.advance(sum(map(len, part)))
+
+
+def cat(
+    paths: Annotated[list[str], typer.Argument(metavar="/PATH...", show_default=False)],
+    number: Number = None,
+    vault: VaultOption = None,
+) -> None:
+    """Write the contents of files to standard output."""
+    call = session(vault, as_json=False)
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            for path in paths:
+                _, version = await vault.files.version(vault.user, address(path), number)
+                await _write_out(vault, version)
+
+    run(call, work)
+
+
+async def _write_out(vault: "Vault", version: "Version") -> None:
+    from anyio import to_thread
+
+    out = sys.stdout.buffer
+    async with vault.files.read(vault.user, version) as pieces:
+        async for part in pieces:
+            await to_thread.run_sync(out.writelines, part)
+    out.flush()

@@ -1,0 +1,304 @@
+"""`mkdir`, `mv`, `cp`, `rm`, `trash`, `restore`, `meta`: changes to the tree."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vaultfs.domain.errors import InvalidField, NotFound
+from vaultfs.domain.names import Address, format_path, parse_path
+from vaultfs.entrypoints.cli.contents import Existing, Revision, preconditions
+from vaultfs.entrypoints.cli.errors import ExitCode
+from vaultfs.entrypoints.cli.remote import address, folder_at, node_json, written
+from vaultfs.entrypoints.cli.session import (
+    JsonOption,
+    Session,
+    VaultOption,
+    browsing,
+    human,
+    local_time,
+    opened,
+    run,
+    session,
+    shown,
+    table,
+)
+
+if TYPE_CHECKING:
+    from vaultfs.domain.nodes import Node, NodeId, User
+    from vaultfs.domain.services.browse import Browse
+    from vaultfs.entrypoints.vault import Vault
+    from vaultfs.ports.catalog import Trashed
+
+Force = Annotated[
+    bool, typer.Option("--force", "-f", help="Replace what is there; it goes to the trash.")
+]
+Paths = Annotated[list[str], typer.Argument(metavar="/PATH...", show_default=False)]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (mkdir, mv, cp, rm, trash, restore, meta):
+        app.command()(command)
+
+
+def _answer_nodes(call: Session, nodes: "list[tuple[Node, Address]]") -> None:
+    call.answer([node_json(node, where) for node, where in nodes] if call.json else None)
+
+
+def mkdir(
+    paths: Paths,
+    parents: Annotated[
+        bool, typer.Option("--parents", "-p", help="Make missing folders; fine if it is there.")
+    ] = False,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make folders."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        made: list[tuple[Node, Address]] = []
+        async with opened(call) as vault:
+            for where in map(address, paths):
+                node = await vault.files.mkdir(vault.user, where, parents=parents, exist_ok=parents)
+                made.append((node, where))
+        _answer_nodes(call, made)
+
+    run(call, work)
+
+
+async def _targets(
+    vault: "Vault", sources: list[str], destination: str
+) -> list[tuple[Address, Address]]:
+    """Where each source is to go: into a folder under its own name, or to the destination."""
+    target = address(destination)
+    into = (
+        len(sources) > 1
+        or (destination.endswith("/") and target.path)
+        or await folder_at(vault.files, vault.user, target) is True
+    )
+    found: list[tuple[Address, Address]] = []
+    for source in map(address, sources):
+        if into and not source.path:
+            raise InvalidField("the root of a tree has no name to keep")
+        found.append((source, target.child(source.path[-1]) if into else target))
+    return found
+
+
+def mv(
+    sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
+    destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
+    force: Force = False,
+    if_version: Existing = None,
+    if_revision: Revision = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Move or rename; a folder with all that it holds, at once."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        moved: list[tuple[Node, Address]] = []
+        wanted = preconditions(if_version, if_revision)
+        async with opened(call) as vault:
+            for source, target in await _targets(vault, sources, destination):
+                node = await vault.files.move(
+                    vault.user, source, target, replace=force, preconditions=wanted
+                )
+                moved.append((node, target))
+        _answer_nodes(call, moved)
+
+    run(call, work)
+
+
+def cp(
+    sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
+    destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
+    force: Force = False,
+    number: Annotated[
+        int | None, typer.Option("--version", metavar="N", help="This version of a file.")
+    ] = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy within the vault, folders with all that they hold; no bytes are copied."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        copied: list[tuple[Node, Address]] = []
+        async with opened(call) as vault:
+            for source, target in await _targets(vault, sources, destination):
+                result = await vault.files.copy(
+                    vault.user, source, target, number=number, replace=force
+                )
+                if result.node is not None:
+                    copied.append((result.node, target))
+        _answer_nodes(call, copied)
+
+    run(call, work)
+
+
+def rm(
+    paths: Paths,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Folders with what they hold.")
+    ] = False,
+    if_version: Existing = None,
+    if_revision: Revision = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send files and folders to the trash."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        gone: list[tuple[Node, Address]] = []
+        wanted = preconditions(if_version, if_revision)
+        async with opened(call) as vault:
+            for where in map(address, paths):
+                node = await vault.files.delete(
+                    vault.user, where, recursive=recursive, preconditions=wanted
+                )
+                gone.append((node, where))
+        _answer_nodes(call, gone)
+
+    run(call, work)
+
+
+# The trash
+
+
+async def _trashed(browse: "Browse", user: "User") -> "list[Trashed]":
+    found: list[Trashed] = []
+    while more := await browse.trash(user, user.name, after=found[-1].node.id if found else 0):
+        found += more
+    return found
+
+
+def trash(
+    purge: Annotated[
+        list[int] | None,
+        typer.Option("--purge", metavar="ID", help="Forget this for ever. Can be repeated."),
+    ] = None,
+    purge_all: Annotated[
+        bool, typer.Option("--purge-all", help="Forget all of it for ever.")
+    ] = False,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what was deleted and can be restored, or purge it."""
+    call = session(vault, as_json=as_json)
+
+    async def look() -> None:
+        async with browsing(call) as (browse, user):
+            found = await _trashed(browse, user)
+        call.answer(
+            [_trashed_json(each) for each in found] if call.json else None,
+            lambda: table([_trashed_row(each) for each in found]) if found else "",
+        )
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            found = {each.node.id: each for each in await _trashed(vault.files, vault.user)}
+            wanted = set(purge or ()) | (set(found) if purge_all else set())
+            for number in sorted(wanted):
+                if number not in found:
+                    raise NotFound(f"{number} is not in the trash")
+                await vault.files.purge(vault.user, vault.user.name, found[number].node.id)
+            call.answer({"purged": sorted(wanted)}, f"purged {len(wanted)}")
+
+    run(call, work if purge or purge_all else look)
+
+
+def _trashed_json(each: "Trashed") -> dict[str, object]:
+    return node_json(each.node, Address("me", each.path)) | {"trashed_us": each.node.trashed_us}
+
+
+def _trashed_row(each: "Trashed") -> tuple[str, ...]:
+    node = each.node
+    return (
+        str(node.id).rjust(8),
+        human(node.size).rjust(10) if not node.is_folder else " " * 10,
+        local_time(node.trashed_us or 0),
+        shown(format_path(each.path)) + ("/" if node.is_folder else ""),
+    )
+
+
+def restore(
+    what: Annotated[str, typer.Argument(metavar="ID|/PATH", show_default=False)],
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="/PATH", help="Restore it to this path.")
+    ] = None,
+    number: Annotated[
+        int | None,
+        typer.Option("--version", metavar="N", help="Make this old version the newest."),
+    ] = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring something back from the trash, or an old version of a file."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            if number is not None:
+                where = address(what)
+                node = await vault.files.restore_version(vault.user, where, number)
+            else:
+                target = None if to is None else address(to)
+                found = await _find_trashed(vault, what)
+                node = await vault.files.restore(vault.user, vault.user.name, found, target)
+                _, path = await vault.catalog.node_path(node.id)
+                where = Address(vault.user.name, path)
+            call.answer(node_json(node, where), f"restored {shown(written(where))}")
+
+    run(call, work)
+
+
+async def _find_trashed(vault: "Vault", what: str) -> "NodeId":
+    """The node in the trash with that id, or the last deleted that had that path."""
+    found = await _trashed(vault.files, vault.user)
+    if what.isdecimal():
+        matching = [each for each in found if each.node.id == int(what)]
+    else:
+        path = parse_path(what)
+        matching = sorted(
+            (each for each in found if each.path == path),
+            key=lambda each: each.node.trashed_us or 0,
+        )
+    if not matching:
+        raise NotFound(f"{what} is not in the trash: see `vaultfs trash`")
+    return matching[-1].node.id
+
+
+# Metadata
+
+
+def meta(
+    path: Annotated[str, typer.Argument(metavar="/PATH", show_default=False)],
+    patch: Annotated[
+        str | None,
+        typer.Argument(metavar="[PATCH]", help="A JSON merge patch: null removes a key."),
+    ] = None,
+    if_revision: Revision = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the metadata of a file or folder, or change it."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> ExitCode:
+        where = address(path)
+        async with opened(call) as vault:
+            if patch is None:
+                node = await vault.files.stat(vault.user, where)
+            else:
+                node = await vault.files.set_metadata(
+                    vault.user, where, patch, preconditions=preconditions(None, if_revision)
+                )
+        value = json.loads(node.metadata)
+        call.answer(value, json.dumps(value, ensure_ascii=False, indent=2))
+        return ExitCode.DONE
+
+    run(call, work)

@@ -1,0 +1,72 @@
+"""Paths in the vault as they are written on the command line, and nodes as JSON."""
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from vaultfs.domain.names import Address, format_path, key_of, parse_address
+
+if TYPE_CHECKING:
+    from vaultfs.domain.nodes import Node, User, Version
+    from vaultfs.domain.services.browse import Browse
+
+OWN = "me"
+
+
+def address(text: str) -> Address:
+    """`/path`, or `user:/path`. Raises `InvalidName`."""
+    return parse_address(text, own=OWN)
+
+
+def written(where: Address) -> str:
+    """The opposite of `address`."""
+    path = format_path(where.path)
+    return path if where.tree == OWN else f"{where.tree}:{path}"
+
+
+async def folder_at(browse: "Browse", user: "User", where: Address) -> bool | None:
+    """Whether a folder is there; None if nothing is."""
+    tree = await browse.tree(user, where.tree)
+    chain = await browse.catalog.resolve(tree, where.path)
+    return chain[-1].is_folder if len(chain) == len(where.path) + 1 else None
+
+
+async def children(browse: "Browse", user: "User", where: Address) -> "AsyncGenerator[Node, None]":
+    """All nodes of a folder, a thousand at a time."""
+    after = ""
+    while nodes := await browse.children(user, where, after=after):
+        for node in nodes:
+            yield node
+        after = key_of(nodes[-1].name)
+
+
+def node_json(node: "Node", where: Address) -> dict[str, Any]:
+    """A node for programs."""
+    import json
+
+    return {
+        "path": written(where),
+        "name": node.name,
+        "kind": node.kind,
+        "id": node.id,
+        "revision": node.revision,
+        "version": node.version,
+        "number": node.number or None,
+        "size": node.size,
+        "created": node.created.isoformat(),
+        "modified": node.modified.isoformat(),
+        "metadata": json.loads(node.metadata),
+    }
+
+
+def version_json(version: "Version") -> dict[str, Any]:
+    """A version for programs."""
+    return {
+        "number": version.number,
+        "version": version.id,
+        "size": version.size,
+        "created": version.created.isoformat(),
+        "blake3": version.digest.hex() if version.digest else None,
+        "digest_state": str(version.digest_state),
+        "mode": version.mode,
+        "mtime_us": version.mtime_us,
+    }

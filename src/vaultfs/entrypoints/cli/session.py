@@ -1,0 +1,230 @@
+"""What all commands share: which vault, how to answer, and what to do with errors."""
+
+import json
+import os
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from attrs import define, evolve
+
+from vaultfs.domain.errors import VaultError
+from vaultfs.entrypoints.cli.errors import ExitCode, error_code, exit_code
+
+if TYPE_CHECKING:
+    from vaultfs.domain.nodes import User
+    from vaultfs.domain.services.browse import Browse
+    from vaultfs.entrypoints.vault import Vault
+    from vaultfs.ports.progress import Progress
+
+VaultOption = Annotated[
+    str | None,
+    typer.Option("--vault", metavar="DIR", help="The vault's folder. [env: VAULTFS_VAULT]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.")]
+
+
+@define
+class Session:
+    """One call of the command line."""
+
+    vault: str | None = None
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    def answer(self, value: Any, text: Callable[[], str] | str = "") -> None:
+        """Print `value` as JSON, or else `text`, on standard output."""
+        if self.json:
+            sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+            return
+        shown_text = text if isinstance(text, str) else text()
+        if shown_text:
+            sys.stdout.write(shown_text + "\n")
+
+    def remark(self, text: str) -> None:
+        """Tell a person something, on standard error."""
+        if not self.quiet:
+            sys.stderr.write(text + "\n")
+
+    @contextmanager
+    def progress(self, title: str, total: int | None = None) -> Generator["Bar", None, None]:
+        """A progress bar in bytes, on a terminal; else nothing."""
+        if self.json or self.quiet or not sys.stderr.isatty():
+            yield Bar()
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(title, total=total)
+            yield Bar(
+                lambda done: progress.advance(task, done),
+                lambda size: progress.update(task, total=size),
+            )
+
+
+def _nothing(_: int, /) -> None:
+    """Where there is no bar."""
+
+
+@define
+class Bar:
+    """A progress bar, or none."""
+
+    advance: "Progress" = _nothing
+    expect: Callable[[int], None] = _nothing
+    """Told the total once it is known."""
+
+
+defaults = Session()
+"""What the options before the command said."""
+
+
+def session(vault: str | None, *, as_json: bool, quiet: bool = False) -> Session:
+    """The options of a command over those before it."""
+    return evolve(
+        defaults,
+        vault=vault or defaults.vault,
+        json=as_json or defaults.json,
+        quiet=quiet or defaults.quiet,
+    )
+
+
+def run(call: Session, work: Callable[[], Coroutine[Any, Any, ExitCode | None]]) -> None:
+    """Run a command to its end, and leave with its exit code."""
+    import anyio
+
+    _take_sigterm_for_sigint()
+    _tune()
+    try:
+        code = anyio.run(work)
+    except VaultError as error:
+        code = _fail(call, error)
+    except BrokenPipeError:
+        _silence_stdout()
+        code = ExitCode.FAILED
+    except KeyboardInterrupt:
+        code = _stop(call)
+    except Exception as error:  # noqa: BLE001 nobody is to see a traceback who did not ask
+        code = _bug(call, error)
+    raise typer.Exit(code or ExitCode.DONE)
+
+
+def _take_sigterm_for_sigint() -> None:
+    import signal
+
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def _tune() -> None:
+    """What is loaded stays, and little garbage comes in circles: collect it rarely."""
+    import gc
+
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+def _fail(call: Session, error: VaultError) -> ExitCode:
+    if call.json:
+        call.answer({"error": {"code": error_code(error), "message": error.message}})
+    else:
+        sys.stderr.write(f"vaultfs: {shown(error.message)}\n")
+    if call.debug:
+        raise error
+    return exit_code(error)
+
+
+def _stop(call: Session) -> ExitCode:
+    if call.json:
+        call.answer({"error": {"code": "interrupted", "message": "interrupted"}})
+    sys.stderr.write("vaultfs: interrupted; what was finished is kept\n")
+    return ExitCode.INTERRUPTED
+
+
+def _bug(call: Session, error: Exception) -> ExitCode:
+    if call.debug:
+        raise error
+    text = f"{type(error).__name__}: {error}"
+    if call.json:
+        call.answer({"error": {"code": "bug", "message": text}})
+    sys.stderr.write(f"vaultfs: a bug: {shown(text)} (--debug before the command shows where)\n")
+    return ExitCode.BUG
+
+
+def _silence_stdout() -> None:
+    """Nobody reads any more: let the interpreter flush into nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@asynccontextmanager
+async def opened(call: Session) -> "AsyncGenerator[Vault, None]":
+    """The vault that the call is about."""
+    from vaultfs.entrypoints.settings import read_settings
+    from vaultfs.entrypoints.vault import open_vault
+
+    async with open_vault(read_settings(call.vault)) as vault:
+        yield vault
+
+
+@asynccontextmanager
+async def browsing(call: Session) -> "AsyncGenerator[tuple[Browse, User], None]":
+    """The catalog of the vault that the call is about, for a look."""
+    from vaultfs.domain.services.browse import Browse
+    from vaultfs.entrypoints.opening import OWNER, open_catalog
+    from vaultfs.entrypoints.settings import read_settings
+
+    catalog = await open_catalog(read_settings(call.vault).folder)
+    try:
+        yield Browse(catalog), await catalog.user(OWNER)
+    finally:
+        await catalog.aclose()
+
+
+def shown(text: str) -> str:
+    """`text` with everything escaped that could drive a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def human(size: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def local_time(micros: int) -> str:
+    """A moment in local time, to the second."""
+    from vaultfs.domain.nodes import moment
+
+    return moment(micros).astimezone().isoformat(" ", "seconds")
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Aligned columns; those of numbers and sizes are the caller's to pad."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

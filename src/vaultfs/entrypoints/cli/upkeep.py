@@ -1,0 +1,342 @@
+"""`init`, `retention`, `verify`, `rebuild`, `backup`, `stats`, `demo`: the vault as a whole."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vaultfs.domain.errors import InvalidField
+from vaultfs.entrypoints.cli.errors import ExitCode
+from vaultfs.entrypoints.cli.session import (
+    JsonOption,
+    QuietOption,
+    Session,
+    VaultOption,
+    human,
+    opened,
+    run,
+    session,
+    shown,
+    table,
+)
+
+if TYPE_CHECKING:
+    from vaultfs.domain.integrity import Findings
+    from vaultfs.domain.retention import Retention
+    from vaultfs.domain.services.recovery import Backup, Usage
+    from vaultfs.entrypoints.vault import Vault
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (init, demo, retention, verify, rebuild, backup, stats):
+        app.command()(command)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Make a vault in a folder that is empty or not there yet."""
+    call = session(None, as_json=as_json)
+
+    async def work() -> None:
+        from vaultfs.entrypoints.vault import init_vault
+
+        number = await init_vault(folder)
+        call.answer(
+            {"vault": str(folder), "id": number},
+            f"made a vault in {shown(str(folder))}; for example:"
+            f" vaultfs --vault {shown(str(folder))} put FILE /",
+        )
+
+    run(call, work)
+
+
+def retention(
+    keep: Annotated[
+        str | None,
+        typer.Option("--keep", metavar="all|N|Nd", help="All, the last N, or those of N days."),
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Forget now what need not be kept.")
+    ] = False,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or set which old versions are kept, and forget the others."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            if keep is not None:
+                await vault.files.set_retention(vault.user, vault.user.name, _parse(keep))
+            policy = await vault.catalog.retention(vault.user.tree)
+            pruned = await vault.files.prune(vault.user, vault.user.name) if apply else None
+        text = _described(policy) + ("" if pruned is None else f"; {pruned} versions forgotten")
+        call.answer(
+            {
+                "last": policy.last,
+                "age_days": None if policy.age is None else policy.age.total_seconds() / 86400,
+                "pruned": pruned,
+            },
+            text,
+        )
+
+    run(call, work)
+
+
+def _parse(text: str) -> "Retention":
+    from datetime import timedelta
+
+    from vaultfs.domain.retention import KEEP_ALL, Retention
+
+    if text == "all":
+        return KEEP_ALL
+    number = text.removesuffix("d")
+    if not number.isdecimal():
+        raise InvalidField(f"--keep {text}: all, a number, or a number of days as in 30d")
+    if text.endswith("d"):
+        return Retention(age=timedelta(days=int(number)))
+    return Retention(last=int(number))
+
+
+def _described(policy: "Retention") -> str:
+    if policy.keeps_all:
+        return "all versions are kept"
+    if policy.last is not None:
+        return f"the last {policy.last} versions are kept"
+    return f"versions replaced less than {policy.age} ago are kept"
+
+
+def verify(
+    depth: Annotated[
+        str, typer.Option("--depth", metavar="catalog|packs|digests|full", help="How far.")
+    ] = "full",
+    subset: Annotated[
+        str | None, typer.Option("--subset", metavar="n/t", help="Part n of t of the packs.")
+    ] = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Look for damage: 1 is returned if there is any, with all files that are hit."""
+    call = session(vault, as_json=as_json, quiet=quiet)
+
+    async def work() -> ExitCode:
+        from vaultfs.domain.integrity import EVERYTHING, Depth, Subset
+
+        if depth not in {each.value for each in Depth}:
+            raise InvalidField(f"--depth {depth}: catalog, packs, digests or full")
+        part = EVERYTHING if subset is None else Subset.parse(subset)
+        async with opened(call) as vault:
+            packed = (await vault.catalog.stats()).packed // part.parts
+            with call.progress("verify", packed) as bar:
+                found = await vault.integrity.verify(
+                    Depth(depth), subset=part, progress=bar.advance
+                )
+        call.answer(_findings_json(found), lambda: _findings(found))
+        return ExitCode.DONE if found.clean else ExitCode.FAILED
+
+    run(call, work)
+
+
+def _findings_json(found: "Findings") -> dict[str, Any]:
+    return {
+        "clean": found.clean,
+        "problems": list(found.problems),
+        "files": [
+            {
+                "path": each.path if each.tree == "me" else f"{each.tree}:{each.path}",
+                "version": each.number,
+                "reason": each.reason,
+            }
+            for each in found.files
+        ],
+        "packs": found.packs,
+        "chunks": found.chunks,
+        "versions": found.versions,
+        "bytes_read": found.size,
+    }
+
+
+def _findings(found: "Findings") -> str:
+    lines = [f"problem: {shown(each)}" for each in found.problems]
+    lines += [
+        f"damaged: {shown(each.path)} version {each.number}: {shown(each.reason)}"
+        for each in found.files
+    ]
+    verdict = "clean" if found.clean else "DAMAGED"
+    lines.append(
+        f"{verdict}: {found.versions} versions, {found.packs} packs, {found.chunks} chunks,"
+        f" {human(found.size)} read"
+    )
+    return "\n".join(lines)
+
+
+def rebuild(
+    from_backup: Annotated[
+        str | None,
+        typer.Option(
+            "--from-backup",
+            metavar="NAME|latest",
+            help="Bring the catalog back from a backup first, setting the present one aside.",
+        ),
+    ] = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make the chunk index anew from the packs; a lost catalog from the newest backup."""
+    call = session(vault, as_json=as_json, quiet=quiet)
+
+    async def work() -> ExitCode:
+        recovered = await _recover(call, from_backup)
+        if recovered is not None:
+            call.remark(f"the catalog is that of backup {recovered.name}")
+        async with opened(call) as vault:
+            packed = (await vault.catalog.stats()).packed
+            with call.progress("rebuild", packed or None) as bar:
+                done = await vault.recovery.rebuild(progress=bar.advance)
+        for problem in done.problems:
+            call.remark(f"vaultfs: {shown(problem)}")
+        call.answer(
+            {
+                "backup": recovered.name if recovered else None,
+                "packs": done.packs,
+                "chunks": done.chunks,
+                "versions": done.versions,
+                "problems": list(done.problems),
+            },
+            f"indexed {done.chunks} chunks in {done.packs} packs for {done.versions} versions",
+        )
+        return ExitCode.FAILED if done.problems else ExitCode.DONE
+
+    run(call, work)
+
+
+async def _recover(call: Session, name: str | None) -> "Backup | None":
+    """Bring the catalog back from a backup if that was asked for, or if it is gone."""
+    from vaultfs.entrypoints.opening import catalog_file
+    from vaultfs.entrypoints.settings import read_settings
+    from vaultfs.entrypoints.vault import recover_catalog
+
+    folder = read_settings(call.vault).folder
+    if name is None and (catalog_file(folder).exists() or not (folder / "objects").is_dir()):
+        return None
+    return await recover_catalog(folder, None if name in {None, "latest"} else name)
+
+
+def backup(
+    listed: Annotated[bool, typer.Option("--list", help="List the backups instead.")] = False,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Backups to keep.")] = 7,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Copy the catalog into the store, so that it can be brought back by `rebuild`."""
+    call = session(vault, as_json=as_json, quiet=quiet)
+
+    async def look() -> None:
+        async with opened(call) as vault:
+            found = await vault.recovery.backups()
+        call.answer(
+            [_backup_json(each) for each in found] if call.json else None,
+            lambda: (
+                table([(each.name, human(each.size).rjust(10)) for each in found]) if found else ""
+            ),
+        )
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            with call.progress("backup") as bar:
+                made = await vault.recovery.backup(keep=keep, progress=bar.advance)
+        call.answer(_backup_json(made), f"made backup {made.name}, {human(made.size)}")
+
+    run(call, look if listed else work)
+
+
+def _backup_json(each: "Backup") -> dict[str, Any]:
+    return {
+        "name": each.name,
+        "created": each.created.isoformat(),
+        "bytes": each.size,
+        "vault": each.vault_id,
+    }
+
+
+def stats(vault: VaultOption = None, as_json: JsonOption = False) -> None:
+    """Show how much the vault holds, and what no version needs any more."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            usage = await vault.recovery.usage()
+            value = _usage_json(vault, usage)
+        call.answer(value, lambda: _usage(usage))
+
+    run(call, work)
+
+
+def _usage_json(vault: "Vault", usage: "Usage") -> dict[str, Any]:
+    found = usage.catalog
+    return {
+        "vault": str(vault.settings.folder),
+        "users": found.users,
+        "folders": found.folders,
+        "files": found.files,
+        "versions": found.versions,
+        "trashed": found.trashed,
+        "bytes_all_versions": found.logical,
+        "bytes_current": found.current,
+        "packs": found.packs,
+        "bytes_stored": found.packed,
+        "chunks": found.chunks,
+        "bytes_live": usage.live,
+        "bytes_unreferenced": usage.unreferenced,
+    }
+
+
+def _usage(usage: "Usage") -> str:
+    found = usage.catalog
+    factor = found.logical / found.packed if found.packed else 1.0
+    return table(
+        [
+            ("folders", f"{found.folders:>12}"),
+            ("files", f"{found.files:>12}"),
+            ("versions", f"{found.versions:>12}"),
+            ("in the trash", f"{found.trashed:>12}"),
+            ("current contents", human(found.current).rjust(12)),
+            ("all versions", human(found.logical).rjust(12)),
+            ("stored", human(found.packed).rjust(12)),
+            ("  of it unreferenced", human(usage.unreferenced).rjust(12)),
+            ("packs", f"{found.packs:>12}"),
+            ("chunks", f"{found.chunks:>12}"),
+            ("all versions : stored", f"{factor:>12.2f}"),
+        ]
+    )
+
+
+def demo(
+    also: Annotated[
+        list[Path] | None,
+        typer.Option("--also", metavar="DIR", help="Put this folder too. Can be repeated."),
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="Only a part of the standard library.")
+    ] = False,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="DIR", help="Work here and leave it there.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show the main job on real files: put, change, put again, get, compare, verify."""
+    call = session(None, as_json=as_json, quiet=quiet)
+
+    async def work() -> ExitCode:
+        from vaultfs.entrypoints.cli.demo import Demo
+
+        return await Demo(call, tuple(also or ()), small=small).run(keep)
+
+    run(call, work)

@@ -1,0 +1,434 @@
+"""Vaults that can be made to fail, and what has to hold of them afterwards."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path as FilePath
+from random import Random
+from typing import Final
+
+import anyio
+from attrs import define, field, frozen
+
+from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
+from vaultfs.adapters.sql.sqlite import SqliteCatalog
+from vaultfs.adapters.wrappers.counting import CountingObjectStore, Effect
+from vaultfs.domain.digests import Buffer, Digest, digest_of
+from vaultfs.domain.errors import CatalogUnavailable, NotFound, OutcomeUnknown, VaultError
+from vaultfs.domain.integrity import Depth
+from vaultfs.domain.manifests import Manifest
+from vaultfs.domain.names import Address, Path, parse_address, parse_path
+from vaultfs.domain.nodes import Node, NodeId, Origin, TreeId, User, UserId, Version
+from vaultfs.domain.operations import AddUser, Done, Outcome, Unit
+from vaultfs.domain.retention import Retention
+from vaultfs.entrypoints.settings import Settings
+from vaultfs.entrypoints.vault import OWNER, Vault, compose
+from vaultfs.ports.catalog import (
+    Catalog,
+    CatalogStats,
+    Change,
+    Known,
+    Location,
+    PackRow,
+    Reindexing,
+    Trashed,
+    VersionRef,
+)
+from vaultfs.ports.objects import ObjectStore, StoreUnavailable
+from vaultfs.ports.trees import Item, Skipped, Source, SourceTree
+
+MIB: Final = 1 << 20
+FOUR_PACKS: Final = 64 * MIB
+
+
+def random_bytes(size: int, seed: int | str = 0) -> bytes:
+    """Bytes that do not compress; the same for the same seed."""
+    return Random(f"{seed}-{size}").randbytes(size)
+
+
+def at(path: str) -> Address:
+    """The address of `path` in the owner's tree."""
+    return parse_address(path, own=OWNER)
+
+
+# Catalogs and vaults
+
+
+class CatalogAround(Catalog):
+    """A catalog that passes every call on to `inner`."""
+
+    def __init__(self, inner: Catalog) -> None:
+        self.inner = inner
+
+    async def apply(self, units: Sequence[Unit]) -> list[Outcome]:
+        return await self.inner.apply(units)
+
+    async def outcome(self, op_id: str) -> tuple[Change, ...]:
+        return await self.inner.outcome(op_id)
+
+    async def user(self, name: str) -> User:
+        return await self.inner.user(name)
+
+    async def users(self) -> list[User]:
+        return await self.inner.users()
+
+    async def retention(self, tree: TreeId) -> Retention:
+        return await self.inner.retention(tree)
+
+    async def resolve(self, tree: TreeId, path: Path) -> tuple[Node, ...]:
+        return await self.inner.resolve(tree, path)
+
+    async def file(
+        self, tree: TreeId, path: Path, number: int | None = None
+    ) -> tuple[tuple[Node, ...], Version | None]:
+        return await self.inner.file(tree, path, number)
+
+    async def children(self, folder: NodeId, *, after: str = "", limit: int = 1000) -> list[Node]:
+        return await self.inner.children(folder, after=after, limit=limit)
+
+    async def versions(
+        self, node: NodeId, *, before: int | None = None, limit: int = 1000
+    ) -> list[Version]:
+        return await self.inner.versions(node, before=before, limit=limit)
+
+    async def current_versions(self, nodes: Sequence[NodeId]) -> dict[NodeId, Version]:
+        return await self.inner.current_versions(nodes)
+
+    async def node_path(self, node: NodeId) -> tuple[TreeId, Path]:
+        return await self.inner.node_path(node)
+
+    async def trash(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Trashed]:
+        return await self.inner.trash(tree, after=after, limit=limit)
+
+    async def files_with_history(
+        self, tree: TreeId, *, after: int = 0, limit: int = 1000
+    ) -> list[NodeId]:
+        return await self.inner.files_with_history(tree, after=after, limit=limit)
+
+    async def changes(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Change]:
+        return await self.inner.changes(tree, after=after, limit=limit)
+
+    async def known(self, user: UserId, digests: Sequence[Digest]) -> Known:
+        return await self.inner.known(user, digests)
+
+    async def locate(self, user: UserId, digests: Sequence[Digest]) -> dict[Digest, Location]:
+        return await self.inner.locate(user, digests)
+
+    async def packs(self, *, after: Digest | None = None, limit: int = 1000) -> list[PackRow]:
+        return await self.inner.packs(after=after, limit=limit)
+
+    async def has_pack(self, key: Digest) -> bool:
+        return await self.inner.has_pack(key)
+
+    async def chunks_of(self, packs: Sequence[Digest]) -> list[tuple[Digest, Location]]:
+        return await self.inner.chunks_of(packs)
+
+    async def index(
+        self, *, after: Digest | None = None, limit: int = 1000
+    ) -> list[tuple[Digest, Location]]:
+        return await self.inner.index(after=after, limit=limit)
+
+    async def all_versions(self, *, after: int = 0, limit: int = 1000) -> list[VersionRef]:
+        return await self.inner.all_versions(after=after, limit=limit)
+
+    async def stats(self) -> CatalogStats:
+        return await self.inner.stats()
+
+    async def check(self) -> list[str]:
+        return await self.inner.check()
+
+    @asynccontextmanager
+    async def reindex(self) -> AsyncGenerator[Reindexing, None]:
+        async with self.inner.reindex() as index:
+            yield index
+
+    async def dump(self) -> AsyncGenerator[bytes, None]:
+        async for piece in self.inner.dump():
+            yield piece
+
+    async def load(self, pieces: AsyncGenerator[bytes, None]) -> None:
+        await self.inner.load(pieces)
+
+    async def vault_id(self) -> str:
+        return await self.inner.vault_id()
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+class CountingCatalog(CatalogAround):
+    """`inner`, with `effect` called around everything that changes it.
+
+    A call that fails is announced before only.
+    """
+
+    def __init__(self, inner: Catalog, effect: Effect) -> None:
+        super().__init__(inner)
+        self._effect = effect
+
+    async def apply(self, units: Sequence[Unit]) -> list[Outcome]:
+        kinds = " ".join(type(each).__name__ for unit in units for each in unit.operations)
+        self._effect(f"before catalog apply {kinds[:80]}")
+        outcomes = await super().apply(units)
+        self._effect(f"after catalog apply {kinds[:80]}")
+        return outcomes
+
+    @asynccontextmanager
+    async def reindex(self) -> AsyncGenerator[Reindexing, None]:
+        self._effect("before catalog reindex")
+        async with super().reindex() as index:
+            self._effect("before catalog reindex is filled")
+            yield index
+            self._effect("before catalog reindex is committed")
+        self._effect("after catalog reindex")
+
+    async def load(self, pieces: AsyncGenerator[bytes, None]) -> None:
+        self._effect("before catalog load")
+        await super().load(pieces)
+        self._effect("after catalog load")
+
+
+@define(eq=False)
+class Effects:
+    """Counts effects and raises what the world would raise at number `fail_at`, from 1."""
+
+    fail_at: int | None = None
+    seen: list[str] = field(factory=list[str])
+
+    def start(self, fail_at: int | None) -> None:
+        """Count from the beginning again."""
+        self.fail_at, self.seen = fail_at, []
+
+    def __call__(self, effect: str) -> None:
+        self.seen.append(effect)
+        if len(self.seen) == self.fail_at:
+            raise _failure(effect)
+
+
+def _failure(effect: str) -> VaultError:
+    if " catalog " not in effect:
+        return StoreUnavailable(effect, backend="memory", operation="put")
+    if effect.startswith("before"):
+        return CatalogUnavailable(effect)
+    return OutcomeUnknown(effect, op_id="unknown")
+
+
+async def add_user(catalog: Catalog, name: str) -> User:
+    unit = Unit(UserId(0), 0, f"add-{name}", (AddUser(name),))
+    [outcome] = await catalog.apply([unit])
+    assert isinstance(outcome, Done), outcome
+    return await catalog.user(name)
+
+
+@asynccontextmanager
+async def open_memory_vault(
+    *,
+    store: ObjectStore | None = None,
+    catalog: Catalog | None = None,
+    effect: Effect | None = None,
+    budget: int = FOUR_PACKS,
+) -> AsyncGenerator[Vault, None]:
+    """A vault in memory; `catalog`, if given, stays open and has its owner.
+
+    `effect` is called around every change from when the vault is open.
+    """
+    clock = ManualClock()
+    objects = store or MemoryObjectStore(clock=clock)
+    own = await SqliteCatalog.open(None) if catalog is None else None
+    try:
+        index = catalog or own
+        assert index is not None
+        if own is not None:
+            await add_user(own, OWNER)
+        if effect is not None:
+            objects = CountingObjectStore(objects, effect)
+            index = CountingCatalog(index, effect)
+        settings = Settings(FilePath("memory"), budget, 2)
+        async with compose(settings, objects, index, clock) as vault:
+            yield vault
+    finally:
+        if own is not None:
+            await own.aclose()
+
+
+# Sources
+
+
+@define(eq=False)
+class BytesSource:
+    """`data`, with a `pause` behind every `step` bytes."""
+
+    data: bytes
+    step: int = 1 << 30
+    pause: Callable[[], Awaitable[object]] | None = None
+    _at: int = 0
+
+    async def readinto(self, view: memoryview) -> int:
+        filled = 0
+        while filled < len(view) and self._at < len(self.data):
+            part = self.data[self._at : self._at + min(self.step, len(view) - filled)]
+            view[filled : filled + len(part)] = part
+            filled += len(part)
+            self._at += len(part)
+            if self.pause is not None:
+                await self.pause()
+        return filled
+
+
+@frozen
+class MemoryTree(SourceTree):
+    """Files by path, such as `a/b`, and the folders above them."""
+
+    contents: Mapping[str, bytes]
+
+    async def walk(self) -> AsyncGenerator[list[Item | Skipped], None]:
+        paths = {parse_path("/" + name): data for name, data in self.contents.items()}
+        folders = {path[:depth] for path in paths for depth in range(1, len(path))}
+        found: list[Item | Skipped] = [
+            *(Item(path, "folder", 0, Origin()) for path in sorted(folders)),
+            *(Item(path, "file", len(data), Origin()) for path, data in sorted(paths.items())),
+        ]
+        yield found
+
+    async def load(self, items: Sequence[Item]) -> list[bytes | VaultError]:
+        return [self._data(item) for item in items]
+
+    @asynccontextmanager
+    async def open(self, item: Item) -> AsyncGenerator[Source, None]:
+        yield BytesSource(self._data(item))
+
+    def _data(self, item: Item) -> bytes:
+        return self.contents["/".join(item.path)]
+
+
+# What a vault holds
+
+
+async def put(vault: Vault, path: str, data: bytes) -> Node:
+    result = await vault.files.put(
+        vault.user, at(path), BytesSource(data), size=len(data), parents=True
+    )
+    assert result.node is not None
+    return result.node
+
+
+async def read_manifest(vault: Vault, user: UserId, manifest: Manifest) -> bytes:
+    pieces: list[Buffer] = []
+    async with vault.reader.content(user, manifest) as parts:
+        async for part in parts:
+            pieces += part
+    return b"".join(pieces)
+
+
+async def read(vault: Vault, path: str, number: int | None = None) -> bytes:
+    _, version = await vault.files.version(vault.user, at(path), number)
+    return await read_manifest(vault, vault.user.id, version.manifest)
+
+
+async def files_of(vault: Vault, path: str = "/") -> list[str]:
+    """The paths of all files below `path`."""
+    found: list[str] = []
+    for node in await vault.files.children(vault.user, at(path)):
+        below = f"{path.rstrip('/')}/{node.name}"
+        found += await files_of(vault, below) if node.is_folder else [below]
+    return found
+
+
+State = dict[str, tuple[Digest, ...]]
+"""The digests of all versions of every file, oldest first; trash under `trash:`."""
+
+
+async def state_of(vault: Vault) -> State:
+    """What `vault` holds, read from its packs."""
+    state: State = {}
+    for path in await files_of(vault):
+        state[path] = await _history(vault, (await vault.files.stat(vault.user, at(path))).id)
+    for node, path in await vault.catalog.trash(vault.user.tree):
+        if not node.is_folder:
+            state["trash:/" + "/".join(path)] = await _history(vault, node.id)
+    return state
+
+
+async def _history(vault: Vault, node: NodeId) -> tuple[Digest, ...]:
+    versions = (await vault.catalog.versions(node))[::-1]
+    contents = [await read_manifest(vault, vault.user.id, each.manifest) for each in versions]
+    for version, content in zip(versions, contents, strict=True):
+        assert version.digest == digest_of(content)
+        assert version.size == len(content)
+    return tuple(map(digest_of, contents))
+
+
+def digests(*contents: bytes) -> tuple[Digest, ...]:
+    return tuple(map(digest_of, contents))
+
+
+async def is_there(vault: Vault, path: str) -> bool:
+    try:
+        await vault.files.stat(vault.user, at(path))
+    except NotFound:
+        return False
+    return True
+
+
+async def settle(vault: Vault) -> None:
+    """Wait until nobody holds any of the budget.
+
+    What a transfer put into the open pack before it failed goes with that pack.
+    """
+    vault.files.packer.flush()
+    with anyio.fail_after(10):
+        while any(vault.budget.used.values()):
+            await anyio.sleep(0.001)
+
+
+async def assert_sound(vault: Vault) -> None:
+    """All bytes are there, and nobody holds any of the budget."""
+    await settle(vault)
+    findings = await vault.integrity.verify(Depth.FULL)
+    assert findings.clean, findings
+    assert not any(vault.budget.used.values())
+    assert not vault.budget.writers_wait
+
+
+def assert_between(found: State, before: State, after: State) -> None:
+    """Every path is as it was or as it was to become, and nothing else is there."""
+    for path in {*found, *before, *after}:
+        assert found.get(path) in {before.get(path), after.get(path)}, path
+
+
+def small_files(count: int, *, seed: str = "small", size: int = 3000) -> dict[str, bytes]:
+    """Files in a few folders: some compress, some do not, sizes up to twice `size`."""
+    random = Random(f"{seed}-{count}")
+    return {
+        f"folder-{number % 3}/{seed}-{number:04}": _content(random, number, size)
+        for number in range(count)
+    }
+
+
+def _content(random: Random, number: int, size: int) -> bytes:
+    length = random.randrange(2 * size)
+    return b"line %d\n" % number * (length // 8) if number % 2 else random.randbytes(length)
+
+
+def write_tree(folder: FilePath, contents: Mapping[str, bytes]) -> None:
+    for name, data in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def read_tree(folder: FilePath) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def below(prefix: str, contents: Mapping[str, bytes]) -> State:
+    """The state that `contents` make when put below `prefix` for the first time."""
+    return {f"{prefix}/{name}": digests(data) for name, data in contents.items()}
+
+
+def without(state: State, paths: Iterable[str]) -> State:
+    gone = set(paths)
+    return {path: held for path, held in state.items() if path not in gone}
