@@ -24,6 +24,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.manifests import Manifest
 from vaultfs.domain.names import Path as VaultPath
 from vaultfs.domain.nodes import Content, DigestState, NodeId, TreeId, UserId
-from vaultfs.domain.operations import AddUser, Done, Move, Outcome, PutFile, Unit
+from vaultfs.domain.operations import AddUser, Move, PutFile, Refused, Unit
+from vaultfs.domain.operations import Outcome as Answer
 
 METADATA = "metadata"
 RAW = "sqlite3"
@@ -113,6 +115,10 @@ def content(number: int) -> Content:
     return Content(Manifest(0, ((digest, SIZE),)), digest, DigestState.VERIFIED)
 
 
+def encoded(number: int) -> bytes:
+    return content(number).manifest.encode()
+
+
 def file_name(index: int) -> str:
     return f"file-{index:06}.bin"
 
@@ -157,7 +163,7 @@ def fill(connection: sqlite3.Connection, shape: Shape) -> None:
     """Put everything into a catalog that has its user and nothing else."""
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("PRAGMA cache_size = -262144")
-    connection.create_function("encoded", 1, lambda number: content(number).manifest.encode())
+    connection.create_function("encoded", 1, encoded)
     connection.create_function("hashed", 1, digest_number)
     packs = range(1, shape.chunks // 100 + 2)
     connection.execute("BEGIN")
@@ -225,11 +231,11 @@ def digests(shape: Shape, number: int) -> list[Digest]:
     ]
 
 
-def done(outcomes: Sequence[Outcome]) -> None:
+def done(answers: Sequence[Answer]) -> None:
     """See that no unit was refused: what is refused is quick."""
-    for outcome in outcomes:
-        if not isinstance(outcome, Done):
-            raise outcome.error
+    for answer in answers:
+        if isinstance(answer, Refused):
+            raise answer.error
 
 
 def see(holds: bool) -> None:
@@ -308,61 +314,91 @@ def execute(connection: sqlite3.Connection, statements: Statements) -> None:
         connection.execute(sql, parameters).fetchall()
 
 
-def raw_operations(file: Path, script: Script) -> dict[str, Operation]:
+@frozen
+class Raw:
     """`sqlite3` with the settings of our connections: one that writes, one that reads."""
-    writer, reader = connect(file), connect(file)
 
-    async def put(run: int) -> None:
-        for statements in script.puts[run]:
-            await to_thread.run_sync(execute, writer, statements)
+    script: Script
+    writer: sqlite3.Connection
+    reader: sqlite3.Connection
 
-    async def move(run: int) -> None:
-        await to_thread.run_sync(execute, writer, script.moves[run])
+    async def put(self, run: int) -> None:
+        for statements in self.script.puts[run]:
+            await to_thread.run_sync(execute, self.writer, statements)
 
-    def read(step: str) -> Operation:
+    async def move(self, run: int) -> None:
+        await to_thread.run_sync(execute, self.writer, self.script.moves[run])
+
+    def reading(self, step: str) -> Operation:
         async def run_all(_: int) -> None:
-            for statements in script.reads[step]:
-                await to_thread.run_sync(execute, reader, statements)
+            for statements in self.script.reads[step]:
+                await to_thread.run_sync(execute, self.reader, statements)
 
         return run_all
 
-    return {"put": put, **{step: read(step) for step in script.reads}, "move": move}
+    def operations(self) -> dict[str, Operation]:
+        reads = {step: self.reading(step) for step in self.script.reads}
+        return {"put": self.put, **reads, "move": self.move}
 
 
-async def our_operations(catalog: SqliteCatalog, shape: Shape) -> dict[str, Operation]:
-    folders: dict[str, NodeId] = {}
-    for name in (LISTED, LARGE):
-        folders[name] = (await catalog.resolve(TREE, (name,)))[-1].id
-    wanted = [digests(shape, number) for number in range(LOOKUPS)]
+@frozen
+class Ours:
+    """The catalog behind its port."""
 
-    async def put(run: int) -> None:
-        for unit in puts(run):
-            done(await catalog.apply([unit]))
+    catalog: SqliteCatalog
+    folders: dict[str, NodeId]
+    wanted: tuple[list[Digest], ...]
+    puts: dict[int, list[Unit]]
+    moves: dict[int, list[Unit]]
 
-    async def known(_: int) -> None:
-        for each in wanted:
-            see(len((await catalog.known(USER, each)).own) == FOLDER // 2)
+    @staticmethod
+    async def ready(catalog: SqliteCatalog, shape: Shape, runs: int) -> "Ours":
+        """With all values made that a caller would have at hand."""
+        return Ours(
+            catalog,
+            {name: (await catalog.resolve(TREE, (name,)))[-1].id for name in (LISTED, LARGE)},
+            tuple(digests(shape, number) for number in range(LOOKUPS)),
+            {run: puts(run) for run in range(1, runs + 1)},
+            {run: moves(run) for run in range(1, runs + 1)},
+        )
 
-    async def locate(_: int) -> None:
-        for each in wanted:
-            see(len(await catalog.locate(USER, each)) == FOLDER // 2)
+    async def put(self, run: int) -> None:
+        for unit in self.puts[run]:
+            done(await self.catalog.apply([unit]))
 
-    def listing(folder: str, after: str) -> Operation:
+    async def known(self, _: int) -> None:
+        for each in self.wanted:
+            see(len((await self.catalog.known(USER, each)).own) == FOLDER // 2)
+
+    async def locate(self, _: int) -> None:
+        for each in self.wanted:
+            see(len(await self.catalog.locate(USER, each)) == FOLDER // 2)
+
+    def listing(self, folder: str, after: str) -> Operation:
         async def run_all(_: int) -> None:
             for _ in range(LISTS):
-                see(len(await catalog.children(folders[folder], after=after)) == FOLDER)
+                found = await self.catalog.children(self.folders[folder], after=after)
+                see(len(found) == FOLDER)
 
         return run_all
 
-    async def stat(_: int) -> None:
+    async def stat(self, _: int) -> None:
         for _ in range(STATS):
-            see(len(await catalog.resolve(TREE, DEEP)) == len(DEEP) + 1)
+            see(len(await self.catalog.resolve(TREE, DEEP)) == len(DEEP) + 1)
 
-    async def move(run: int) -> None:
-        done(await catalog.apply(moves(run)))
+    async def move(self, run: int) -> None:
+        done(await self.catalog.apply(self.moves[run]))
 
-    listings = {step: listing(*which) for step, which in lists(shape).items()}
-    return {"put": put, "known": known, "locate": locate, **listings, "stat": stat, "move": move}
+    def operations(self, shape: Shape) -> dict[str, Operation]:
+        listings = {step: self.listing(*which) for step, which in lists(shape).items()}
+        return {
+            "put": self.put,
+            "known": self.known,
+            "locate": self.locate,
+            **listings,
+            "stat": self.stat,
+            "move": self.move,
+        }
 
 
 # The race
@@ -376,18 +412,17 @@ async def race(file: Path, folder: Path, shape: Shape, runs: int) -> Outcome:
     script = await rehearse(copies["rehearsal"], shape, runs)
     catalog = await SqliteCatalog.open(copies[OURS])
     results: list[Run] = []
-    try:
+    with closing(connect(copies[RAW])) as writer, closing(connect(copies[RAW])) as reader:
         contestants = {
-            RAW: raw_operations(copies[RAW], script),
-            OURS: await our_operations(catalog, shape),
+            RAW: Raw(script, writer, reader).operations(),
+            OURS: (await Ours.ready(catalog, shape, runs)).operations(shape),
         }
         for run in range(1, runs + 1):
             for step, label in STEPS.items():
                 for name in sorted(contestants, reverse=run % 2 == 0):
                     seconds = await timed(contestants[name][step], run)
                     results.append(Run(METADATA, name, label, run, seconds, 0))
-    finally:
-        await catalog.aclose()
+    await catalog.aclose()
     return Outcome(tuple(results))
 
 

@@ -1,7 +1,9 @@
 """`put`, `get` and `cat`: bytes into the vault and out of it."""
 
+import os
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -184,7 +186,7 @@ async def _put_one(
     from vaultfs.adapters.files import LocalSource, StreamSource
 
     if source == "-":
-        stream = StreamSource(sys.stdin.buffer.read1)
+        stream = StreamSource(partial(os.read, sys.stdin.fileno()))
         result = await vault.files.put(
             vault.user,
             target,

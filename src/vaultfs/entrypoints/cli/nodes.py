@@ -1,7 +1,7 @@
 """`mkdir`, `mv`, `cp`, `rm`, `trash`, `restore`, `meta`: changes to the tree."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -199,19 +199,21 @@ def trash(
         )
 
     async def work() -> None:
+        from vaultfs.domain.nodes import NodeId
+
         async with opened(call) as vault:
-            found = {each.node.id: each for each in await _trashed(vault.files, vault.user)}
-            wanted = set(purge or ()) | (set(found) if purge_all else set())
+            there = {each.node.id for each in await _trashed(vault.files, vault.user)}
+            wanted = {NodeId(number) for number in purge or ()} | (there if purge_all else set())
             for number in sorted(wanted):
-                if number not in found:
+                if number not in there:
                     raise NotFound(f"{number} is not in the trash")
-                await vault.files.purge(vault.user, vault.user.name, found[number].node.id)
+                await vault.files.purge(vault.user, vault.user.name, number)
             call.answer({"purged": sorted(wanted)}, f"purged {len(wanted)}")
 
     run(call, work if purge or purge_all else look)
 
 
-def _trashed_json(each: "Trashed") -> dict[str, object]:
+def _trashed_json(each: "Trashed") -> dict[str, Any]:
     return node_json(each.node, Address("me", each.path)) | {"trashed_us": each.node.trashed_us}
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,7 +131,10 @@ def run(call: Session, work: Callable[[], Coroutine[Any, Any, ExitCode | None]])
 def _take_sigterm_for_sigint() -> None:
     import signal
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    def interrupt(_number: int, _frame: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _tune() -> None:
@@ -221,7 +224,7 @@ def local_time(micros: int) -> str:
     return moment(micros).astimezone().isoformat(" ", "seconds")
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Aligned columns; those of numbers and sizes are the caller's to pad."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
