@@ -202,8 +202,9 @@ def trash(
         from vaultfs.domain.nodes import NodeId
 
         async with opened(call) as vault:
-            there = {each.node.id for each in await _trashed(vault.files, vault.user)}
-            wanted = {NodeId(number) for number in purge or ()} | (there if purge_all else set())
+            there: set[NodeId] = {each.node.id for each in await _trashed(vault.files, vault.user)}
+            wanted = set(there) if purge_all else set[NodeId]()
+            wanted.update(NodeId(number) for number in purge or ())
             for number in sorted(wanted):
                 if number not in there:
                     raise NotFound(f"{number} is not in the trash")
