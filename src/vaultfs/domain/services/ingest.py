@@ -313,7 +313,7 @@ class _Stream:
             while not last:
                 charge = await self.ingest.budget.charge(Use.WRITE, size)
                 self.held.add(charge)
-                buffer = self.buffers.take() if size == BLOCK else bytearray(size)
+                buffer = self.buffers.take() if size == BLOCK else bytearray(head + size)
                 filled = await source.readinto(memoryview(buffer)[head : head + size])
                 last = filled < size
                 charge.shrink(filled)

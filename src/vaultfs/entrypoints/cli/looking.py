@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -155,7 +155,8 @@ def _described(value: dict[str, Any], indent: str = "") -> str:
     lines: list[str] = []
     for key, each in value.items():
         if isinstance(each, dict) and key != "metadata":
-            lines += [f"{indent}{key}:", _described(each, indent + "  ")]
+            inner = cast("dict[str, Any]", each)
+            lines += [f"{indent}{key}:", _described(inner, indent + "  ")]
         elif each is not None:
             text = json.dumps(each) if isinstance(each, dict) else shown(str(each))
             lines.append(f"{indent}{key}: {text}")
