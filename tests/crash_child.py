@@ -106,8 +106,13 @@ async def run(
             await done(name, vault)
 
 
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 async def _say(name: str, _: Vault | None = None) -> None:
-    print(f"done {name}", flush=True)
+    _print(f"done {name}")
 
 
 async def _script(folder: Path, local: Path, deadly: int) -> None:
@@ -117,11 +122,11 @@ async def _script(folder: Path, local: Path, deadly: int) -> None:
         nonlocal count
         count += 1
         if count == deadly:
-            print(f"dying {what}", flush=True)
+            _print(f"dying {what}")
             os.kill(os.getpid(), signal.SIGKILL)
 
     await run(folder, local, effect=effect, done=_say)
-    print(f"effects {count}", flush=True)
+    _print(f"effects {count}")
 
 
 async def _put(folder: Path, local: Path) -> None:

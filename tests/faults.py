@@ -1,9 +1,20 @@
 """Vaults that can be made to fail, and what has to hold of them afterwards."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+import os
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from itertools import islice
 from pathlib import Path as FilePath
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import anyio
@@ -20,6 +31,7 @@ from vaultfs.domain.names import Address, Path, parse_address, parse_path
 from vaultfs.domain.nodes import Node, NodeId, Origin, TreeId, User, UserId, Version
 from vaultfs.domain.operations import AddUser, Done, Outcome, Unit
 from vaultfs.domain.retention import Retention
+from vaultfs.domain.services.reader import Wanted
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import OWNER, Vault, compose
 from vaultfs.ports.catalog import (
@@ -339,22 +351,61 @@ State = dict[str, tuple[Digest, ...]]
 
 async def state_of(vault: Vault) -> State:
     """What `vault` holds, read from its packs."""
-    state: State = {}
-    for path in await files_of(vault):
-        state[path] = await _history(vault, (await vault.files.stat(vault.user, at(path))).id)
+    held: dict[str, list[Version]] = {}
+    await _add_folder(vault, (await vault.files.stat(vault.user, at("/"))).id, "", held)
     for node, path in await vault.catalog.trash(vault.user.tree):
-        if not node.is_folder:
-            state["trash:/" + "/".join(path)] = await _history(vault, node.id)
-    return state
+        name = "trash:/" + "/".join(path)
+        if node.is_folder:
+            await _add_folder(vault, node.id, name, held)
+        else:
+            held[name] = await _history(vault, node)
+    found = iter(await _digests(vault, [each for versions in held.values() for each in versions]))
+    return {path: tuple(islice(found, len(versions))) for path, versions in held.items()}
 
 
-async def _history(vault: Vault, node: NodeId) -> tuple[Digest, ...]:
-    versions = (await vault.catalog.versions(node))[::-1]
-    contents = [await read_manifest(vault, vault.user.id, each.manifest) for each in versions]
-    for version, content in zip(versions, contents, strict=True):
-        assert version.digest == digest_of(content)
-        assert version.size == len(content)
-    return tuple(map(digest_of, contents))
+async def _add_folder(
+    vault: Vault, folder: NodeId, prefix: str, held: dict[str, list[Version]]
+) -> None:
+    nodes = await vault.catalog.children(folder)
+    assert len(nodes) < 1000
+    current = await vault.catalog.current_versions([node.id for node in nodes])
+    for node in nodes:
+        if node.is_folder:
+            await _add_folder(vault, node.id, f"{prefix}/{node.name}", held)
+        elif node.number == 1:
+            held[f"{prefix}/{node.name}"] = [current[node.id]]
+        else:
+            held[f"{prefix}/{node.name}"] = await _history(vault, node)
+
+
+async def _history(vault: Vault, node: Node) -> list[Version]:
+    return (await vault.catalog.versions(node.id))[::-1]
+
+
+async def _digests(vault: Vault, versions: Sequence[Version]) -> list[Digest]:
+    """Of the bytes of each of `versions`, which are what their rows say."""
+
+    async def wanted() -> AsyncGenerator[Wanted, None]:
+        for version in versions:
+            manifest = version.manifest
+            async with aclosing(
+                vault.reader.wanted(vault.user.id, manifest, 0, manifest.size)
+            ) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    held: list[Buffer] = []
+    async with vault.reader.chunks(vault.user.id, wanted()) as parts:
+        async for part in parts:
+            held += part
+    data, start = memoryview(b"".join(held)), 0
+    found: list[Digest] = []
+    for version in versions:
+        found.append(digest_of(data[start : start + version.size]))
+        assert found[-1] == version.digest
+        start += version.size
+    assert start == len(data)
+    return found
 
 
 def digests(*contents: bytes) -> tuple[Digest, ...]:
@@ -407,6 +458,14 @@ def small_files(count: int, *, seed: str = "small", size: int = 3000) -> dict[st
 def _content(random: Random, number: int, size: int) -> bytes:
     length = random.randrange(2 * size)
     return b"line %d\n" % number * (length // 8) if number % 2 else random.randbytes(length)
+
+
+@contextmanager
+def quick_folder() -> Generator[FilePath, None, None]:
+    """A folder in memory where there is one: to a killed process it is as good as a disk."""
+    memory = "/dev/shm"
+    with TemporaryDirectory(dir=memory if os.path.isdir(memory) else None) as folder:
+        yield FilePath(folder)
 
 
 def write_tree(folder: FilePath, contents: Mapping[str, bytes]) -> None:

@@ -10,9 +10,12 @@ def main() -> None:
 
         print(f"vaultfs {__version__}")
         return
-    from vaultfs.entrypoints.cli import main
+    try:
+        from vaultfs.entrypoints.cli import main
 
-    main()
+        main()
+    except KeyboardInterrupt:  # while modules were loaded: later ones are `run`'s business
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The code against the vectors of docs/format.md, in both directions."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,8 +30,8 @@ from vaultfs.domain.packs import (
 
 Vector = dict[str, Any]
 
-FILE = Path(__file__).parents[2] / "docs" / "vectors.json"
-VECTORS = cast("dict[str, list[Vector]]", json.loads(FILE.read_text()))
+DOCS = Path(__file__).parents[2] / "docs"
+VECTORS = cast("dict[str, list[Vector]]", json.loads((DOCS / "vectors.json").read_text()))
 TREE = cast("Vector", VECTORS["tree"])
 ERRORS: dict[str, type[VaultError]] = {"Corrupt": Corrupt, "Unsupported": Unsupported}
 
@@ -103,6 +104,14 @@ def test_chunks_are_encoded_as_they_may_be(vector: Vector) -> None:
         found = encode_chunk(digest_of(content), content, Kind(chunk["kind"]))
         assert (found.digest.hex(), found.length) == (chunk["digest"], chunk["length"])
         assert found.codec == chunk["codec"]
+
+
+def test_the_example_in_the_text_is_a_vector() -> None:
+    text = (DOCS / "format.md").read_text()
+    [dump] = re.findall(r"```\n(   0  .*?)```", text, re.DOTALL)
+    lines = re.findall(r"^[ 0-9]{4} ((?: [0-9a-f]{2})+)(?:  |$)", dump, re.MULTILINE)
+    [vector] = [each for each in VECTORS["packs"] if name(each) == "one raw chunk"]
+    assert bytes.fromhex("".join(lines)) == bytes_of(vector)
 
 
 # Manifests

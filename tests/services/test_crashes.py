@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -24,6 +24,7 @@ from tests.faults import (
     assert_sound,
     below,
     files_of,
+    quick_folder,
     random_bytes,
     small_files,
     state_of,
@@ -64,16 +65,22 @@ class Run:
     effects: int
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("local") / "tree"
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with quick_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def local(place: Path) -> Path:
+    folder = place / "tree"
     write_tree(folder, LOCAL)
     return folder
 
 
-@pytest.fixture(scope="module")
-async def whole_run(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("whole") / "vault"
+@pytest.fixture
+async def whole_run(local: Path, place: Path) -> Run:
+    folder = place / "whole"
     await init_vault(folder)
     states: list[State] = [{}]
     effects: list[str] = []
@@ -88,7 +95,7 @@ async def whole_run(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
 
 @pytest.mark.timeout(1800 if ALL else 300)
 async def test_what_a_killed_process_acknowledged_is_there(
-    whole_run: Run, local: Path, tmp_path: Path
+    whole_run: Run, local: Path, place: Path
 ) -> None:
     """And each step that it did not is there whole or not at all; going on converges."""
     numbers = range(1, whole_run.effects + 1)
@@ -97,7 +104,7 @@ async def test_what_a_killed_process_acknowledged_is_there(
         random, stretch = Random("crashes"), whole_run.effects / SAMPLE
         numbers = [1 + int(stretch * (index + random.random())) for index in range(SAMPLE)]
     for number in numbers:
-        await _killed_at(number, whole_run, local, tmp_path / f"{number}")
+        await _killed_at(number, whole_run, local, place / f"{number}")
 
 
 async def _killed_at(number: int, whole: Run, local: Path, folder: Path) -> None:
@@ -146,16 +153,19 @@ async def _assert_tidy(vault: Vault) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20 if ALL else 3))
-async def test_a_tree_put_that_is_killed_at_any_time_goes_on(seed: int, tmp_path: Path) -> None:
-    folder, random = tmp_path / "vault", Random(seed)
-    trees = {name: small_files(1000, seed=name, size=1000) for name in ("first", "second")}
+async def test_a_tree_put_that_is_killed_at_any_time_goes_on(seed: int, place: Path) -> None:
+    folder, random = place / "vault", Random(seed)
+    trees = {
+        "first": small_files(50, seed="first", size=1000),
+        "second": small_files(2000, seed="second", size=1000),
+    }
     for name, contents in trees.items():
-        write_tree(tmp_path / name, contents)
+        write_tree(place / name, contents)
     await init_vault(folder)
-    with child("put", folder, tmp_path / "first") as process:
+    with child("put", folder, place / "first") as process:
         said, _ = process.communicate(timeout=60)
     assert "done put" in said
-    with child("put", folder, tmp_path / "second") as process:
+    with child("put", folder, place / "second") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "done opening\n"
         time.sleep(random.random() * 0.5)
@@ -169,7 +179,7 @@ async def test_a_tree_put_that_is_killed_at_any_time_goes_on(seed: int, tmp_path
             assert found == {**first, **second}
         assert (await vault.integrity.verify(Depth.FULL)).clean
         await _assert_tidy(vault)
-    with child("put", folder, tmp_path / "second") as process:
+    with child("put", folder, place / "second") as process:
         said, _ = process.communicate(timeout=60)
     assert "done put" in said
     async with opened(folder) as vault:
@@ -177,9 +187,9 @@ async def test_a_tree_put_that_is_killed_at_any_time_goes_on(seed: int, tmp_path
         await assert_sound(vault)
 
 
-async def test_an_init_that_was_killed_is_taken_up_again(tmp_path: Path) -> None:
+async def test_an_init_that_was_killed_is_taken_up_again(place: Path) -> None:
     for number in range(6):
-        folder = tmp_path / f"{number}"
+        folder = place / f"{number}"
         command = "import sys, anyio; from pathlib import Path"
         command += "; from vaultfs.entrypoints.vault import init_vault"
         command += "; print('go', flush=True); anyio.run(init_vault, Path(sys.argv[1]))"

@@ -190,7 +190,7 @@ async def test_a_full_store_is_said_clearly_and_costs_nothing() -> None:
     store = FaultyObjectStore(MemoryObjectStore(), {})
     async with open_memory_vault(store=store) as vault:
         await furnish(vault)
-        store.plan = {("put", store.calls["put"] + 2): Before(OutOfSpace)}
+        store.plan["put", store.calls["put"] + 2] = Before(OutOfSpace)
         with pytest.raises(OutOfSpace, match="free some space"):
             await put(vault, "/file", NEW)
         assert await state_of(vault) == BEFORE
@@ -256,7 +256,7 @@ async def test_a_put_whose_acknowledgement_was_lost_can_be_repeated() -> None:
     store = FaultyObjectStore(MemoryObjectStore(), {})
     async with open_memory_vault(store=store) as vault:
         await furnish(vault)
-        store.plan = {("put", store.calls["put"] + 1): After(StoreUnavailable)}
+        store.plan["put", store.calls["put"] + 1] = After(StoreUnavailable)
         with pytest.raises(StoreUnavailable):
             await put(vault, "/file", OLD + OLD)
         assert await state_of(vault) == BEFORE
@@ -278,11 +278,9 @@ async def test_retries_get_a_put_through() -> None:
     async with open_memory_vault(store=store) as vault:
         await furnish(vault)
         done = faulty.calls["put"]
-        faulty.plan = {
-            ("put", done + 1): Before(),
-            ("put", done + 2): After(),
-            ("put", done + 4): After(),
-        }
+        faulty.plan["put", done + 1] = Before()
+        faulty.plan["put", done + 2] = After()
+        faulty.plan["put", done + 4] = After()
         await put(vault, "/file", NEW)
         assert len(waits) >= 3
         assert await read(vault, "/file") == NEW

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from itertools import count
+from itertools import count, islice
 from pathlib import Path as FilePath
 from typing import Final
 
@@ -232,7 +232,7 @@ _KINDS: Final = {
 
 
 def _some(steps: Iterator[Item | Skipped]) -> list[Item | Skipped]:
-    return [item for item, _ in zip(steps, range(BATCH), strict=False)]
+    return list(islice(steps, BATCH))
 
 
 def _read_whole(name: str, item: Item) -> bytes:

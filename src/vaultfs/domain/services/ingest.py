@@ -12,6 +12,7 @@ most chunks in packs that no version names.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -309,19 +310,21 @@ class _Stream:
 
     async def _read(self, source: Source, size: int, blocks: MemoryObjectSendStream[Block]) -> None:
         head, last = 0, False
-        async with blocks:
-            while not last:
-                charge = await self.ingest.budget.charge(Use.WRITE, size)
-                self.held.add(charge)
-                buffer = self.buffers.take() if size == BLOCK else bytearray(head + size)
-                filled = await source.readinto(memoryview(buffer)[head : head + size])
-                last = filled < size
-                charge.shrink(filled)
-                if filled < size // 2:
-                    buffer = self._fitting(buffer, head, filled)
-                await blocks.send(Block(buffer, head, filled, charge, last))
-                # From here on in whole blocks, also if there is more than `size` led to expect.
-                head, size = DEFAULT_CHUNKING.maximum, BLOCK
+        # Nobody takes blocks any more: whoever stopped says why.
+        with suppress(anyio.BrokenResourceError):
+            async with blocks:
+                while not last:
+                    charge = await self.ingest.budget.charge(Use.WRITE, size)
+                    self.held.add(charge)
+                    buffer = self.buffers.take() if size == BLOCK else bytearray(head + size)
+                    filled = await source.readinto(memoryview(buffer)[head : head + size])
+                    last = filled < size
+                    charge.shrink(filled)
+                    if filled < size // 2:
+                        buffer = self._fitting(buffer, head, filled)
+                    await blocks.send(Block(buffer, head, filled, charge, last))
+                    # From here on in whole blocks, also if there is more than `size` led to expect.
+                    head, size = DEFAULT_CHUNKING.maximum, BLOCK
 
     def _fitting(self, buffer: bytearray, head: int, size: int) -> bytearray:
         """A copy with room for no more: a whole block would be kept alive by a few bytes."""

@@ -1,15 +1,61 @@
 """The command line. What a command needs is imported when it runs, not before."""
 
-from typing import Annotated
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from vaultfs.entrypoints.cli import contents, looking, nodes, session, upkeep
-from vaultfs.entrypoints.cli.errors import EPILOG
+from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode
 from vaultfs.entrypoints.cli.session import JsonOption, QuietOption, VaultOption
+
+_UsageError: Final[type[BaseException]] = typer.BadParameter.__mro__[1]
+"""The class above it, whose module is another one from release to release of Typer."""
+
+
+class Commands(TyperGroup):
+    """All commands; a command that is not understood is answered in JSON too, if that is wanted."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command that `args`, or the arguments of the process, name."""
+        words = sys.argv[1:] if args is None else args
+        plain = not standalone_mode or "--json" not in words
+        try:
+            code = super().main(
+                args,
+                prog_name,
+                complete_var,
+                plain and standalone_mode,
+                windows_expand_args,
+                **extra,
+            )
+        except _UsageError as error:
+            if not standalone_mode:
+                raise
+            session.Session(json=True).refuse("usage", _message(error))
+            code = ExitCode.USAGE
+        return code if not standalone_mode else sys.exit(code)
+
+
+def _message(error: BaseException) -> str:
+    told: Any = error
+    return str(told.format_message())
+
 
 app = typer.Typer(
     name="vaultfs",
+    cls=Commands,
     help="A versioned, deduplicating file vault in a folder of your own.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -52,4 +98,25 @@ for module in (upkeep, contents, looking, nodes):
 
 def main() -> None:
     """Run the command line."""
-    app()
+    _replace_closed_streams()
+    try:
+        app()
+    except SystemExit as leaving:
+        if leaving.code == ExitCode.INTERRUPTED:
+            # A thread may still wait for a pipe, and Python would wait for the thread.
+            os._exit(ExitCode.INTERRUPTED)
+        raise
+
+
+def _replace_closed_streams() -> None:
+    """Let no file of the vault get the number of a standard stream that is closed.
+
+    Reading or writing such a stream fails, but for messages, which nobody wants then.
+    """
+    for name, mode, flags in (
+        ("stdin", "r", os.O_WRONLY),
+        ("stdout", "w", os.O_RDONLY),
+        ("stderr", "w", os.O_RDWR),
+    ):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode))

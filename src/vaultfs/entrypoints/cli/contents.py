@@ -2,7 +2,8 @@
 
 import os
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import Generator
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from attrs import define, field
 
-from vaultfs.domain.errors import IsAFolder, NotFound, SourceChanged
+from vaultfs.domain.errors import (
+    Conflict,
+    InvalidField,
+    IsAFolder,
+    NotAFolder,
+    NotFound,
+    SourceChanged,
+)
 from vaultfs.domain.names import Address, check_name
 from vaultfs.entrypoints.cli.errors import ExitCode
-from vaultfs.entrypoints.cli.remote import address, folder_at, node_json
+from vaultfs.entrypoints.cli.remote import address, folder_at, node_json, written
 from vaultfs.entrypoints.cli.session import (
     Bar,
     JsonOption,
+    NumberOption,
     QuietOption,
     Session,
     VaultOption,
@@ -67,6 +76,18 @@ class _Outcome:
     skipped: list[dict[str, str]] = field(factory=list[dict[str, str]])
     failed: list[dict[str, str]] = field(factory=list[dict[str, str]])
     nodes: list[dict[str, Any]] = field(factory=list[dict[str, Any]])
+
+    @contextmanager
+    def of_one(self, where: str, of: int) -> Generator[None, None, None]:
+        """Let what is wrong with one of several stop none of the others."""
+        from vaultfs.domain.services.transfer import FILE_ERRORS
+
+        try:
+            yield
+        except FILE_ERRORS as error:
+            if of == 1:
+                raise
+            self.failed.append({"where": where, "reason": error.message})
 
     def take(self, report: "Report") -> None:
         """Add what became of a tree."""
@@ -126,10 +147,12 @@ def put(
         async with opened(call) as vault:
             outcome = _Outcome()
             targets = await _put_targets(vault, sources, destination)
+            _check_sources(sources, wanted)
             with call.progress("put", None) as bar:
                 await _expect(sources, bar)
                 for source, target in targets:
-                    await _put_one(vault, source, target, wanted, outcome, bar)
+                    with outcome.of_one(source, len(sources)):
+                        await _put_one(vault, source, target, wanted, outcome, bar)
             return outcome.report(call, "put")
 
     run(call, work)
@@ -147,15 +170,33 @@ async def _put_targets(
     )
     pairs: list[tuple[str, Address]] = []
     for source in sources:
-        if source != "-" and not Path(source).exists():
-            raise NotFound(f"{source} is not there")
         if not into:
             pairs.append((source, target))
         elif source == "-":
             raise IsAFolder(f"{destination} is a folder: standard input needs a file's name")
         else:
-            pairs.append((source, target.child(check_name(Path(source).resolve().name))))
+            pairs.append((source, target.child(check_name(_name(source)))))
     return pairs
+
+
+def _name(source: str) -> str:
+    """The name that a local path ends in: a link's own, and that of the folder for `.`."""
+    name = Path(source).name
+    return Path(source).resolve().name if name in {"", ".."} else name
+
+
+def _check_sources(sources: list[str], wanted: "Preconditions") -> None:
+    """Raises unless each source is there and can be stored."""
+    for source in sources:
+        path = Path(source)
+        if source == "-" or path.is_file():
+            continue
+        if not path.exists():
+            raise NotFound(f"{source} is not there")
+        if not path.is_dir():
+            raise Conflict(f"{source} is not a regular file: let - read it, standard input")
+        if wanted.any:
+            raise InvalidField(f"{source} is a folder: preconditions are for files")
 
 
 async def _expect(sources: list[str], bar: Bar) -> None:
@@ -246,15 +287,10 @@ def _stored(outcome: _Outcome, node: "Node | None", changed: int, target: Addres
 # get
 
 
-Number = Annotated[
-    int | None, typer.Option("--version", metavar="N", help="This version, not the newest.")
-]
-
-
 def get(
     sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
     destination: Annotated[str, typer.Argument(metavar="LOCAL", show_default=False)],
-    number: Number = None,
+    number: NumberOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -267,12 +303,15 @@ def get(
     call = session(vault, as_json=as_json, quiet=quiet or destination == "-")
 
     async def work() -> ExitCode:
+        if destination == "-":
+            _leave_output_to_contents(call)
         async with opened(call) as vault:
             outcome = _Outcome()
             into = len(sources) > 1 or destination.endswith("/") or Path(destination).is_dir()
             with call.progress("get") as bar:
                 for source in map(address, sources):
-                    await _get_one(vault, source, destination, number, outcome, bar, into=into)
+                    with outcome.of_one(written(source), len(sources)):
+                        await _get_one(vault, source, destination, number, outcome, bar, into=into)
             return ExitCode.DONE if destination == "-" else outcome.report(call, "got")
 
     run(call, work)
@@ -297,6 +336,8 @@ async def _get_one(
     if node.is_folder:
         if destination == "-" or number is not None:
             raise IsAFolder(f"{source} is a folder")
+        if target.exists() and not target.is_dir():
+            raise NotAFolder(f"{target} is there and no folder")
         tree = LocalTarget(target)
         outcome.take(await vault.transfer.get(vault.user, source, tree, progress=bar.advance))
         return
@@ -305,10 +346,22 @@ async def _get_one(
     if destination == "-":
         await _write_out(vault, version)
         return
+    if not into:
+        target = _named_file(target)
     await _get_file(vault, version, target, bar)
     outcome.files += 1
     outcome.size += version.size
     outcome.nodes.append(node_json(node, source))
+
+
+def _named_file(target: Path) -> Path:
+    """The file that the user means by `target`: a link stands for what it leads to.
+
+    Raises `Conflict` for a device or pipe, which a file in its place would do away with.
+    """
+    if target.exists() and not target.is_file():
+        raise Conflict(f"{target} is not a regular file: get to - and redirect that")
+    return target.resolve()
 
 
 async def _get_file(vault: "Vault", version: "Version", target: Path, bar: Bar) -> None:
@@ -325,13 +378,15 @@ async def _get_file(vault: "Vault", version: "Version", target: Path, bar: Bar) 
 
 def cat(
     paths: Annotated[list[str], typer.Argument(metavar="/PATH...", show_default=False)],
-    number: Number = None,
+    number: NumberOption = None,
     vault: VaultOption = None,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
 ) -> None:
     """Write the contents of files to standard output."""
-    call = session(vault, as_json=False)
+    call = session(vault, as_json=as_json)
 
     async def work() -> None:
+        _leave_output_to_contents(call)
         async with opened(call) as vault:
             for path in paths:
                 _, version = await vault.files.version(vault.user, address(path), number)
@@ -340,11 +395,16 @@ def cat(
     run(call, work)
 
 
+def _leave_output_to_contents(call: Session) -> None:
+    if call.json:
+        raise InvalidField("--json: standard output is for the contents")
+
+
 async def _write_out(vault: "Vault", version: "Version") -> None:
     from anyio import to_thread
 
     out = sys.stdout.buffer
     async with vault.files.read(vault.user, version) as pieces:
         async for part in pieces:
-            await to_thread.run_sync(out.writelines, part)
+            await to_thread.run_sync(out.writelines, part, abandon_on_cancel=True)
     out.flush()

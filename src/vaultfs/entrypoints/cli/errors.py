@@ -35,7 +35,7 @@ EPILOG: Final = (
 
 def exit_code(error: VaultError) -> ExitCode:
     """The code for `error`."""
-    return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    return next(code for kind, code in EXIT_CODES if issubclass(type(error), kind))
 
 
 def error_code(error: Exception) -> str:

@@ -11,6 +11,7 @@ from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, children, node_json, version_json
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
+    NumberOption,
     Session,
     VaultOption,
     browsing,
@@ -130,9 +131,7 @@ async def _walk(
 
 def stat(
     path: PathArgument,
-    number: Annotated[
-        int | None, typer.Option("--version", metavar="N", help="Of this version.")
-    ] = None,
+    number: NumberOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
 ) -> None:

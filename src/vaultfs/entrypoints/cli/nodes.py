@@ -12,6 +12,7 @@ from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, folder_at, node_json, written
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
+    NumberOption,
     Session,
     VaultOption,
     browsing,
@@ -116,9 +117,7 @@ def cp(
     sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
     destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
     force: Force = False,
-    number: Annotated[
-        int | None, typer.Option("--version", metavar="N", help="This version of a file.")
-    ] = None,
+    number: NumberOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -233,10 +232,7 @@ def restore(
     to: Annotated[
         str | None, typer.Option("--to", metavar="/PATH", help="Restore it to this path.")
     ] = None,
-    number: Annotated[
-        int | None,
-        typer.Option("--version", metavar="N", help="Make this old version the newest."),
-    ] = None,
+    number: NumberOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -301,7 +297,8 @@ def meta(
                     vault.user, where, patch, preconditions=preconditions(None, if_revision)
                 )
         value = json.loads(node.metadata)
-        call.answer(value, json.dumps(value, ensure_ascii=False, indent=2))
+        lines = json.dumps(value, ensure_ascii=False, indent=2).split("\n")
+        call.answer(value, "\n".join(map(shown, lines)))
         return ExitCode.DONE
 
     run(call, work)

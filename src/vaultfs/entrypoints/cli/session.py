@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -24,6 +25,18 @@ VaultOption = Annotated[
     typer.Option("--vault", metavar="DIR", help="The vault's folder. [env: VAULTFS_VAULT]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
+
+
+def _in_bounds(value: int | None) -> int | None:
+    if value is not None and not 0 <= value < 1 << 63:
+        raise typer.BadParameter("no number of a version is like that")
+    return value
+
+
+NumberOption = Annotated[
+    int | None,
+    typer.Option("--version", metavar="N", help="This version of a file.", callback=_in_bounds),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.")]
 
 
@@ -39,11 +52,18 @@ class Session:
     def answer(self, value: Any, text: Callable[[], str] | str = "") -> None:
         """Print `value` as JSON, or else `text`, on standard output."""
         if self.json:
-            sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+            sys.stdout.write(json.dumps(value, default=str) + "\n")
             return
         shown_text = text if isinstance(text, str) else text()
         if shown_text:
             sys.stdout.write(shown_text + "\n")
+
+    def refuse(self, code: str, message: str) -> None:
+        """Tell why it was not done: as JSON on standard output, or else on standard error."""
+        if self.json:
+            self.answer({"error": {"code": code, "message": message}})
+        else:
+            sys.stderr.write(f"vaultfs: {shown(message)}\n")
 
     def remark(self, text: str) -> None:
         """Tell a person something, on standard error."""
@@ -110,31 +130,65 @@ def session(vault: str | None, *, as_json: bool, quiet: bool = False) -> Session
 
 def run(call: Session, work: Callable[[], Coroutine[Any, Any, ExitCode | None]]) -> None:
     """Run a command to its end, and leave with its exit code."""
-    import anyio
-
-    _take_sigterm_for_sigint()
-    _tune()
     try:
-        code = anyio.run(work)
-    except VaultError as error:
-        code = _fail(call, error)
+        code = _code_of(call, work)
+        if code != ExitCode.INTERRUPTED:  # then a thread may hold it, and wait for a reader
+            sys.stdout.flush()
     except BrokenPipeError:
         _silence_stdout()
         code = ExitCode.FAILED
+    except OSError as error:
+        _silence_stdout()
+        sys.stderr.write(f"vaultfs: standard output: {error.strerror}\n")
+        code = ExitCode.FAILED
+    raise typer.Exit(code)
+
+
+def _code_of(call: Session, work: Callable[[], Coroutine[Any, Any, ExitCode | None]]) -> ExitCode:
+    """Run a command to its end; its exit code, after telling what went wrong."""
+    try:
+        import anyio
+
+        _tune()
+        code = anyio.run(_interruptible, work)
+        return _stop(call) if code is None else code
+    except VaultError as error:
+        return _fail(call, error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _fail_outside(call, error)
     except KeyboardInterrupt:
-        code = _stop(call)
+        return _stop(call)
     except Exception as error:  # noqa: BLE001 nobody is to see a traceback who did not ask
-        code = _bug(call, error)
-    raise typer.Exit(code or ExitCode.DONE)
+        return _bug(call, error)
 
 
-def _take_sigterm_for_sigint() -> None:
-    import signal
+async def _interruptible(
+    work: Callable[[], Coroutine[Any, Any, ExitCode | None]],
+) -> ExitCode | None:
+    """What `work` returns, or None if SIGINT or SIGTERM came first.
 
-    def interrupt(_number: int, _frame: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+    The signals cancel `work` as anyio cancels, which waits for what must not be torn
+    apart, such as a transaction in its thread; the event loop's own way would not. A
+    second signal is not waited for.
+    """
+    import anyio
 
-    signal.signal(signal.SIGTERM, interrupt)
+    from vaultfs.domain.services.tasks import task_group
+
+    async def watch() -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for _ in signals:
+                break
+        tasks.cancel_scope.cancel()
+
+    async with task_group() as tasks:
+        tasks.start_soon(watch)
+        code = await work() or ExitCode.DONE
+        tasks.cancel_scope.cancel()
+        return code
+    return None
 
 
 def _tune() -> None:
@@ -146,18 +200,25 @@ def _tune() -> None:
 
 
 def _fail(call: Session, error: VaultError) -> ExitCode:
-    if call.json:
-        call.answer({"error": {"code": error_code(error), "message": error.message}})
-    else:
-        sys.stderr.write(f"vaultfs: {shown(error.message)}\n")
+    call.refuse(error_code(error), error.message)
     if call.debug:
         raise error
     return exit_code(error)
 
 
+def _fail_outside(call: Session, error: OSError) -> ExitCode:
+    """What the operating system refused, where no adapter knows a better word for it."""
+    where = "" if error.filename is None else f"{os.fspath(error.filename)}: "
+    call.refuse("system", f"{where}{error.strerror or error}")
+    if call.debug:
+        raise error
+    return ExitCode.FAILED
+
+
 def _stop(call: Session) -> ExitCode:
     if call.json:
-        call.answer({"error": {"code": "interrupted", "message": "interrupted"}})
+        call.refuse("interrupted", "interrupted")
+        sys.stdout.flush()
     sys.stderr.write("vaultfs: interrupted; what was finished is kept\n")
     return ExitCode.INTERRUPTED
 
@@ -167,7 +228,7 @@ def _bug(call: Session, error: Exception) -> ExitCode:
         raise error
     text = f"{type(error).__name__}: {error}"
     if call.json:
-        call.answer({"error": {"code": "bug", "message": text}})
+        call.refuse("bug", text)
     sys.stderr.write(f"vaultfs: a bug: {shown(text)} (--debug before the command shows where)\n")
     return ExitCode.BUG
 

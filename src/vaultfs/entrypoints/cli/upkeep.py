@@ -1,7 +1,7 @@
 """`init`, `retention`, `verify`, `rebuild`, `backup`, `stats`, `demo`: the vault as a whole."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -86,6 +86,10 @@ def retention(
     run(call, work)
 
 
+MOST_DIGITS: Final = 8
+"""Of a number of versions or days; more days than that do not fit the catalog."""
+
+
 def _parse(text: str) -> "Retention":
     from datetime import timedelta
 
@@ -94,7 +98,7 @@ def _parse(text: str) -> "Retention":
     if text == "all":
         return KEEP_ALL
     number = text.removesuffix("d")
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > MOST_DIGITS:
         raise InvalidField(f"--keep {text}: all, a number, or a number of days as in 30d")
     if text.endswith("d"):
         return Retention(age=timedelta(days=int(number)))
@@ -106,7 +110,8 @@ def _described(policy: "Retention") -> str:
         return "all versions are kept"
     if policy.last is not None:
         return f"the last {policy.last} versions are kept"
-    return f"versions replaced less than {policy.age} ago are kept"
+    days = 0 if policy.age is None else policy.age.days
+    return f"versions replaced less than {days} {'day' if days == 1 else 'days'} ago are kept"
 
 
 def verify(
