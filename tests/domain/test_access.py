@@ -29,4 +29,4 @@ def test_nobody_may_do_anything_where_there_is_no_tree(action: Action) -> None:
 def test_what_may_not_be_known_is_not_found() -> None:
     error = nothing_at(Address("anna", ("a", "b")))
     assert isinstance(error, NotFound)
-    assert str(error) == "nothing is at anna:/a/b"
+    assert str(error) == "nothing is at /a/b"

@@ -51,8 +51,8 @@ class Manifest:
     chunker: int = DEFAULT_CHUNKING.id
 
     def __attrs_post_init__(self) -> None:
-        most = 1 if self.level else INLINE_ENTRIES
-        if not 0 <= self.level <= MAX_LEVEL or len(self.entries) > most:
+        least, most = (1, 1) if self.level else (0, INLINE_ENTRIES)
+        if not 0 <= self.level <= MAX_LEVEL or not least <= len(self.entries) <= most:
             raise Corrupt(f"a manifest of level {self.level} has {len(self.entries)} entries")
 
     @property

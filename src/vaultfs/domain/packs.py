@@ -338,7 +338,7 @@ def scan_pack(data: Buffer) -> Iterator[PackEntry]:
     while len(data) - at >= HEADER_SIZE:
         try:
             codec, kind, digest, length, size = _parse_header(data, at)
-        except Corrupt:
+        except (Corrupt, Unsupported):
             return
         if at + HEADER_SIZE + size > len(data):
             return

@@ -10,12 +10,14 @@ ever used with another's.
 """
 
 import json
+import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import anyio
+from anyio import to_thread
 from attrs import frozen
 
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
@@ -208,7 +210,8 @@ async def recover_catalog(folder: Path, name: str | None = None) -> Backup:
     Takes the newest backup, or the one called `name`; a catalog that is there is set
     aside as `catalog.db.before-<backup>`. What was put after the backup was made is not
     in it; its chunks are found again by `Recovery.rebuild`, which is to follow. A crash
-    leaves the old state. Raises `NotAVault`, `NotFound`, `Corrupt`.
+    leaves the old catalog or, for a moment, none: then the call is to be repeated.
+    Raises `NotAVault`, `NotFound`, `Corrupt`.
     """
     store = await open_store(folder)
     fresh = folder / "catalog.db.new"
@@ -251,9 +254,21 @@ async def _remove_database(path: Path) -> None:
 
 
 async def _put_in_place(fresh: Path, path: Path, backup: str) -> None:
-    """Give `fresh`, closed and so in one file, the name `path`; set aside what has it."""
-    for suffix in reversed(_DATABASE_FILES):
+    """Give `fresh`, closed and so in one file, the name `path`; set aside what has it.
+
+    The log of the old database goes before the new one comes, which must never see it.
+    """
+    for suffix in _DATABASE_FILES:
         old = anyio.Path(f"{path}{suffix}")
         if await old.exists():
             await old.rename(f"{path}.before-{backup}{suffix}")
     await anyio.Path(fresh).rename(path)
+    await to_thread.run_sync(_flush, path.parent)
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

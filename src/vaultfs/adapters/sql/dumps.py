@@ -2,7 +2,7 @@
 
     {"vaultfs-dump": 1, "schema": 1, "vault_id": "..."}
     {"table": "nodes", "rows": [[...], ...]}            many of these
-    {"end": true, "rows": 12345, "digest": "..."}       BLAKE3 of all lines before
+    {"end": true, "lines": 12345, "digest": "..."}      BLAKE3 of all lines before
 
 Bytes are written as hexadecimal digits. Ids handed out between the dump and a load
 must not be handed out again, so a load moves every counter far ahead.

@@ -75,6 +75,8 @@ class _Execution:
     def _run(
         self, tx: Transaction, units: Sequence[Unit], run: Callable[[Transaction, Unit], Outcome]
     ) -> list[Outcome]:
+        if len(units) == 1:
+            return [run(tx, units[0])]
         outcomes: list[Outcome] = []
         for group in groups(units):
             done = drive(self.connection, put_new_files(tx, group))

@@ -53,7 +53,7 @@ def move(tx: Transaction, unit: Unit, op: ops.Move) -> Program[Result]:
         raise Cycle(f"{format_path(op.source)} cannot go into itself")
     folder = yield from free_place(tx, unit, op.tree, op.target, replace=op.replace, keep=node)
     yield from check_height(node, op.target)
-    tx.folders.clear()
+    tx.forget_paths(node)
     moved = node._replace(parent=folder.id, name=op.target[-1])
     return Result((yield from update(tx, unit, moved, "move")))
 
@@ -114,7 +114,7 @@ def restore(tx: Transaction, unit: Unit, op: ops.Restore) -> Program[Result]:
         folder = yield from free_place(tx, unit, op.tree, op.target, replace=False, keep=None)
         name = op.target[-1]
         yield from check_height(node, op.target)
-    tx.folders.clear()
+    tx.forget_paths(node)
     back = node._replace(parent=folder.id, name=name, trashed_us=None)
     return Result((yield from update(tx, unit, back, "restore")))
 
@@ -181,6 +181,6 @@ def purge(tx: Transaction, unit: Unit, op: ops.Purge) -> Program[Result]:
 def set_metadata(tx: Transaction, unit: Unit, op: ops.SetMetadata) -> Program[Result]:
     node = yield from node_at(tx, unit, op.tree, op.path)
     op.preconditions.check(node, format_path(op.path))
-    tx.folders.clear()
+    tx.forget_paths(node)
     metadata = merge_patch(node.metadata, op.patch, most=ops.MAX_METADATA)
     return Result((yield from update(tx, unit, node._replace(metadata=metadata), "metadata")))

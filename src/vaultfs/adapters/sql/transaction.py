@@ -44,6 +44,11 @@ class Transaction:
     reserved: int = 0
     """How often ids were reserved: those writes are not taken back with their unit."""
 
+    def forget_paths(self, node: Node) -> None:
+        """`node` is about to change: if it is a folder, so do the chains that it is in."""
+        if node.is_folder:
+            self.folders.clear()
+
     def forget(self, trees: dict[TreeId, Tree]) -> None:
         """Go back to what was known of `trees`: the unit that changed it was refused.
 
@@ -126,8 +131,9 @@ def chain_to(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[t
         yield from tree_row(tx, tree)
         rows = yield Run(RESOLVE, (tree, json.dumps(keys, ensure_ascii=False)))
         chain = tuple(map(to_node, rows))
-        if len(chain) == len(path) + 1 and chain[-1].is_folder:
-            tx.folders[tree, keys] = chain
+        if len(chain) == len(path) + 1:
+            folders = len(path) if chain[-1].is_folder else len(path) - 1
+            tx.folders[tree, keys[:folders]] = chain[: folders + 1]
     if not may(unit.actor, Action.WRITE, chain):
         raise NotFound(f"nothing is at {format_path(path)}")
     return chain
@@ -135,10 +141,16 @@ def chain_to(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[t
 
 def node_at(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[Node]:
     """The node at `path`. Raises `NotFound`."""
-    chain = yield from chain_to(tx, unit, tree, path)
-    if len(chain) != len(path) + 1:
+    above = path[:-1]
+    if path and (tree, tuple(map(key_of, above))) in tx.folders:
+        chain = yield from chain_to(tx, unit, tree, above)
+        node = yield from child_of(chain[-1], path[-1])
+    else:
+        chain = yield from chain_to(tx, unit, tree, path)
+        node = chain[-1] if len(chain) == len(path) + 1 else None
+    if node is None:
         raise NotFound(f"nothing is at {format_path(path)}")
-    return chain[-1]
+    return node
 
 
 def node_by_id(tx: Transaction, unit: Unit, tree: TreeId, number: NodeId) -> Program[Node]:
@@ -233,5 +245,5 @@ def update(tx: Transaction, unit: Unit, node: Node, kind: str) -> Program[Node]:
 
 def send_to_trash(tx: Transaction, unit: Unit, node: Node) -> Program[Node]:
     """Delete `node`; what is below it goes with it."""
-    tx.folders.clear()
+    tx.forget_paths(node)
     return (yield from update(tx, unit, node._replace(trashed_us=unit.at_us), "delete"))

@@ -159,7 +159,7 @@ class Files(Browse):
     ) -> Node:
         """Give a node another path, in one row. Refused as `Move` is.
 
-        To another user's tree it is a copy and a deletion, in one transaction.
+        Within one tree: another user's is not there for the caller.
         """
         tree = await self.tree(caller, source.tree)
         if source.tree != target.tree:

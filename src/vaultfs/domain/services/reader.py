@@ -4,8 +4,9 @@
 
 Neighbouring chunks of one pack are read by one get; a few gets run ahead of the
 consumer within the budget. No byte leaves before its chunk has been verified. A
-damaged chunk is looked up once more and tried at each location; if none gives it
-back, the stream ends with `DamagedContent`, never as if it were complete.
+damaged chunk is looked up once more, for it may have moved, and read again; if that
+does not give it back, the stream ends with `DamagedContent`, never as if it were
+complete.
 """
 
 from collections import deque
