@@ -32,8 +32,9 @@ from vaultfs.domain.nodes import Node, NodeId, Origin, TreeId, User, UserId, Ver
 from vaultfs.domain.operations import AddUser, Done, Outcome, Unit
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.reader import Wanted
+from vaultfs.entrypoints.opening import OWNER
 from vaultfs.entrypoints.settings import Settings
-from vaultfs.entrypoints.vault import OWNER, Vault, compose
+from vaultfs.entrypoints.vault import Vault, compose
 from vaultfs.ports.catalog import (
     Catalog,
     CatalogStats,

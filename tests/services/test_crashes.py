@@ -98,7 +98,7 @@ async def test_what_a_killed_process_acknowledged_is_there(
     whole_run: Run, local: Path, place: Path
 ) -> None:
     """And each step that it did not is there whole or not at all; going on converges."""
-    numbers = range(1, whole_run.effects + 1)
+    numbers = list(range(1, whole_run.effects + 1))
     if not ALL:
         # A sample spread over all steps: one effect of each stretch.
         random, stretch = Random("crashes"), whole_run.effects / SAMPLE

@@ -57,7 +57,8 @@ from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import Preconditions, User
 from vaultfs.domain.packs import PACK_TARGET
 from vaultfs.domain.services.packer import PACK_PREFIX
-from vaultfs.entrypoints.vault import OWNER, Vault
+from vaultfs.entrypoints.opening import OWNER
+from vaultfs.entrypoints.vault import Vault
 from vaultfs.ports.objects import OutOfSpace, StoreUnavailable
 from vaultfs.ports.trees import Item, Skipped, Source, SourceTree
 
@@ -331,6 +332,7 @@ async def _cancelled_at(number: int, case: Case) -> bool:
     return scope.cancel_called
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["put", "put tree"])
 async def test_a_change_that_is_cancelled_at_any_time_is_whole_or_absent(name: str) -> None:
     case, random = CASES[name], Random(name)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.nodes import DigestState, Node, User, Version
@@ -51,7 +51,8 @@ USER = "u.id, u.name, t.quota, t.used"
 CHANGE = "seq, node, kind, revision, version, actor, at, op_id"
 
 # `_make` is a function in Python; a listing of a thousand nodes feels the difference.
-to_node = cast("Callable[[Row], Node]", partial(tuple.__new__, Node))
+_new: Callable[..., Any] = tuple.__new__
+to_node: Callable[[Row], Node] = partial(_new, Node)
 to_user: Callable[[Row], User] = User._make
 to_change: Callable[[Row], Change] = Change._make
 

@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 from attrs import define, field, frozen
 
 from vaultfs.domain.digests import Buffer, Digest
-from vaultfs.domain.errors import Corrupt, DamagedContent, VaultError
+from vaultfs.domain.errors import Corrupt, DamagedContent, Unsupported, VaultError
 from vaultfs.domain.manifests import Entry, Manifest, overlapping, parse_page
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.packs import HEADER_SIZE, decode_chunk
@@ -28,7 +28,7 @@ from vaultfs.domain.services.budget import BLOCK, Budget, Charge, Use
 from vaultfs.domain.services.packer import pack_key
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.ports.catalog import Catalog, Location
-from vaultfs.ports.objects import ObjectNotFound, ObjectStore, Span
+from vaultfs.ports.objects import IntegrityError, ObjectNotFound, ObjectStore, Span
 
 AHEAD: Final = 4
 """Gets of one stream that run before their bytes are asked for."""
@@ -36,6 +36,8 @@ GAP: Final = 64 << 10
 """Unwanted bytes between two chunks that are cheaper to read than to skip."""
 LOOKUP: Final = 512
 """Chunks located in one question to the catalog."""
+UNREADABLE: Final = (Corrupt, Unsupported, IntegrityError, ObjectNotFound)
+"""What a damaged chunk leads to: a flipped bit can look like the codec of a newer release."""
 
 
 @frozen
@@ -145,7 +147,7 @@ class Reader:
         [data] = await self.fetch(user, fetch)
         try:
             return parse_page(data, level=level, size=size)
-        except Corrupt as error:
+        except (Corrupt, Unsupported) as error:
             raise DamagedContent(str(error), digest=digest) from error
 
     @asynccontextmanager
@@ -175,7 +177,7 @@ class Reader:
         """The pieces that `fetch` is for, verified. Raises `DamagedContent` or a `StoreError`."""
         try:
             return await self._read(fetch)
-        except (Corrupt, ObjectNotFound):
+        except UNREADABLE:
             # Perhaps the chunks moved, or only one of them is damaged: one by one, then.
             return [
                 piece
@@ -187,7 +189,7 @@ class Reader:
     async def _read_or_name(self, fetch: Fetch, digest: Digest) -> list[Buffer]:
         try:
             return await self._read(fetch)
-        except (Corrupt, ObjectNotFound) as error:
+        except UNREADABLE as error:
             raise DamagedContent(
                 f"chunk {digest.hex()} in pack {fetch.pack.hex()} is damaged: {error}",
                 digest=digest,

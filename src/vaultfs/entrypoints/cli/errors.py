@@ -23,9 +23,8 @@ class ExitCode(IntEnum):
 EXIT_CODES: Final[tuple[tuple[type[VaultError], ExitCode], ...]] = (
     (InvalidName, ExitCode.USAGE),
     (InvalidField, ExitCode.USAGE),
-    (VaultError, ExitCode.FAILED),
 )
-"""The first class that fits decides."""
+"""Every other error is `FAILED`."""
 
 EPILOG: Final = (
     "Exit codes: 0 done; 1 refused, failed, or damage found; 2 wrong usage; 3 partial: some"
@@ -35,7 +34,8 @@ EPILOG: Final = (
 
 def exit_code(error: VaultError) -> ExitCode:
     """The code for `error`."""
-    return next(code for kind, code in EXIT_CODES if issubclass(type(error), kind))
+    codes = (code for kind, code in EXIT_CODES if isinstance(error, kind))
+    return next(codes, ExitCode.FAILED)
 
 
 def error_code(error: Exception) -> str:

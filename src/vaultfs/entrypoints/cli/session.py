@@ -183,12 +183,12 @@ async def _interruptible(
                 break
         tasks.cancel_scope.cancel()
 
+    code: ExitCode | None = None
     async with task_group() as tasks:
         tasks.start_soon(watch)
         code = await work() or ExitCode.DONE
         tasks.cancel_scope.cancel()
-        return code
-    return None
+    return code
 
 
 def _tune() -> None:
