@@ -8,7 +8,6 @@ from functools import cache
 from itertools import chain
 from pathlib import Path as FilePath
 from typing import Any, Final, TypeVar
-from uuid import uuid4
 
 from vaultfs.adapters.sql.schema import MIGRATIONS, SCHEMA
 from vaultfs.adapters.sql.statements import Program, Run
@@ -136,6 +135,8 @@ def _migrate(connection: sqlite3.Connection, path: FilePath | None) -> None:
             for statement in statements:
                 connection.execute(statement)
         if not found:
+            from uuid import uuid4  # noqa: PLC0415 its import takes 8 ms, and this is rare
+
             connection.execute("INSERT INTO meta VALUES ('vault_id', ?)", (uuid4().hex,))
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
         connection.execute("COMMIT")

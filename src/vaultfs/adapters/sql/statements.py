@@ -51,8 +51,10 @@ USER = "u.id, u.name, t.quota, t.used"
 CHANGE = "seq, node, kind, revision, version, actor, at, op_id"
 
 # `_make` is a function in Python; a listing of a thousand nodes feels the difference.
-_new: Callable[..., Any] = tuple.__new__
-to_node: Callable[[Row], Node] = partial(_new, Node)
+to_node: Callable[[Row], Node] = partial(
+    tuple.__new__,  # pyright: ignore[reportUnknownMemberType] its type has no arguments
+    Node,
+)
 to_user: Callable[[Row], User] = User._make
 to_change: Callable[[Row], Change] = Change._make
 

@@ -1,0 +1,101 @@
+"""Calls of the command line, in this process or as one of their own."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from attrs import frozen
+from typer.testing import CliRunner
+from vaultfs.entrypoints.cli import app
+
+
+@frozen
+class Called:
+    code: int
+    out: str
+    errors: str
+    bytes_out: bytes
+
+    @property
+    def value(self) -> Any:
+        """What standard output holds: one JSON document and nothing else."""
+        assert self.out.endswith("\n")
+        return json.loads(self.out)
+
+
+def call(*words: object, env: dict[str, str | None] | None = None) -> Called:
+    """Run the command line in this process."""
+    handler, threshold = signal.getsignal(signal.SIGTERM), gc.get_threshold()
+    try:
+        done = CliRunner().invoke(
+            app, [*map(str, words)], env={"VAULTFS_VAULT": None, **(env or {})}
+        )
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Called(done.exit_code, done.stdout, done.stderr, done.stdout_bytes)
+
+
+@frozen
+class Cli:
+    """The command line, on one vault."""
+
+    vault: Path
+
+    def __call__(self, *words: object, code: int = 0) -> Called:
+        called = call("--vault", self.vault, *words)
+        assert called.code == code, (words, called.code, called.out, called.errors)
+        return called
+
+    def json(self, *words: object, code: int = 0) -> Any:
+        return self("--json", *words, code=code).value
+
+    def refused(self, *words: object, code: int = 1) -> str:
+        """The name of the error that the command ends with."""
+        return str(self.json(*words, code=code)["error"]["code"])
+
+    def ls(self, path: str = "/") -> list[str]:
+        return self("ls", path).out.splitlines()
+
+    def read(self, path: str) -> bytes:
+        return self("cat", path).bytes_out
+
+
+def new_vault(folder: Path) -> Cli:
+    assert call("init", folder).code == 0
+    return Cli(folder)
+
+
+def command(*words: object) -> list[str]:
+    """The words that run the command line as a process of its own."""
+    return [sys.executable, "-m", "vaultfs", *map(str, words)]
+
+
+def process(*words: object, given: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+    env = {key: value for key, value in os.environ.items() if not key.startswith("VAULTFS_")}
+    return subprocess.run(
+        command(*words), input=given, capture_output=True, env=env, timeout=60, check=False
+    )
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    return Random(seed).randbytes(size)
+
+
+def files_below(top: Path) -> dict[str, tuple[bytes, int] | None]:
+    """All names below `top` with bytes and mode; folders have none."""
+    return {
+        str(path.relative_to(top)): (
+            None if path.is_dir() else (path.read_bytes(), path.stat().st_mode & 0o777)
+        )
+        for path in sorted(top.rglob("*"))
+    }

@@ -1,0 +1,227 @@
+"""What only a process of its own shows: signals, pipes, what is loaded."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.entrypoints.cli_calls import Cli, command, new_vault, noise, process
+
+# One command after another, so that they are measured and interrupted as people would.
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return new_vault(tmp_path / "vault")
+
+
+# What is loaded
+
+
+def loaded(*words: object) -> set[str]:
+    """The modules that a process has loaded when the command is done."""
+    program = (
+        "import sys, json, atexit\n"
+        "from vaultfs.__main__ import main\n"
+        "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    return set(json.loads(done.stderr))
+
+
+HEAVY = {"anyio", "asyncio", "sqlite3", "zstandard", "blake3", "pyfastcdc", "crc32c", "aiofiles"}
+
+
+def test_the_version_loads_no_more_than_itself() -> None:
+    assert not loaded("--version") & {"typer", "attrs", "attr", "rich", *HEAVY}
+
+
+def test_help_loads_nothing_that_only_work_takes() -> None:
+    assert not loaded("--help") & {"rich", "rich.progress", "vaultfs.domain.services", *HEAVY}
+
+
+def test_a_listing_loads_nothing_that_writing_takes(cli: Cli) -> None:
+    modules = loaded("--vault", cli.vault, "ls")
+    assert "sqlite3" in modules
+    unwanted = {"zstandard", "pyfastcdc", "crc32c", "aiofiles", "rich", "rich.progress"}
+    assert not modules & {*unwanted, "vaultfs.domain.services.ingest", "vaultfs.adapters.local"}
+
+
+# Starting
+
+
+def test_both_ways_to_ask_for_the_version() -> None:
+    first, second = process("--version"), process("--quiet", "--version")
+    assert first.stdout == second.stdout
+    assert first.stdout.startswith(b"vaultfs ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_is_given(shell: str) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("vaultfs")],
+        env={**os.environ, "_VAULTFS_COMPLETE": f"source_{shell}"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert b"_VAULTFS_COMPLETE" in done.stdout
+
+
+def test_commands_are_completed() -> None:
+    words = {"_VAULTFS_COMPLETE": "complete_bash", "COMP_WORDS": "vaultfs ve", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("vaultfs")],
+        env={**os.environ, **words},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == [b"verify", b"versions"]
+
+
+# Pipes
+
+
+@pytest.mark.parametrize("words", [("ls",), ("--json", "ls"), ("cat", "/large")])
+def test_a_reader_that_goes_away_is_no_news(cli: Cli, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "large").write_bytes(noise(3_000_000))
+    cli("put", tmp_path / "large", "/large")
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        command("--vault", cli.vault, *words), stdout=writing, stderr=subprocess.PIPE
+    ) as running:
+        os.close(writing)
+        os.close(reading)
+        _, errors = running.communicate(timeout=30)
+    assert errors == b""
+    assert running.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("redirection", "words", "told"),
+    [
+        (">/dev/full", "ls", "No space left on device"),
+        (">&-", "ls", "Bad file descriptor"),
+        ("<&-", "put - /x", "Bad file descriptor"),
+        ("2>&-", "ls /nope", ""),
+    ],
+)
+def test_a_stream_that_is_full_or_closed(cli: Cli, redirection: str, words: str, told: str) -> None:
+    cli("mkdir", "/d")
+    done = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'"$0" -m vaultfs --vault "$1" {words} {redirection}',
+            sys.executable,
+            cli.vault,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "bug" not in done.stderr
+    assert done.stderr.count("\n") <= 1
+    assert cli.ls() == ["d/"]
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_wait_for_a_pipe_can_be_interrupted(cli: Cli, number: signal.Signals) -> None:
+    with subprocess.Popen(
+        command("--vault", cli.vault, "put", "-", "/x"),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as waiting:
+        time.sleep(1.2)
+        waiting.send_signal(number)
+        code = waiting.wait(timeout=10)
+        assert waiting.stderr is not None
+        errors = waiting.stderr.read()
+    assert code == 130
+    assert b"interrupted" in errors
+    assert cli.ls() == []
+
+
+def test_a_wait_for_a_reader_can_be_interrupted(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(noise(3_000_000))
+    cli("put", tmp_path / "large", "/large")
+    with subprocess.Popen(
+        command("--vault", cli.vault, "cat", "/large"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as waiting:
+        assert waiting.stdout is not None
+        waiting.stdout.read(1)
+        time.sleep(0.3)
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=10) == 130
+
+
+def test_an_interruption_while_starting_shows_no_traceback(cli: Cli) -> None:
+    for delay in (0.1, 0.2, 0.3):
+        with subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "print(end='.', flush=True)\nfrom vaultfs.__main__ import main\nmain()",
+                "--vault",
+                str(cli.vault),
+                "verify",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as starting:
+            assert starting.stdout is not None
+            starting.stdout.read(1)
+            time.sleep(delay)
+            starting.send_signal(signal.SIGINT)
+            _, errors = starting.communicate(timeout=10)
+        assert starting.returncode in {0, 130}
+        assert b"Traceback" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay", [0.3, 0.9])
+def test_a_large_put_that_is_interrupted_can_be_repeated(
+    cli: Cli, tmp_path: Path, number: signal.Signals, delay: float
+) -> None:
+    local = tmp_path / "local"
+    local.mkdir()
+    for seed in range(3):
+        (local / f"{seed}").write_bytes(noise(50_000_000, seed))
+    with subprocess.Popen(
+        command("--vault", cli.vault, "put", local, "/big/"), stderr=subprocess.PIPE
+    ) as putting:
+        while not list((cli.vault / "objects").rglob("*pack*/*")) and putting.poll() is None:
+            time.sleep(0.01)
+        time.sleep(delay)
+        putting.send_signal(number)
+        _, errors = putting.communicate(timeout=30)
+    assert putting.returncode in {130, 0}
+    assert b"Traceback" not in errors
+    assert cli.json("verify")["clean"] is True
+    cli("put", local, "/big/")
+    cli("get", "/big/local", tmp_path / "back")
+    for path in local.iterdir():
+        assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
+    assert cli.json("verify")["clean"] is True

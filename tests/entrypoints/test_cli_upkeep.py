@@ -1,0 +1,409 @@
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.entrypoints.cli_calls import Called, Cli, call, new_vault, noise
+from typer.main import get_command
+from vaultfs.domain import errors
+from vaultfs.domain.errors import InvalidField, InvalidName, VaultError
+from vaultfs.entrypoints.cli import app
+from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode, error_code, exit_code
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return new_vault(tmp_path / "vault")
+
+
+def put(cli: Cli, path: str, data: bytes) -> None:
+    local = cli.vault.parent / "local"
+    local.write_bytes(data)
+    cli("put", "-q", local, path)
+
+
+# Making a vault
+
+
+def test_init_makes_a_vault(tmp_path: Path) -> None:
+    done = call("init", tmp_path / "deep/er", "--json")
+    assert done.code == 0
+    assert done.value["vault"] == str(tmp_path / "deep/er")
+    assert Cli(tmp_path / "deep/er").ls() == []
+    assert call("init", tmp_path / "text").out.count("--vault") == 1
+
+
+@pytest.mark.parametrize("what", ["vault", "full", "file"])
+def test_init_touches_nothing_that_is_there(tmp_path: Path, what: str) -> None:
+    place = tmp_path / "place"
+    if what == "vault":
+        new_vault(place)
+    elif what == "full":
+        place.mkdir()
+        (place / "letter").write_text("dear")
+    else:
+        place.write_text("dear")
+    before = sorted(tmp_path.rglob("*"))
+    done = call("--json", "init", place)
+    assert (done.code, done.value["error"]["code"]) == (1, "exists")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_init_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    done = call("init", tmp_path / "file/sub")
+    assert done.code == 1
+    assert done.errors == f"vaultfs: {tmp_path}/file/sub: Not a directory\n"
+
+
+# Naming a vault
+
+
+def test_the_vault_is_named_before_or_behind_the_command_or_by_the_environment(
+    cli: Cli, tmp_path: Path
+) -> None:
+    cli("mkdir", "/here")
+    other = new_vault(tmp_path / "other").vault
+    named = {"VAULTFS_VAULT": str(cli.vault)}
+    elsewhere = {"VAULTFS_VAULT": str(other)}
+    assert call("--vault", cli.vault, "ls").out == "here/\n"
+    assert call("ls", "--vault", cli.vault).out == "here/\n"
+    assert call("--vault", other, "ls", "--vault", cli.vault).out == "here/\n"
+    assert call("ls", env={**named}).out == "here/\n"
+    assert call("ls", "--vault", cli.vault, env={**elsewhere}).out == "here/\n"
+    assert call("ls").code == 2
+    assert "--vault" in call("ls").errors
+
+
+def test_a_vault_that_is_not_there(tmp_path: Path) -> None:
+    missing = Cli(tmp_path / "nope")
+    assert "vaultfs init" in missing("ls", code=1).errors
+    assert "vaultfs init" in missing("verify", code=1).errors
+    assert missing.refused("rebuild") == "not_a_vault"
+    assert not missing.vault.exists()
+
+
+def test_a_catalog_that_is_lost(cli: Cli) -> None:
+    (cli.vault / "catalog.db").unlink()
+    assert "vaultfs rebuild" in cli("ls", code=1).errors
+    assert cli.refused("put", cli.vault / "objects", "/x") == "not_a_vault"
+    assert cli.refused("rebuild") == "not_found"  # no backup was made
+
+
+def test_a_catalog_of_a_newer_release(cli: Cli) -> None:
+    with sqlite3.connect(cli.vault / "catalog.db") as database:
+        database.execute("PRAGMA user_version = 999")
+    database.close()
+    assert "newer release" in cli("ls", code=1).errors
+    assert cli.refused("put", cli.vault / "objects", "/x") == "unsupported"
+
+
+def test_a_catalog_that_is_no_database(cli: Cli) -> None:
+    for suffix in ("-wal", "-shm"):
+        (cli.vault / f"catalog.db{suffix}").unlink(missing_ok=True)
+    (cli.vault / "catalog.db").write_bytes(b"nonsense" * 1000)
+    assert cli("ls", code=1).errors.startswith("vaultfs: ")
+
+
+def test_the_store_of_another_vault(cli: Cli, tmp_path: Path) -> None:
+    other = new_vault(tmp_path / "other")
+    shutil.rmtree(cli.vault / "objects")
+    shutil.copytree(other.vault / "objects", cli.vault / "objects")
+    assert "belongs to vault" in cli("put", tmp_path, "/x", code=1).errors
+
+
+# Damage
+
+
+def packs(vault: Path) -> set[Path]:
+    return {path for path in (vault / "objects").rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def damaged(cli: Cli) -> Cli:
+    """A vault in which one bit of the contents of `/bad` is another."""
+    put(cli, "/good", noise(50_000, 1))
+    before = packs(cli.vault)
+    put(cli, "/bad", noise(50_000, 2))
+    [pack] = packs(cli.vault) - before
+    cli("cp", "/bad", "/bad copy")
+    put(cli, "/bad", b"newer")  # the damage is in version 1
+    pack.chmod(0o600)
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 1
+    pack.write_bytes(data)
+    return cli
+
+
+def test_a_flipped_bit_is_found_with_exactly_the_files_it_hits(damaged: Cli) -> None:
+    found = damaged.json("verify", code=1)
+    assert not found["clean"]
+    assert sorted((each["path"], each["version"]) for each in found["files"]) == [
+        ("/bad", 1),
+        ("/bad copy", 1),
+    ]
+    shown = damaged("verify", code=1).out
+    assert "damaged: /bad version 1" in shown
+    assert "DAMAGED" in shown
+    assert damaged.json("verify", "--depth", "digests", code=1)["clean"] is False
+    assert damaged.json("verify", "--depth", "catalog")["clean"] is True
+
+
+def test_damaged_contents_are_not_handed_out(damaged: Cli, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    assert damaged.refused("get", "/bad copy", target) == "damaged_content"
+    assert not target.exists()
+    value = damaged.json("get", "/", target, code=3)
+    assert [each["where"] for each in value["failed"]] == ["/bad copy"]
+    assert sorted(path.name for path in target.iterdir()) == ["bad", "good"]
+
+
+def test_verify_of_a_sound_vault(cli: Cli) -> None:
+    put(cli, "/f", noise(10_000))
+    for depth in ("catalog", "packs", "digests", "full"):
+        assert cli.json("verify", "--depth", depth)["clean"] is True
+    assert sum(cli.json("verify", "--subset", f"{n}/3")["packs"] for n in (1, 2, 3)) == 1
+    assert cli("verify").out.startswith("clean: 1 versions")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify", "--subset", "0/3"),
+        ("verify", "--subset", "4/3"),
+        ("verify", "--subset", "1/0"),
+        ("verify", "--subset", "nonsense"),
+        ("verify", "--depth", "nonsense"),
+        ("retention", "--keep", "0"),
+        ("retention", "--keep", "0d"),
+        ("retention", "--keep", "-1"),
+        ("retention", "--keep", "nonsense"),
+        ("retention", "--keep", "9" * 30),
+        ("retention", "--keep", "9" * 30 + "d"),
+        ("backup", "--keep", "0"),
+        ("ls", "--nonsense"),
+        ("nonsense",),
+        ("put", "one"),
+        ("rm",),
+    ],
+)
+def test_wrong_usage(cli: Cli, words: tuple[str, ...]) -> None:
+    called = cli(*words, code=2)
+    assert called.out == ""
+    assert called.errors
+    assert "Traceback" not in called.errors
+    assert cli.refused(*words, code=2) in {"invalid_field", "usage"}
+
+
+# Backups
+
+
+def test_a_lost_catalog_comes_back_from_a_backup(cli: Cli) -> None:
+    put(cli, "/f", b"text")
+    assert cli.json("backup", "--list") == []
+    made = cli.json("backup")
+    assert [each["name"] for each in cli.json("backup", "--list")] == [made["name"]]
+    assert made["name"] in cli("backup", "--list").out
+    for path in cli.vault.glob("catalog.db*"):
+        path.unlink()
+
+    done = cli.json("rebuild")
+    assert done["backup"] == made["name"]
+    assert cli.read("/f") == b"text"
+    assert cli.json("verify")["clean"] is True
+
+
+def test_a_backup_can_be_named(cli: Cli) -> None:
+    first = cli.json("backup")["name"]
+    cli("mkdir", "/later")
+    cli("rebuild", "--from-backup", first)
+    assert cli.ls() == []
+    assert list(cli.vault.glob("catalog.db.before-*"))
+    assert cli.refused("rebuild", "--from-backup", "nonsense") == "not_found"
+
+
+def test_only_the_last_backups_are_kept(cli: Cli) -> None:
+    names = [cli.json("backup", "--keep", "2")["name"] for _ in range(4)]
+    assert sorted(each["name"] for each in cli.json("backup", "--list")) == sorted(names)[-2:]
+
+
+def test_the_index_is_made_anew(cli: Cli) -> None:
+    put(cli, "/f", b"text")
+    done = cli.json("rebuild")
+    assert (done["backup"], done["packs"], done["versions"]) == (None, 1, 1)
+    assert "1 packs" in cli("rebuild").out
+
+
+# Figures and retention
+
+
+def test_stats(cli: Cli) -> None:
+    put(cli, "/f", b"text")
+    put(cli, "/f", b"other text")
+    value = cli.json("stats")
+    assert (value["files"], value["versions"], value["bytes_current"]) == (1, 2, 10)
+    assert "versions" in cli("stats").out
+
+
+def test_retention(cli: Cli) -> None:
+    for number in range(4):
+        put(cli, "/f", str(number).encode())
+    assert "all versions" in cli("retention").out
+    assert cli.json("retention", "--keep", "2")["last"] == 2
+    assert cli.json("retention", "--apply")["pruned"] == 2
+    assert [each["number"] for each in cli.json("versions", "/f")] == [4, 3]
+    assert cli.json("retention", "--keep", "30d")["age_days"] == 30
+    assert "30 days ago" in cli("retention").out
+    assert cli.json("retention", "--keep", "all") == {
+        "last": None,
+        "age_days": None,
+        "pruned": None,
+    }
+
+
+@pytest.mark.slow
+def test_the_demonstration(tmp_path: Path) -> None:
+    done = call("--json", "demo", "--small", "--keep", tmp_path / "demo")
+    assert done.code == 0
+    assert done.value["clean"] is True
+    assert done.value["differences"] == []
+    assert Cli(tmp_path / "demo/vault").json("verify")["clean"] is True
+
+
+# JSON, everywhere
+
+
+def prepare(cli: Cli) -> None:
+    put(cli, "/f", b"one")
+    put(cli, "/f", b"two")
+    put(cli, "/gone", b"text")
+    cli("mkdir", "/d")
+    cli("rm", "/gone")
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stock") / "vault"
+    prepare(new_vault(folder))
+    return folder
+
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "init": ("{tmp}/new",),
+    "retention": ("--keep", "3"),
+    "verify": (),
+    "rebuild": (),
+    "backup": (),
+    "stats": (),
+    "put": ("{tmp}/file", "/"),
+    "get": ("/f", "{tmp}/out"),
+    "ls": (),
+    "tree": (),
+    "stat": ("/f",),
+    "versions": ("/f",),
+    "mkdir": ("/new",),
+    "mv": ("/f", "/g"),
+    "cp": ("/f", "/g"),
+    "rm": ("/f",),
+    "trash": (),
+    "restore": ("/gone",),
+    "meta": ("/f",),
+}
+WITHOUT_VAULT = {"init"}
+
+
+def test_the_table_has_every_command() -> None:
+    command: Any = get_command(app)
+    assert {*COMMANDS, "cat", "demo"} == set(command.commands)
+
+
+def placed(name: str, place: str, tmp_path: Path, vault: Path) -> Called:
+    words = [word.format(tmp=tmp_path) for word in COMMANDS[name]]
+    options = ["--json"] if name in WITHOUT_VAULT else ["--json", "--vault", str(vault)]
+    if place == "before":
+        return call(*options, name, *words)
+    return call(name, *words, *options)
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_json_is_one_document_of_success(
+    stock: Path, tmp_path: Path, name: str, place: str
+) -> None:
+    shutil.copytree(stock, tmp_path / "vault")
+    (tmp_path / "file").write_text("x")
+    called = placed(name, place, tmp_path, tmp_path / "vault")
+    assert called.code == 0
+    assert called.errors == ""
+    assert "error" not in called.value
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_json_is_one_document_of_failure(tmp_path: Path, name: str, place: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "new").write_text("in the way of init")
+    called = placed(name, place, tmp_path, tmp_path / "no vault")
+    assert called.code == 1
+    assert called.errors == ""
+    assert set(called.value) == {"error"}
+    assert set(called.value["error"]) == {"code", "message"}
+
+
+def test_the_demonstration_fails_in_json_too(tmp_path: Path) -> None:
+    called = call("demo", "--json", "--keep", "/dev/null/x")
+    assert called.code == 1
+    assert called.value["error"]["code"] == "system"
+
+
+# Exit codes
+
+
+def every_error(kind: type[VaultError] = VaultError) -> Iterator[type[VaultError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from every_error(below)
+
+
+def test_every_error_has_its_exit_code_and_name() -> None:
+    seen: dict[str, type[VaultError]] = {}
+    for kind in every_error():
+        error = kind.__new__(kind)
+        usage = issubclass(kind, InvalidName | InvalidField)
+        assert exit_code(error) == (ExitCode.USAGE if usage else ExitCode.FAILED), kind
+        name = error_code(error)
+        assert name.isascii()
+        assert name.replace("_", "").islower()
+        assert seen.setdefault(name, kind) is kind
+    assert len(seen) >= len([each for each in vars(errors).values() if isinstance(each, type)]) - 1
+
+
+def test_help_names_every_exit_code() -> None:
+    assert all(f"{code.value} " in EPILOG for code in ExitCode)
+    assert EPILOG.split(";")[0] in " ".join(call("--help").out.split())
+
+
+def test_a_bug_is_told_without_a_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise ZeroDivisionError("one by none")
+
+    monkeypatch.setattr("vaultfs.entrypoints.cli.looking.node_json", fail)
+    called = cli("stat", "/", code=70)
+    assert called.errors.startswith("vaultfs: a bug: ZeroDivisionError: one by none")
+    assert cli.refused("stat", "/", code=70) == "bug"
+    with pytest.raises(ZeroDivisionError):
+        call("--debug", "--vault", cli.vault, "stat", "/")
+
+
+def test_quiet_says_nothing(cli: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "f").write_text("x")
+    (tmp_path / "vault").rename(tmp_path.parent / f"{tmp_path.name}-vault")
+    moved = Cli(tmp_path.parent / f"{tmp_path.name}-vault")
+    called = moved("put", "-q", tmp_path, "/x", code=3)
+    assert (called.out, called.errors) == ("", "")
+    assert json.loads(moved("put", "-q", "--json", tmp_path, "/x", code=3).out)["files"] == 1
