@@ -8,19 +8,27 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from attrs import frozen
+from typer.main import get_command
 from typer.testing import CliRunner
+
 from vaultfs.entrypoints.cli import app
+
+COMMAND: Final = get_command(app)
+"""Made once: `CliRunner.invoke` makes it anew every time, which takes longer than most commands."""
 
 
 @frozen
 class Called:
     code: int
-    out: str
-    errors: str
     bytes_out: bytes
+    errors: str
+
+    @property
+    def out(self) -> str:
+        return self.bytes_out.decode()
 
     @property
     def value(self) -> Any:
@@ -32,17 +40,20 @@ class Called:
 def call(*words: object, env: dict[str, str | None] | None = None) -> Called:
     """Run the command line in this process."""
     handler, threshold = signal.getsignal(signal.SIGTERM), gc.get_threshold()
-    try:
-        done = CliRunner().invoke(
-            app, [*map(str, words)], env={"VAULTFS_VAULT": None, **(env or {})}
-        )
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-        gc.set_threshold(*threshold)
-        gc.unfreeze()
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return Called(done.exit_code, done.stdout, done.stderr, done.stdout_bytes)
+    with CliRunner().isolation(env={"VAULTFS_VAULT": None, **(env or {})}) as (out, errors, _):
+        try:
+            COMMAND.main(args=[*map(str, words)], prog_name="vaultfs")
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        else:
+            code = 0
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            gc.set_threshold(*threshold)
+            gc.unfreeze()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        return Called(code, out.getvalue(), errors.getvalue().decode())
 
 
 @frozen

@@ -137,7 +137,7 @@ def test_rm_takes_a_folder_with_all_it_holds_only_if_told(cli: Cli, put: Put) ->
     assert cli.refused("rm", "/d") == "folder_not_empty"
     cli("rm", "-r", "/d")
     assert cli.ls() == []
-    assert cli.refused("rm", "-r", "/") == "conflict"
+    assert cli.refused("rm", "-r", "/") == "folder_not_empty"
 
 
 def test_what_was_deleted_comes_back(cli: Cli, put: Put) -> None:

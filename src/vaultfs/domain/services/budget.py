@@ -5,9 +5,11 @@ bytes stay charged until they are durable (or handed out); while it waits it hol
 none, so no circle of transfers can wait for each other. Three kinds of charge share
 the total, each with a ceiling, so that none can starve the one it depends on:
 
-* WRITE: blocks on their way into packs. They never wait for a charge of another kind,
-  but for their source, which may be a read of this very process; so
-* READ, the bytes that a consumer is waiting for right now, may use everything, and
+* WRITE: blocks on their way into packs. They wait for their source as well, which may be
+  a read of this very process; so
+* READ, the bytes that a consumer is waiting for right now, may use everything, and an
+  eighth of the total is left to it. It is given back when they are handed out, for
+  their consumer may then go and wait for a WRITE: a READ waits for nobody but the store.
 * AHEAD, bytes fetched before anybody asks, only takes what is free, and little of it.
 """
 
@@ -121,7 +123,12 @@ class Budget:
     def _fits(self, use: Use, size: int) -> bool:
         limit = self.total * use.value // 8
         used = self.used[use]
-        return used == 0 if size > limit else used + size <= limit and size <= self.free
+        return used == 0 if size > limit else used + size <= limit and size <= self._free_for(use)
+
+    def _free_for(self, use: Use) -> int:
+        if use is Use.READ:
+            return self.free
+        return self.free - max(0, self.total // 8 - self.used[Use.READ])
 
     def _grant(self, use: Use, size: int) -> Charge:
         self.used[use] += size

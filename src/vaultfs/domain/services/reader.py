@@ -61,7 +61,7 @@ class Fetch:
 
     @property
     def cost(self) -> int:
-        """Bytes in memory while it is decoded."""
+        """Bytes in memory while it is decoded; two blocks, what is left to reads, at the most."""
         return self.stop - self.start + sum(wanted.length for wanted, _ in self.chunks)
 
     def takes(self, place: Location) -> bool:
@@ -70,7 +70,7 @@ class Fetch:
             place.pack == self.pack
             and 0 <= place.offset - self.stop <= GAP
             and place.offset + HEADER_SIZE + place.size - self.start <= BLOCK
-            and self.cost + place.size + place.length <= 3 * BLOCK
+            and self.cost + HEADER_SIZE + GAP + place.size + place.length <= 2 * BLOCK
         )
 
     def add(self, wanted: Wanted, place: Location) -> None:
@@ -241,14 +241,12 @@ class _Pieces:
     tasks: TaskGroup
     _planned: deque[Fetch] = field(factory=deque[Fetch])
     _slots: deque[_Slot] = field(factory=deque[_Slot])
-    _handed: Charge | None = None
     _at_end: bool = False
 
     def __aiter__(self) -> "_Pieces":
         return self
 
     async def __anext__(self) -> list[Buffer]:
-        self._let_go()
         if not self._slots:
             await self._plan()
             if not self._planned:
@@ -256,9 +254,10 @@ class _Pieces:
             fetch = self._planned.popleft()
             self._start(fetch, await self.reader.budget.charge(Use.READ, fetch.cost))
         await self._start_ahead()
-        slot = self._slots.popleft()
-        self._handed = slot.charge
+        slot = self._slots[0]
         await slot.ready.wait()
+        self._slots.popleft()
+        slot.charge.release()  # what is handed out is the consumer's
         if slot.error is not None:
             raise slot.error
         return slot.pieces
@@ -299,14 +298,7 @@ class _Pieces:
             slot.error = error
         slot.ready.set()
 
-    def _let_go(self) -> None:
-        """What was handed out is the consumer's now."""
-        if self._handed is not None:
-            self._handed.release()
-            self._handed = None
-
     def release(self) -> None:
         """Give back all charges."""
-        self._let_go()
         for slot in self._slots:
             slot.charge.release()

@@ -23,6 +23,7 @@ from vaultfs.domain.errors import (
     DamagedContent,
     Forbidden,
     InvalidName,
+    NotAFolder,
     NotFound,
     VaultError,
 )
@@ -106,7 +107,8 @@ class Transfer:
         """Write the folder at `source` and everything below into `target`.
 
         Files that are there under those names are replaced, one by one, whole; others
-        stay. A damaged file is in the report and is not written.
+        stay. A damaged file is in the report and is not written. Raises `NotFound` and
+        `NotAFolder`.
         """
         job = _Get(self, caller, source, target, progress)
         await job.run()
@@ -296,6 +298,8 @@ class _Get:
 
     async def run(self) -> None:
         top = await self.transfer.files.stat(self.caller, self.source)
+        if not top.is_folder:
+            raise NotAFolder(f"{self.source} is a file, not a folder")
         group: list[_File] = []
         size = 0
         async with task_group() as tasks, aclosing(self._walk(top)) as found:
