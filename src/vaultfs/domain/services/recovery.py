@@ -154,11 +154,13 @@ class Recovery:
         """Remove all backups but the newest `keep`, and what crashed ones left."""
         complete = [backup.name for backup in await self.backups()]
         wanted = {*complete[-keep:], newest}
+        begun = newest.partition("-")[0]
         doomed: list[str] = []
         async with aclosing(self.objects.list(BACKUPS)) as objects:
             async for info in objects:
                 name = info.key.removeprefix(BACKUPS).partition("/")[0]
-                if name not in wanted and name < newest:
+                older = name in complete or name.partition("-")[0] < begun
+                if older and name not in wanted:
                     doomed.append(info.key)
         # The manifest goes first: parts without it are no backup.
         for key in sorted(doomed, key=lambda key: not key.endswith("/manifest.json")):
