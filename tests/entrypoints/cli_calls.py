@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,12 @@ class Cli:
 
 def new_vault(folder: Path) -> Cli:
     assert call("init", folder).code == 0
+    return Cli(folder)
+
+
+def copy_of(vault: Path, folder: Path) -> Cli:
+    """A copy, which is faster made than a new vault; both have one id."""
+    shutil.copytree(vault, folder)
     return Cli(folder)
 
 

@@ -2,14 +2,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.entrypoints.cli_calls import Cli, new_vault
+from tests.entrypoints.cli_calls import Cli, copy_of, new_vault
 
 Put = Callable[..., None]
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new_vault(tmp_path_factory.mktemp("empty") / "vault").vault
+
+
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    return new_vault(tmp_path / "vault")
+def cli(empty: Path, tmp_path: Path) -> Cli:
+    return copy_of(empty, tmp_path / "vault")
 
 
 @pytest.fixture

@@ -9,14 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.entrypoints.cli_calls import Cli, command, new_vault, noise, process
+from tests.entrypoints.cli_calls import Cli, command, copy_of, new_vault, noise, process
 
-# One command after another, so that they are measured and interrupted as people would.
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new_vault(tmp_path_factory.mktemp("empty") / "vault").vault
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    return new_vault(tmp_path / "vault")
+def cli(empty: Path, tmp_path: Path) -> Cli:
+    return copy_of(empty, tmp_path / "vault")
 
 
 # What is loaded

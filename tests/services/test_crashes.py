@@ -203,3 +203,18 @@ async def test_an_init_that_was_killed_is_taken_up_again(place: Path) -> None:
             await init_vault(folder)
         async with opened(folder) as vault:
             assert await files_of(vault) == []
+
+
+async def test_leftovers_of_a_crash_are_invisible_and_go_a_day_later(place: Path) -> None:
+    folder = place / "vault"
+    await init_vault(folder)
+    fresh, old = (folder / "objects/.tmp" / name for name in ("fresh", "old"))
+    for path in (fresh, old):
+        path.write_bytes(b"half a pack")
+    day_before = time.time() - 25 * 3600
+    os.utime(old, (day_before, day_before))
+    async with opened(folder) as vault:
+        await _assert_tidy(vault)
+        await assert_sound(vault)
+    assert fresh.exists()
+    assert not old.exists()

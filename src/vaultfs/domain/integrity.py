@@ -1,6 +1,7 @@
 """What a verification looks at, and what it found."""
 
 from enum import Enum
+from typing import Final
 
 from attrs import field, frozen
 
@@ -26,6 +27,10 @@ class Depth(Enum):
         return depths.index(self) >= depths.index(other)
 
 
+MAX_SUBSET: Final = 20
+"""Characters of a subset as it is written."""
+
+
 @frozen
 class Subset:
     """Part `number` of `parts` of all packs: a share of the work, the same every time."""
@@ -41,7 +46,7 @@ class Subset:
     def parse(text: str) -> "Subset":
         """The subset written as `n/t`. Raises `InvalidField`."""
         number, _, parts = text.partition("/")
-        if not (number.isdecimal() and parts.isdecimal()):
+        if not (number.isdecimal() and parts.isdecimal()) or len(text) > MAX_SUBSET:
             raise InvalidField(f"subset {text!r}: as in 1/7 up to 7/7")
         return Subset(int(number), int(parts))
 

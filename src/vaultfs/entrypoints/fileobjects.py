@@ -170,6 +170,11 @@ class WriteFile(io.BufferedIOBase):
         return cls(put, run)
 
     @property
+    def name(self) -> str:
+        """The path it was opened by."""
+        return str(self._put.address)
+
+    @property
     def node(self) -> Node | None:
         """The node, once the file is closed."""
         return self._put.node
@@ -211,6 +216,7 @@ class WriteFile(io.BufferedIOBase):
                 self._send()
             self._run(self._finish, complete)
         finally:
+            self._put.send.close()  # if nobody else could: the vault may be closed already
             super().close()
 
     async def _finish(self, complete: bool) -> None:  # noqa: FBT001 called by position

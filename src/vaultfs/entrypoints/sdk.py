@@ -353,4 +353,7 @@ async def open_client(
     if create and not catalog_file(path).exists():
         await init_vault(path)
     async with open_vault(read_settings(path)) as vault, task_group() as tasks:
-        yield Vault(vault, tasks, current_token())
+        try:
+            yield Vault(vault, tasks, current_token())
+        finally:
+            tasks.cancel_scope.cancel()  # nobody closes the files that are still being written

@@ -61,6 +61,11 @@ class OpenPack:
     settled: anyio.Event = field(factory=anyio.Event)
     error: Exception | None = None
 
+    @property
+    def recorded(self) -> bool:
+        """Whether it is durable and the catalog knows it."""
+        return self.settled.is_set() and self.error is None
+
     async def wait(self) -> None:
         """Until it is recorded. Raises why it could not be stored."""
         await self.settled.wait()
@@ -77,8 +82,8 @@ class Placed:
     """Chunks that are, or will be, recorded for others only."""
 
     def take(self, other: "Placed") -> None:
-        """Add what `other` has."""
-        self.packs |= other.packs
+        """Add what `other` has, and forget packs that are recorded: a stream has many."""
+        self.packs = {pack for pack in self.packs | other.packs if not pack.recorded}
         self.foreign += other.foreign
 
 
@@ -176,6 +181,7 @@ class Packer:
             pack.accepts, pack.error = False, error
             for digest in pack.builder.digests:
                 del self._pending[digest]
+            pack.builder = PackBuilder()  # whoever still waits needs none of its entries
             self._under_way -= 1
             pack.settled.set()
             for charge in pack.charges:

@@ -12,7 +12,7 @@ makes it anew from the packs, and its owners from the manifests.
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
 import zstandard
@@ -22,7 +22,7 @@ from attrs import define, field, frozen
 from vaultfs.domain.digests import Digest, digest_from_hex, digest_of
 from vaultfs.domain.errors import Corrupt, InvalidField, NotFound, Unsupported
 from vaultfs.domain.manifests import Entry, parse_page
-from vaultfs.domain.nodes import UserId
+from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import RecordPack
 from vaultfs.domain.packs import (
     ENTRY_SIZE,
@@ -47,6 +47,7 @@ BACKUPS: Final = "backups/"
 PART: Final = 16 << 20
 """Bytes of one object of a backup."""
 FORMAT: Final = 1
+LEFTOVER_AGE: Final = timedelta(days=1)
 LIKELY_TABLE: Final = 512 * ENTRY_SIZE + TAIL_SIZE
 """Enough of a pack's end to hold the table of most packs."""
 SLICE: Final = 256 << 10
@@ -105,7 +106,7 @@ class Recovery:
     async def backup(self, *, keep: int = 7, progress: Progress = no_progress) -> Backup:
         """Copy the catalog, as it is at one moment, into the store; keep the newest `keep`.
 
-        A crash leaves parts without a manifest, which the next backup removes. `progress`
+        A crash leaves parts without a manifest, which a backup a day later removes. `progress`
         is told bytes of the dump.
         """
         if keep < 1:
@@ -154,13 +155,14 @@ class Recovery:
         """Remove all backups but the newest `keep`, and what crashed ones left."""
         complete = [backup.name for backup in await self.backups()]
         wanted = {*complete[-keep:], newest}
-        begun = newest.partition("-")[0]
+        long_ago = micros(self.clock.now() - LEFTOVER_AGE)
         doomed: list[str] = []
         async with aclosing(self.objects.list(BACKUPS)) as objects:
             async for info in objects:
                 name = info.key.removeprefix(BACKUPS).partition("/")[0]
-                older = name in complete or name.partition("-")[0] < begun
-                if older and name not in wanted:
+                # Parts without a manifest may be those of a backup that is being made.
+                done = name in complete or info.modified_us < long_ago
+                if done and name not in wanted:
                     doomed.append(info.key)
         # The manifest goes first: parts without it are no backup.
         for key in sorted(doomed, key=lambda key: not key.endswith("/manifest.json")):
