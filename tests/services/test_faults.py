@@ -5,6 +5,7 @@ import subprocess
 import tracemalloc
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -38,7 +39,7 @@ from tests.faults import (
 
 from vaultfs.adapters.files import LocalSource, open_source
 from vaultfs.adapters.local import LocalObjectStore
-from vaultfs.adapters.memory import MemoryObjectStore
+from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.sql.connections import open_writer
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.sql.writer import Writer
@@ -169,7 +170,7 @@ async def _fails_at(number: int, case: Case) -> int:
     return number + 1
 
 
-async def test_a_backup_that_failed_is_no_backup_and_its_parts_go_with_the_next() -> None:
+async def test_a_backup_that_failed_is_no_backup_and_its_parts_go_two_days_later() -> None:
     effects = Effects()
     async with open_memory_vault(effect=effects) as vault:
         await furnish(vault)
@@ -178,6 +179,8 @@ async def test_a_backup_that_failed_is_no_backup_and_its_parts_go_with_the_next(
             await vault.recovery.backup()
         effects.start(None)
         assert await vault.recovery.backups() == []
+        assert isinstance(vault.clock, ManualClock)
+        vault.clock.advance(timedelta(days=2))
         backup = await vault.recovery.backup(keep=1)
         assert [each.name for each in await vault.recovery.backups()] == [backup.name]
         keys = [info.key async for info in vault.objects.list("backups/")]
