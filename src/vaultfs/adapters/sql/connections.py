@@ -19,10 +19,29 @@ BUSY_AFTER: Final = 30.0
 """Seconds to wait for another process that writes."""
 
 
+_PARAMETER = re.compile(r"\$(\d+)")
+
+
 @cache
 def native(sql: str) -> str:
-    """`sql` with its parameters as SQLite writes them."""
-    return re.sub(r"\$(\d+)", r"?\1", sql)
+    """`sql` with its parameters as `?`: numbered ones are named ones to some Pythons."""
+    return _PARAMETER.sub("?", sql)
+
+
+@cache
+def _order(sql: str) -> tuple[int, ...] | None:
+    """Which parameter each `?` of `native(sql)` stands for; None if they come in order."""
+    order = tuple(int(number) - 1 for number in _PARAMETER.findall(sql))
+    return None if order == tuple(range(len(order))) else order
+
+
+def execute(
+    connection: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()
+) -> sqlite3.Cursor:
+    """Execute a statement whose parameters are written `$1`, `$2` ..."""
+    order = _order(sql)
+    given = parameters if order is None else [parameters[index] for index in order]
+    return connection.execute(native(sql), given)
 
 
 @contextmanager
@@ -59,7 +78,8 @@ def _execute_many(connection: sqlite3.Connection, sql: str, rows: Sequence[Seque
         for start in range(0, whole, ROWS_AT_ONCE):
             part = rows[start : start + ROWS_AT_ONCE]
             connection.execute(_widened(sql), [*chain.from_iterable(part)])
-    connection.executemany(native(sql), rows[whole:])
+    for row in rows[whole:]:
+        execute(connection, sql, row)
 
 
 def drive(connection: sqlite3.Connection, program: Program[T]) -> T:
@@ -68,9 +88,7 @@ def drive(connection: sqlite3.Connection, program: Program[T]) -> T:
         step = next(program)
         while True:
             if isinstance(step, Run):
-                step = program.send(
-                    connection.execute(native(step.sql), step.parameters).fetchall()
-                )
+                step = program.send(execute(connection, step.sql, step.parameters).fetchall())
             else:
                 _execute_many(connection, step.sql, step.rows)
                 step = program.send([])

@@ -31,13 +31,13 @@ def by_digest(
 @cache
 def _wide(sql: str, width: int) -> str:
     """`sql` with `width` variables, behind the first."""
-    return sql.format(",".join(f"?{number + 2}" for number in range(width)))
+    return sql.format(",".join("?" * width))
 
 
-KNOWN: Final = "SELECT digest, MAX(user = ?1) FROM chunks WHERE digest IN ({}) GROUP BY digest"
+KNOWN: Final = "SELECT digest, MAX(user = ?) FROM chunks WHERE digest IN ({}) GROUP BY digest"
 LOCATE: Final = (
     "SELECT c.digest, p.key, c.start, c.size, c.length FROM chunks c"
-    " JOIN packs p ON p.id = c.pack WHERE c.digest IN ({}) AND c.user = ?1"
+    " JOIN packs p ON p.id = c.pack WHERE c.user = ? AND c.digest IN ({})"
 )
 FILE = f"""
     WITH RECURSIVE walk(depth, id) AS (
@@ -54,7 +54,7 @@ FILE = f"""
 """
 PATH = """
     WITH RECURSIVE above(id, depth) AS (
-        SELECT ?1, 0
+        SELECT ?, 0
         UNION ALL
         SELECT n.parent, above.depth + 1 FROM above JOIN nodes n ON n.id = above.id
         WHERE n.parent IS NOT NULL
@@ -63,8 +63,8 @@ PATH = """
     ORDER BY above.depth
 """
 TRASH = (
-    f"SELECT {NODE} FROM nodes n WHERE n.tree = ?1 AND n.id > ?2"
-    " AND n.trashed IS NOT NULL ORDER BY n.id LIMIT ?3"
+    f"SELECT {NODE} FROM nodes n WHERE n.tree = ? AND n.id > ?"
+    " AND n.trashed IS NOT NULL ORDER BY n.id LIMIT ?"
 )
 CHUNKS_OF = """
     SELECT DISTINCT c.digest, p.key, c.start, c.size, c.length

@@ -21,7 +21,7 @@ from vaultfs.adapters.sql.checks import CHECKS
 from vaultfs.adapters.sql.connections import (
     connect,
     copy_of,
-    native,
+    execute,
     one_moment,
     open_writer,
     translated,
@@ -131,8 +131,7 @@ class SqliteCatalog(Catalog):
                 self._idle.append(connection)
 
     async def _rows(self, sql: str, *parameters: Any) -> list[Row]:
-        text = native(sql)
-        return await self._read(lambda connection: connection.execute(text, parameters).fetchall())
+        return await self._read(lambda connection: execute(connection, sql, parameters).fetchall())
 
     async def outcome(self, op_id: str) -> tuple[Change, ...]:
         rows = await self._rows(
