@@ -397,6 +397,27 @@ async def test_a_rebuild_survives_any_damage_to_a_header_and_its_table(
     await assert_sound(furnished.vault)
 
 
+async def test_after_a_rebuild_that_checks_a_put_heals_every_version(
+    furnished: Furnished,
+) -> None:
+    vault = furnished.vault
+    for key in furnished.packs:
+        data = furnished.store.objects[key]
+        furnished.store.objects[key] = flip(data, regions(data)["stored"][7] * 8)
+    hit = await unreadable(furnished)
+    assert hit
+    rebuilt = await vault.recovery.rebuild(check=True)
+    left_out = [problem for problem in rebuilt.problems if problem.startswith(PACK_PREFIX)]
+    assert len(left_out) == len(furnished.packs)
+    assert all("1 left out" in problem for problem in left_out)
+    assert await unreadable(furnished) == hit
+    for (path, number), content in furnished.contents.items():
+        if (path, number) in hit:
+            await put(vault, f"/again-{number}{path}", content)
+    assert await unreadable(furnished) == set()
+    assert (await vault.integrity.verify(Depth.CATALOG)).clean
+
+
 async def test_a_rebuild_with_a_pack_too_few_names_the_versions_it_cannot_walk(
     furnished: Furnished,
 ) -> None:

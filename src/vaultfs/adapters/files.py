@@ -158,6 +158,8 @@ class LocalSource(SourceTree):
 
     top: FilePath
     """An existing folder."""
+    vault: FilePath | None = None
+    """A folder that is left out wherever it is met: the vault that all this goes into."""
 
     async def walk(self) -> AsyncGenerator[list[Item | Skipped], None]:
         steps = self._steps()
@@ -195,10 +197,15 @@ class LocalSource(SourceTree):
         except OSError as error:
             return Skipped(self._name(where), f"cannot be read: {error.strerror}")
         if stat.S_ISDIR(status.st_mode):
+            if self._is_vault(status):
+                return Skipped(self._name(where), "the vault itself")
             return Item(where, "folder", 0, Origin())
         if stat.S_ISREG(status.st_mode):
             return Item(where, "file", status.st_size, _origin(status))
         return Skipped(self._name(where), _KINDS.get(stat.S_IFMT(status.st_mode), "not a file"))
+
+    def _is_vault(self, status: os.stat_result) -> bool:
+        return self.vault is not None and os.path.samestat(status, self.vault.stat())
 
     def _name(self, path: Path) -> str:
         """For people: bytes that are no UTF-8 are shown as they are escaped."""

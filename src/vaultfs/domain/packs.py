@@ -46,7 +46,7 @@ TAIL_SIZE: Final = _TAIL.size
 
 _HEAD_MAGIC, _CHUNK_MAGIC, _TAIL_MAGIC = b"VFPK", b"VFCH", b"VFPE"
 
-_ZSTD: Final = zstandard.ZstdCompressionParameters.from_level(
+_ZSTD: Final = zstandard.ZstdCompressionParameters.from_level(  # pyright: ignore[reportUnknownMemberType]
     1, source_size=MAX_CHUNK, min_match=7, hash_log=15
 )
 """Level 1, but for longer matches: a tenth faster on text, and no larger."""
@@ -144,7 +144,7 @@ def _holds(frame: bytes, data: Buffer) -> bool:
     scratch = _coders.scratch
     if len(scratch) <= len(data):
         scratch = _coders.scratch = bytearray(len(data) + 1)
-    size = _coders.read(frame).readinto(scratch)
+    size = _coders.read(frame).readinto(scratch)  # pyright: ignore[reportUnknownMemberType]
     # `startswith` compares memory; `==` of a view would go byte by byte.
     return size == len(data) and scratch.startswith(data)
 

@@ -162,7 +162,7 @@ class Vault:
         """Store a local folder and all below it as the folder `path`."""
         from vaultfs.adapters.files import LocalSource
 
-        source = LocalSource(LocalPath(local))
+        source = LocalSource(LocalPath(local), self.vault.settings.folder)
         return await self.vault.transfer.put(
             self.vault.user, source, self._at(path), progress=progress
         )
@@ -314,9 +314,9 @@ class Vault:
         """Look for damage."""
         return await self.vault.integrity.verify(depth, subset=subset, progress=progress)
 
-    async def rebuild(self) -> Rebuilt:
-        """Make the chunk index anew from the packs."""
-        return await self.vault.recovery.rebuild()
+    async def rebuild(self, *, check: bool = False) -> Rebuilt:
+        """Make the chunk index anew from the packs; with `check`, of what is sound in them."""
+        return await self.vault.recovery.rebuild(check=check)
 
     async def backup(self) -> Backup:
         """Copy the catalog into the store."""
@@ -328,6 +328,8 @@ class Vault:
 
 
 async def _pieces(content: Buffer | AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    if isinstance(content, str):
+        raise TypeError("content is text: encode it, or name a local file by a pathlib.Path")
     if isinstance(content, AsyncIterable):
         async for piece in content:
             yield piece

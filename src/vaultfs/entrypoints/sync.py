@@ -176,9 +176,9 @@ class SyncVault:
         """Look for damage."""
         return self._call(lambda: self.vault.verify(depth, subset=subset))
 
-    def rebuild(self) -> Rebuilt:
-        """Make the chunk index anew."""
-        return self._call(self.vault.rebuild)
+    def rebuild(self, *, check: bool = False) -> Rebuilt:
+        """Make the chunk index anew; with `check`, of what is sound in the packs."""
+        return self._call(lambda: self.vault.rebuild(check=check))
 
     def backup(self) -> Backup:
         """Copy the catalog into the store."""

@@ -82,7 +82,7 @@ async def init_vault(folder: Path) -> str:
         raise Exists(f"{folder} is a file: name a folder that is empty or not there yet")
     if await anyio.Path(catalog_file(folder)).exists():
         await _refuse_second_init(folder)
-    elif await path.exists() and [entry async for entry in path.iterdir()]:
+    elif await path.exists() and not await to_thread.run_sync(_is_free, folder):
         raise Exists(f"{folder} is not empty: name a folder that is empty or not there yet")
     await path.mkdir(parents=True, exist_ok=True)
     await (path / "objects").mkdir(exist_ok=True)
@@ -96,6 +96,12 @@ async def init_vault(folder: Path) -> str:
     finally:
         await catalog.aclose()
         await store.aclose()
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing is in `folder` but what an interrupted `init` left in it."""
+    objects = folder / "objects"
+    return set(folder.iterdir()) <= {objects} and not (objects.is_dir() and any(objects.iterdir()))
 
 
 async def _refuse_second_init(folder: Path) -> None:

@@ -56,7 +56,9 @@ def translated(name: str) -> Generator[None, None, None]:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             raise
-        raise CatalogUnavailable(f"{name}: {error}: see `vaultfs rebuild`") from error
+        raise CatalogUnavailable(
+            f"{name}: {error}: see `vaultfs rebuild --from-backup latest`"
+        ) from error
 
 
 ROWS_AT_ONCE: Final = 64

@@ -10,14 +10,13 @@ versions that waited for it. A crash leaves at most an object that no row names.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 from attrs import define, field
 
-from vaultfs.domain.digests import Digest
+from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Busy
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import Done, Outcome, RecordPack, Refused, Unit
@@ -25,7 +24,13 @@ from vaultfs.domain.packs import PackBuilder, SealedPack, StoredChunk
 from vaultfs.domain.services.budget import Budget, Charge
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
-from vaultfs.ports.objects import ObjectExists, ObjectStore
+from vaultfs.ports.objects import (
+    IntegrityError,
+    ObjectExists,
+    ObjectNotFound,
+    ObjectStore,
+    PutMode,
+)
 
 PACK_PREFIX = "packs/"
 
@@ -189,8 +194,20 @@ class Packer:
             self._poke()
 
     async def _put_object(self, sealed: SealedPack) -> None:
-        with suppress(ObjectExists):  # keys are digests: the same bytes are there
-            await self.objects.put(pack_key(sealed.key), sealed.parts)
+        key = pack_key(sealed.key)
+        try:
+            await self.objects.put(key, sealed.parts)
+        except ObjectExists:
+            if not await self._is_whole(key, sealed.key):
+                await self.objects.put(key, sealed.parts, mode=PutMode.OVERWRITE)
+
+    async def _is_whole(self, key: str, digest: Digest) -> bool:
+        """Whether the object that is there has its digest, as keys promise: disks decay."""
+        try:
+            data = await self.objects.get(key)
+        except (ObjectNotFound, IntegrityError):
+            return False
+        return await to_thread.run_sync(digest_of, data, limiter=self.workers) == digest
 
     async def _record(self, pack: OpenPack, sealed: SealedPack) -> None:
         claims = tuple((user, tuple(indexes)) for user, indexes in pack.owners.items())

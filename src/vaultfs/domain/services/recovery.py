@@ -201,18 +201,20 @@ class Recovery:
 
     # The chunk index
 
-    async def rebuild(self, *, progress: Progress = no_progress) -> Rebuilt:
+    async def rebuild(self, *, check: bool = False, progress: Progress = no_progress) -> Rebuilt:
         """Make the chunk index anew from the packs in the store and the manifests.
 
-        Reads the end of every pack. One transaction: a crash leaves the old index. Puts
-        of other processes wait. `progress` is told bytes of packs, whose ends are read.
+        Reads the end of every pack; all of it to `check`, which leaves out chunks that are
+        damaged, so that a put of the same content stores them again and heals every version
+        that needs them. One transaction: a crash leaves the old index. Puts of other
+        processes wait. `progress` is told bytes of packs.
         """
         problems: list[str] = []
         packs = chunks = versions = 0
         async with self.catalog.reindex() as index:
             async with aclosing(self.objects.list(PACK_PREFIX)) as objects:
                 async for info in objects:
-                    entries = await self._entries(info, problems)
+                    entries = await self._entries(info, problems, check=check)
                     if entries:
                         await index.add_pack(self._record(info, entries))
                         packs, chunks = packs + 1, chunks + len(entries)
@@ -224,20 +226,28 @@ class Recovery:
         key = digest_from_hex(info.key.removeprefix(PACK_PREFIX))
         return RecordPack(key, info.size, None, self.objects.name, tuple(entries), ())
 
-    async def _entries(self, info: ObjectInfo, problems: list[str]) -> tuple[PackEntry, ...]:
+    async def _entries(
+        self, info: ObjectInfo, problems: list[str], *, check: bool
+    ) -> tuple[PackEntry, ...]:
         """What is in a pack, by its table; by its headers where that is damaged."""
         try:
             digest_from_hex(info.key.removeprefix(PACK_PREFIX))
         except InvalidField:
             problems.append(f"{info.key} is no pack: passed over")
             return ()
+        reason = "checked"
         try:
-            return await self._table(info)
+            table = await self._table(info)
+            if not check:
+                return table
         except (Corrupt, Unsupported) as error:
-            data = await self.objects.get(info.key)
-            saved = await to_thread.run_sync(salvage, data)
-            problems.append(f"{info.key}: {error.message}; {len(saved)} chunks were saved")
-            return saved
+            table, reason = None, error.message
+        saved, lost = await to_thread.run_sync(salvage, await self.objects.get(info.key), table)
+        if lost or table is None:
+            problems.append(
+                f"{info.key}: {reason}; {len(saved)} chunks were saved, {lost} left out"
+            )
+        return saved
 
     async def _table(self, info: ObjectInfo) -> tuple[PackEntry, ...]:
         start = max(0, info.size - LIKELY_TABLE)
@@ -312,16 +322,20 @@ class Recovery:
         return total
 
 
-def salvage(data: bytes) -> tuple[PackEntry, ...]:
-    """The chunks of a damaged pack that still decode to their digest. CPU work."""
+def salvage(data: bytes, table: Sequence[PackEntry] | None) -> tuple[tuple[PackEntry, ...], int]:
+    """The chunks of a pack that still decode to their digest, and how many do not. CPU work.
+
+    Without a `table` they are looked for by their headers.
+    """
     saved: list[PackEntry] = []
-    for entry in scan_pack(data):
+    found = list(scan_pack(data)) if table is None else table
+    for entry in found:
         try:
             decode_chunk(data[entry.offset : entry.offset + HEADER_SIZE + entry.size], entry.digest)
         except (Corrupt, Unsupported):
             continue
         saved.append(entry)
-    return tuple(saved)
+    return tuple(saved), len(found) - len(saved)
 
 
 def _encode(backup: Backup) -> bytes:

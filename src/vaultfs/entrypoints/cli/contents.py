@@ -65,6 +65,11 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def counted(number: int, what: str) -> str:
+    """`number` of something, for people."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 @define
 class _Outcome:
     """What a put or get of several things came to."""
@@ -111,9 +116,9 @@ class _Outcome:
             "failed": self.failed,
             "nodes": self.nodes,
         }
-        text = f"{verb} {self.files} files, {human(self.size)}"
+        text = f"{verb} {counted(self.files, 'file')}, {human(self.size)}"
         if verb == "put":
-            text += f"; {self.changed} new versions"
+            text += f"; {counted(self.changed, 'new version')}"
         if self.skipped or self.failed:
             text += f"; {len(self.skipped)} skipped, {len(self.failed)} failed"
         call.answer(value, "" if call.quiet else text)
@@ -238,7 +243,7 @@ async def _put_one(
         )
         _stored(outcome, result.node, result.count, target)
     elif Path(source).is_dir():
-        tree = LocalSource(Path(source))
+        tree = LocalSource(Path(source), vault.settings.folder)
         outcome.take(await vault.transfer.put(vault.user, tree, target, progress=bar.advance))
     else:
         await _put_file(vault, source, target, wanted, outcome, bar)

@@ -188,6 +188,10 @@ def rebuild(
             help="Bring the catalog back from a backup first, setting the present one aside.",
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Read all packs, and leave damaged chunks out of the index."),
+    ] = False,
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -202,7 +206,7 @@ def rebuild(
         async with opened(call) as vault:
             packed = (await vault.catalog.stats()).packed
             with call.progress("rebuild", packed or None) as bar:
-                done = await vault.recovery.rebuild(progress=bar.advance)
+                done = await vault.recovery.rebuild(check=check, progress=bar.advance)
         for problem in done.problems:
             call.remark(f"vaultfs: {shown(problem)}")
         call.answer(
