@@ -198,7 +198,8 @@ def test_an_interruption_while_starting_shows_no_traceback(cli: Cli) -> None:
             time.sleep(delay)
             starting.send_signal(signal.SIGINT)
             _, errors = starting.communicate(timeout=10)
-        assert starting.returncode in {0, 130}
+        # Once its work is done Python lets go of signals: then one simply ends it.
+        assert starting.returncode in {0, 130, -signal.SIGINT}
         assert b"Traceback" not in errors
 
 
