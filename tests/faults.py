@@ -32,10 +32,12 @@ from vaultfs.domain.nodes import Node, NodeId, Origin, TreeId, User, UserId, Ver
 from vaultfs.domain.operations import AddUser, Done, Outcome, Unit
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.reader import Wanted
+from vaultfs.domain.tokens import Token
 from vaultfs.entrypoints.opening import OWNER
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import Vault, compose
 from vaultfs.ports.catalog import (
+    Audited,
     Catalog,
     CatalogStats,
     Change,
@@ -83,6 +85,15 @@ class CatalogAround(Catalog):
 
     async def users(self) -> list[User]:
         return await self.inner.users()
+
+    async def token(self, number: str) -> tuple[Token, User] | None:
+        return await self.inner.token(number)
+
+    async def tokens(self, owner: UserId) -> list[Token]:
+        return await self.inner.tokens(owner)
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[Audited]:
+        return await self.inner.audit(after=after, limit=limit)
 
     async def retention(self, tree: TreeId) -> Retention:
         return await self.inner.retention(tree)

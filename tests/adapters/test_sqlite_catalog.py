@@ -337,3 +337,11 @@ def _writing(path: Path, prefix: str) -> Generator["subprocess.Popen[bytes]", No
             yield process
         finally:
             process.kill()
+
+
+async def test_an_empty_file_is_not_taken_for_a_new_catalog(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    path.touch()
+    with pytest.raises(NotAVault, match="from-backup"):
+        await SqliteCatalog.open(path)
+    assert path.stat().st_size == 0

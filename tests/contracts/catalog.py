@@ -6,6 +6,7 @@ A catalog's test module subclasses `CatalogContract` and supplies `catalog` and
 
 import pytest
 from tests.contracts.callers import Caller, add_user
+from tests.contracts.catalog_accounts import AccountContract
 from tests.contracts.catalog_calls import CallContract
 from tests.contracts.catalog_stock import StockContract
 from tests.contracts.catalog_trees import TreeContract
@@ -13,7 +14,7 @@ from tests.contracts.catalog_trees import TreeContract
 from vaultfs.ports.catalog import Catalog
 
 
-class CatalogContract(TreeContract, StockContract, CallContract):
+class CatalogContract(TreeContract, StockContract, AccountContract, CallContract):
     @pytest.fixture
     def catalog(self) -> Catalog:
         """Open, and holds nothing."""

@@ -102,7 +102,6 @@ class TreeContract:
             Prune(me.tree, file.id, (VersionId(1),)),
             SetMetadata(me.tree, ("a",), "{}"),
             SetRetention(me.tree, Retention(1)),
-            SetQuota(me.tree, 5),
             # nodes named by id are looked for in the tree that was named
             Restore(other.tree, gone.id),
             Purge(other.tree, gone.id),

@@ -309,3 +309,39 @@ def test_names_that_could_drive_a_terminal_are_shown_escaped(cli: Cli) -> None:
     assert cli.json("ls")[0]["name"] == "right\u202eto-left"
     cli("meta", "/right\u202eto-left", '{"a": "\u009b31m"}')
     assert "\u009b" not in cli("meta", "/right\u202eto-left").out
+
+
+def test_nothing_is_written_into_the_vault_or_taken_from_it(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("mine")
+    cli("put", tmp_path / "f", "/f")
+    cli("mkdir", "/d")
+    before = (cli.vault / "catalog.db").read_bytes()
+    for words in (
+        ("get", "/f", cli.vault / "catalog.db"),
+        ("get", "/f", cli.vault / "objects/new"),
+        ("get", "/d", cli.vault / "objects/x"),
+        ("put", cli.vault, "/self"),
+        ("put", cli.vault / "catalog.db", "/cat"),
+    ):
+        assert "in the vault itself" in cli(*words, code=1).errors
+    assert (cli.vault / "catalog.db").read_bytes() == before
+    assert [each["name"] for each in cli.json("ls", "/")] == ["d", "f"]
+
+
+def test_a_vault_in_the_tree_that_is_put_is_left_out(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("mine")
+    called = cli("put", cli.vault.parent, "/all", code=3)
+    assert "the vault itself" in called.errors
+    assert cli.vault.name not in [each["name"] for each in cli.json("ls", "/all")]
+
+
+def test_of_two_names_that_are_one_in_the_vault_the_second_is_skipped(
+    cli: Cli, tmp_path: Path
+) -> None:
+    folder = tmp_path / "twins"
+    folder.mkdir()
+    for name in ("e\u0301", "\u00e9"):
+        (folder / name).write_text(name)
+    called = cli("put", folder, "/twins", code=3)
+    assert "another Unicode form" in called.errors
+    assert len(cli("ls", "/twins").out.splitlines()) == 1

@@ -403,7 +403,7 @@ async def test_after_a_rebuild_that_checks_a_put_heals_every_version(
     vault = furnished.vault
     for key in furnished.packs:
         data = furnished.store.objects[key]
-        furnished.store.objects[key] = flip(data, regions(data)["stored"][7] * 8)
+        furnished.store.objects[key] = flip(data, regions(data)["stored"][-1] * 8)
     hit = await unreadable(furnished)
     assert hit
     rebuilt = await vault.recovery.rebuild(check=True)
@@ -416,6 +416,23 @@ async def test_after_a_rebuild_that_checks_a_put_heals_every_version(
             await put(vault, f"/again-{number}{path}", content)
     assert await unreadable(furnished) == set()
     assert (await vault.integrity.verify(Depth.CATALOG)).clean
+
+
+async def test_a_verification_beside_puts_finds_nothing(furnished: Furnished) -> None:
+    vault = furnished.vault
+    done = anyio.Event()
+
+    async def write() -> None:
+        for number in range(40):
+            await put(vault, f"/beside-{number}", random_bytes(300_000, f"beside {number}"))
+        done.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write)
+        while not done.is_set():
+            findings = await vault.integrity.verify(Depth.FULL)
+            assert findings.problems == ()
+            assert findings.files == ()
 
 
 async def test_a_rebuild_with_a_pack_too_few_names_the_versions_it_cannot_walk(

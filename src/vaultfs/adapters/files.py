@@ -23,7 +23,6 @@ from attrs import define, field, frozen
 
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import (
-    Busy,
     Conflict,
     Forbidden,
     InvalidName,
@@ -32,7 +31,7 @@ from vaultfs.domain.errors import (
     SourceChanged,
     VaultError,
 )
-from vaultfs.domain.names import Path, check_name
+from vaultfs.domain.names import Path, check_name, key_of
 from vaultfs.domain.nodes import Origin
 from vaultfs.ports.trees import Item, Sink, Skipped, Source, SourceTree, TargetTree
 
@@ -49,7 +48,7 @@ class DiskFull(VaultError):
 _FULL = (DiskFull, "the disk is full: free some space")
 _IN_THE_WAY = (Conflict, "a link or file stands where a folder should")
 _NO_NAME = (InvalidName, "this file system cannot have such a name")
-_IN_USE = (Busy, "it is in use")
+_IN_USE = (Conflict, "it is in use")
 _ERRNOS: Final[dict[int, tuple[type[VaultError], str]]] = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -162,6 +161,7 @@ class LocalSource(SourceTree):
     """A folder that is left out wherever it is met: the vault that all this goes into."""
 
     async def walk(self) -> AsyncGenerator[list[Item | Skipped], None]:
+        refuse_inside(self.vault, self.top)
         steps = self._steps()
         while batch := await to_thread.run_sync(_some, steps):
             yield batch
@@ -184,7 +184,14 @@ class LocalSource(SourceTree):
         except OSError as error:
             yield Skipped(self._name(path), f"cannot be read: {error.strerror}")
             return
+        taken: set[str] = set()
         for entry in found:
+            key = key_of(entry.name)
+            if key in taken:
+                where = self._name((*path, entry.name))
+                yield Skipped(where, "another file here has this name, in another Unicode form")
+                continue
+            taken.add(key)
             yield self._item(path, entry)
 
     def _item(self, path: Path, entry: os.DirEntry[str]) -> Item | Skipped:
@@ -276,6 +283,8 @@ class LocalTarget(TargetTree):
     """The folder `top`, made if need be, and what is written below it."""
 
     top: FilePath
+    vault: FilePath | None = None
+    """A folder that nothing is written into: that of the vault all this comes from."""
 
     async def make_folders(self, paths: Sequence[Path]) -> list[VaultError | None]:
         return await to_thread.run_sync(lambda: [_caught(self._make, path) for path in paths])
@@ -288,6 +297,7 @@ class LocalTarget(TargetTree):
     def _folder(self, path: Path) -> Generator[int, None, None]:
         """A descriptor of the folder `path`, made if need be; no link is followed below the top."""
         where = self.top.joinpath(*path)
+        refuse_inside(self.vault, where)
         with _translated(where):
             self.top.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -461,6 +471,12 @@ class IterableSource:
             filled += len(part)
             self._rest = self._rest[len(part) :]
         return filled
+
+
+def refuse_inside(vault: FilePath | None, path: FilePath) -> None:
+    """Raise `Conflict` if `path` is the folder `vault`, or leads into it."""
+    if vault is not None and path.resolve().is_relative_to(vault.resolve()):
+        raise Conflict(f"{path} is in the vault itself: its files are no place for anything else")
 
 
 def exists_folder(path: FilePath) -> bool:

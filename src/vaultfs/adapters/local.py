@@ -45,6 +45,7 @@ from vaultfs.ports.objects import (
     MAX_OBJECT,
     Capabilities,
     Deleted,
+    IntegrityError,
     InvalidKey,
     ObjectExists,
     ObjectInfo,
@@ -92,6 +93,7 @@ _ERRORS: Final[dict[int, type[StoreError]]] = {
     errno.EXDEV: StoreMisconfigured,
     errno.EOPNOTSUPP: StoreUnsupported,
 }
+_GET_ERRORS: Final = _ERRORS | {errno.EIO: IntegrityError}
 _PUT_ERRORS: Final = _ERRORS | {
     errno.ENOENT: StoreMisconfigured,
     errno.ENOTDIR: InvalidKey,
@@ -101,7 +103,7 @@ _LIST_ERRORS: Final = _ERRORS | {
     errno.ENOENT: StoreUnavailable,
     errno.ENOTDIR: StoreUnavailable,
 }
-_TABLES: Final = {"put": _PUT_ERRORS, "list": _LIST_ERRORS}
+_TABLES: Final = {"get": _GET_ERRORS, "put": _PUT_ERRORS, "list": _LIST_ERRORS}
 _SELF_EXPLAINED: Final = (ObjectNotFound, ObjectExists)
 
 

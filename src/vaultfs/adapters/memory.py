@@ -7,6 +7,7 @@ from typing import Final
 from anyio.lowlevel import checkpoint
 
 from vaultfs.adapters.probing import probe_objects
+from vaultfs.domain.digests import digest_of
 from vaultfs.domain.packs import crc32c_of
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.objects import (
@@ -52,6 +53,9 @@ class ManualClock(Clock):
     def new_id(self) -> str:
         self._ids += 1
         return f"id-{self._ids:08}"
+
+    def new_secret(self) -> bytes:
+        return digest_of(self.new_id().encode())
 
 
 class MemoryObjectStore(ObjectStore):

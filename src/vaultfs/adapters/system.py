@@ -1,5 +1,6 @@
 """The time and the ids of the machine this runs on."""
 
+import os
 import time
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -20,3 +21,6 @@ class SystemClock(Clock):
 
     def new_id(self) -> str:
         return uuid4().hex
+
+    def new_secret(self) -> bytes:
+        return os.urandom(32)

@@ -27,6 +27,18 @@ class ParentNotFound(NotFound):
     """The folder that was to hold a new name is not there."""
 
 
+class NotAuthenticated(VaultError):
+    """Nobody can tell who the caller is: no token, or one that is good for nothing."""
+
+
+class RateLimited(VaultError):
+    """Too many requests; `retry_after` seconds later there is room for one."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class Forbidden(VaultError):
     """The caller may read this but not do that with it."""
 

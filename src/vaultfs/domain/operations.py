@@ -25,6 +25,7 @@ from vaultfs.domain.nodes import (
 )
 from vaultfs.domain.packs import PackEntry
 from vaultfs.domain.retention import Retention
+from vaultfs.domain.tokens import Token
 
 MAX_COPY = 10_000
 """Nodes that one copy may make."""
@@ -189,10 +190,47 @@ class SetRetention:
 
 @frozen
 class SetQuota:
-    """Say how many bytes the versions of a tree may have. Refused with `NotFound`."""
+    """Say how many bytes the versions of a tree may have; whoever asks, the caller has
+    made sure that they may. Refused with `NotFound`.
+    """
 
     tree: TreeId
     quota: int | None
+
+
+@frozen
+class AddToken:
+    """Keep a token. Refused with `NotFound` (no such user) and `Exists`."""
+
+    token: Token = field(repr=lambda token: f"<token {token.id}>")
+
+
+@frozen
+class RotateToken:
+    """Give a token another secret; the one before is good until `until_us`, and may be given
+    another time to expire. Refused with `NotFound`, also for one that was revoked.
+    """
+
+    owner: UserId
+    id: str
+    digest: bytes = field(repr=False)
+    until_us: int
+    expires_us: int | None
+
+
+@frozen
+class RevokeToken:
+    """Make a token useless, for ever. Refused with `NotFound`."""
+
+    owner: UserId
+    id: str
+
+
+@frozen
+class TouchToken:
+    """Note when a token was used. Nothing if it is not there."""
+
+    id: str
 
 
 @frozen
@@ -236,7 +274,10 @@ FileOperation = (
     | Prune
     | SetMetadata
 )
-Operation = FileOperation | AddUser | SetRetention | SetQuota | RecordPack | ClaimChunks
+AccountOperation = (
+    AddUser | SetRetention | SetQuota | AddToken | RotateToken | RevokeToken | TouchToken
+)
+Operation = FileOperation | AccountOperation | RecordPack | ClaimChunks
 
 
 @frozen

@@ -13,7 +13,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from attrs import define, field
 
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import VaultError
+from vaultfs.domain.errors import Busy, VaultError
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import Node, Version
 from vaultfs.entrypoints.vault import Vault
@@ -145,8 +145,8 @@ class _Put:
         self.pipe.complete = complete
         await self.send.aclose()
         await self.done.wait()
-        if complete and self.error is not None:
-            raise self.error
+        if complete and self.node is None:
+            raise self.error or Busy("the vault was closed before this was stored")
 
 
 class WriteFile(io.BufferedIOBase):

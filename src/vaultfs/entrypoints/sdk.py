@@ -173,7 +173,7 @@ class Vault:
         """Write the folder `path` and all below it into a local folder."""
         from vaultfs.adapters.files import LocalTarget
 
-        target = LocalTarget(LocalPath(local))
+        target = LocalTarget(LocalPath(local), self.vault.settings.folder)
         return await self.vault.transfer.get(
             self.vault.user, self._at(path), target, progress=progress
         )

@@ -20,6 +20,7 @@ import anyio
 from anyio import to_thread
 from attrs import frozen
 
+from vaultfs.adapters.sql import replacing
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.errors import Corrupt, Exists, NotAVault, Unsupported
@@ -84,7 +85,7 @@ async def init_vault(folder: Path) -> str:
         await _refuse_second_init(folder)
     elif await path.exists() and not await to_thread.run_sync(_is_free, folder):
         raise Exists(f"{folder} is not empty: name a folder that is empty or not there yet")
-    await path.mkdir(parents=True, exist_ok=True)
+    await to_thread.run_sync(_make_folder, folder)
     await (path / "objects").mkdir(exist_ok=True)
     catalog = await SqliteCatalog.open(catalog_file(folder), create=True)
     store = await open_store(folder)
@@ -96,6 +97,15 @@ async def init_vault(folder: Path) -> str:
     finally:
         await catalog.aclose()
         await store.aclose()
+
+
+def _make_folder(folder: Path) -> None:
+    """Have `folder` and those above it, and have their names on the disk."""
+    folder = folder.absolute()
+    if not folder.exists():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush(folder.parent)
 
 
 def _is_free(folder: Path) -> bool:
@@ -214,16 +224,18 @@ async def recover_catalog(folder: Path, name: str | None = None) -> Backup:
     """Bring the catalog of the vault in `folder` back from a backup in its store.
 
     Takes the newest backup, or the one called `name`; a catalog that is there is set
-    aside as `catalog.db.before-<backup>`. What was put after the backup was made is not
-    in it; its chunks are found again by `Recovery.rebuild`, which is to follow. A crash
-    leaves the old catalog or, for a moment, none: then the call is to be repeated.
-    Raises `NotAVault`, `NotFound`, `Corrupt`.
+    aside as `catalog.db.before-<backup>`, or with a number behind it. What was put after
+    the backup was made is not in it; its chunks are found again by `Recovery.rebuild`,
+    which is to follow. A crash
+    leaves the old catalog or, for a moment, none: then the call is to be repeated. Processes
+    that have the vault open are told to open it again. Raises `NotAVault`, `NotFound`,
+    `Corrupt`, `Busy`.
     """
     store = await open_store(folder)
     fresh = folder / "catalog.db.new"
     try:
         vault_id = await _store_owner(store, folder)
-        await _remove_database(fresh)
+        await to_thread.run_sync(replacing.remove, fresh)
         catalog = await SqliteCatalog.open(fresh, create=True)
         try:
             recovery = Recovery(
@@ -238,7 +250,9 @@ async def recover_catalog(folder: Path, name: str | None = None) -> Backup:
             await recovery.load(backup)
         finally:
             await catalog.aclose()
-        await _put_in_place(fresh, catalog_file(folder), backup.name)
+        place = catalog_file(folder)
+        aside = place.with_name(f"{place.name}.before-{backup.name}")
+        await to_thread.run_sync(replacing.replace, fresh, place, aside)
         return backup
     finally:
         await store.aclose()
@@ -249,27 +263,6 @@ async def _store_owner(store: ObjectStore, folder: Path) -> str:
         return await read_marker(store)
     except ObjectNotFound:
         raise NotAVault(f"there is no vault in {folder}") from None
-
-
-_DATABASE_FILES: Final = ("", "-wal", "-shm")
-
-
-async def _remove_database(path: Path) -> None:
-    for suffix in _DATABASE_FILES:
-        await anyio.Path(f"{path}{suffix}").unlink(missing_ok=True)
-
-
-async def _put_in_place(fresh: Path, path: Path, backup: str) -> None:
-    """Give `fresh`, closed and so in one file, the name `path`; set aside what has it.
-
-    The log of the old database goes before the new one comes, which must never see it.
-    """
-    for suffix in _DATABASE_FILES:
-        old = anyio.Path(f"{path}{suffix}")
-        if await old.exists():
-            await old.rename(f"{path}.before-{backup}{suffix}")
-    await anyio.Path(fresh).rename(path)
-    await to_thread.run_sync(_flush, path.parent)
 
 
 def _flush(folder: Path) -> None:

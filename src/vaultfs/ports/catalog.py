@@ -16,6 +16,7 @@ from vaultfs.domain.manifests import Manifest
 from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version, VersionId
 from vaultfs.domain.retention import Retention
+from vaultfs.domain.tokens import Token
 
 if TYPE_CHECKING:  # readers of a catalog need not load the operations and all they know
     from vaultfs.domain.operations import Outcome, RecordPack, Unit
@@ -55,6 +56,19 @@ class Change(NamedTuple):
     version: VersionId | None
     actor: UserId
     at_us: int
+    op_id: str
+
+
+class Audited(NamedTuple):
+    """Something that was done to users, tokens or limits."""
+
+    id: int
+    """Ascending."""
+    at_us: int
+    actor: UserId
+    kind: str
+    """`add-user`, `set-quota`, `add-token`, ..."""
+    subject: str
     op_id: str
 
 
@@ -164,6 +178,18 @@ class Catalog(ABC):
     @abstractmethod
     async def users(self) -> list[User]:
         """All users, by name."""
+
+    @abstractmethod
+    async def token(self, number: str) -> tuple[Token, User] | None:
+        """The token of that id and its owner, good or not: one round trip."""
+
+    @abstractmethod
+    async def tokens(self, owner: UserId) -> list[Token]:
+        """All tokens of a user that were not revoked, by id."""
+
+    @abstractmethod
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[Audited]:
+        """Up to `limit` audit rows, in order, with ids above `after`."""
 
     @abstractmethod
     async def retention(self, tree: TreeId) -> Retention:

@@ -20,3 +20,7 @@ class Clock(ABC):
     @abstractmethod
     def new_id(self) -> str:
         """An id that nobody else has: at most 64 letters, digits and hyphens."""
+
+    @abstractmethod
+    def new_secret(self) -> bytes:
+        """32 bytes that nobody can guess."""

@@ -1,5 +1,6 @@
 """Connections to SQLite: opening a database, migrating it, and what its errors mean."""
 
+import os
 import re
 import sqlite3
 from collections.abc import Generator, Sequence
@@ -9,6 +10,8 @@ from itertools import chain
 from pathlib import Path as FilePath
 from typing import Any, Final, TypeVar
 
+from attrs import frozen
+
 from vaultfs.adapters.sql.schema import MIGRATIONS, SCHEMA
 from vaultfs.adapters.sql.statements import Program, Run
 from vaultfs.domain.errors import Busy, CatalogUnavailable, NotAVault, Unsupported
@@ -17,6 +20,8 @@ T = TypeVar("T")
 
 BUSY_AFTER: Final = 30.0
 """Seconds to wait for another process that writes."""
+OLDEST: Final = (3, 38, 0)
+"""The first SQLite that has all that our statements use."""
 
 
 _PARAMETER = re.compile(r"\$(\d+)")
@@ -52,13 +57,23 @@ def translated(name: str) -> Generator[None, None, None]:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             raise Busy(f"{name}: another process is writing: try again later") from error
-        raise CatalogUnavailable(f"{name}: {error}") from error
+        full = ": the disk is full: free some space" if _is_full(name) else ""
+        raise CatalogUnavailable(f"{name}: {error}{full}") from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             raise
         raise CatalogUnavailable(
             f"{name}: {error}: see `vaultfs rebuild --from-backup latest`"
         ) from error
+
+
+def _is_full(name: str) -> bool:
+    """Whether the disk that the catalog is on has no room, which SQLite calls many things."""
+    try:
+        found = os.statvfs(os.path.dirname(os.path.abspath(name)))
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < 1 << 20
 
 
 ROWS_AT_ONCE: Final = 64
@@ -114,6 +129,37 @@ def connect(path: FilePath | None) -> sqlite3.Connection:
     return connection
 
 
+@frozen
+class Place:
+    """Which file a catalog had when it was opened: another may be put in its place."""
+
+    path: FilePath | None = None
+    file: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, path: FilePath | None) -> "Place":
+        """The file that is at `path` now."""
+        return cls(path) if path is None else cls(path, _file_at(path))
+
+    def check(self) -> None:
+        """Raise `CatalogUnavailable` if it is another file by now.
+
+        A writer asks once it has the lock, which whoever replaces a catalog has to take.
+        """
+        if self.path is not None and _file_at(self.path) != self.file:
+            raise CatalogUnavailable(
+                f"{self.path} was replaced by `vaultfs rebuild --from-backup`: open the vault again"
+            )
+
+
+def _file_at(path: FilePath) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return found.st_dev, found.st_ino
+
+
 def open_writer(path: FilePath | None, *, create: bool) -> tuple[sqlite3.Connection, str]:
     """The writing connection of a catalog that has this release's schema, and the vault's id.
 
@@ -121,10 +167,17 @@ def open_writer(path: FilePath | None, *, create: bool) -> tuple[sqlite3.Connect
     """
     if path is not None and not create and not path.is_file():
         raise NotAVault(f"there is no catalog {path}")
+    if path is not None and not create and not path.stat().st_size:
+        raise NotAVault(f"{path} is empty: `vaultfs rebuild --from-backup latest` brings it back")
+    if sqlite3.sqlite_version_info < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        raise Unsupported(f"this Python has SQLite {sqlite3.sqlite_version}: {wanted} is needed")
     connection = connect(path)
     try:
+        _known_schema(connection, path)  # before anything of somebody else's is changed
         connection.execute("PRAGMA journal_mode = WAL")
-        if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:
+        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        if found != SCHEMA:
             _migrate(connection, path)
         row = connection.execute("SELECT value FROM meta WHERE key = 'vault_id'").fetchone()
     except BaseException:

@@ -78,8 +78,6 @@ class Loader:
         for table in ("users", "packs"):
             if self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall():
                 raise Conflict(f"the catalog is not empty: there are {table} in it")
-        for table in ("counters", "epochs"):
-            self._connection.execute(f"DELETE FROM {table}")
 
     def feed(self, piece: bytes) -> None:
         """Take in the next bytes of the dump. Raises `Corrupt` or `Unsupported`."""
@@ -130,5 +128,9 @@ class Loader:
                     row[index] = None if row[index] is None else bytes.fromhex(row[index])
         marks = ", ".join("?" * len(columns))
         self._connection.executemany(
-            f"INSERT INTO {table}({', '.join(columns)}) VALUES ({marks})", rows
+            # Counters and epochs are there from the start; an older dump may lack some.
+            f"INSERT OR REPLACE INTO {table}({', '.join(columns)}) VALUES ({marks})"
+            if table in {"counters", "epochs"}
+            else f"INSERT INTO {table}({', '.join(columns)}) VALUES ({marks})",
+            rows,
         )

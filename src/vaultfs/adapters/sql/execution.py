@@ -7,7 +7,7 @@ from contextlib import suppress
 from attrs import define
 
 from vaultfs.adapters.sql.bulk import groups, put_new_files
-from vaultfs.adapters.sql.connections import drive, translated
+from vaultfs.adapters.sql.connections import Place, drive, translated
 from vaultfs.adapters.sql.programs import finish, run_unit
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.adapters.sql.writer import Job
@@ -19,15 +19,16 @@ class _SavepointNeededError(Exception):
     """A unit was refused after it had written."""
 
 
-def execute(connection: sqlite3.Connection, name: str, jobs: Sequence[Job]) -> None:
+def execute(connection: sqlite3.Connection, name: str, place: Place, jobs: Sequence[Job]) -> None:
     """Run `jobs` in one transaction and give each its outcomes, or its error."""
-    _Execution(connection, name).execute(jobs)
+    _Execution(connection, name, place).execute(jobs)
 
 
 @define(eq=False)
 class _Execution:
     connection: sqlite3.Connection
     name: str
+    place: Place
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Run `jobs` in one transaction; in one each if that fails for no known reason."""
@@ -58,6 +59,7 @@ class _Execution:
         with translated(self.name):
             connection.execute("BEGIN IMMEDIATE")
             try:
+                self.place.check()
                 tx = Transaction()
                 run = self._unit_with_savepoint if savepoints else self._unit
                 outcomes = [self._run(tx, job.units, run) for job in jobs]

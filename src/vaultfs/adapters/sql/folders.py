@@ -27,7 +27,14 @@ from vaultfs.domain.errors import (
     ParentNotFound,
 )
 from vaultfs.domain.metadata import merge_patch
-from vaultfs.domain.names import MAX_DEPTH, Path, check_path, format_path
+from vaultfs.domain.names import (
+    MAX_DEPTH,
+    MAX_NAME,
+    MAX_PATH,
+    Path,
+    check_path,
+    format_path,
+)
 from vaultfs.domain.nodes import Node, NodeId, TreeId
 from vaultfs.domain.operations import Result, Unit
 
@@ -65,25 +72,33 @@ def is_inside(tx: Transaction, unit: Unit, tree: TreeId, target: Path, node: Nod
 
 
 _HEIGHT = """
-    WITH RECURSIVE below(id, depth) AS (
-        SELECT id, 0 FROM nodes WHERE id = $1
+    WITH RECURSIVE below(id, depth, bytes) AS (
+        SELECT id, 0, 0 FROM nodes WHERE id = $1
         UNION ALL
-        SELECT n.id, below.depth + 1 FROM below JOIN nodes n
+        SELECT n.id, below.depth + 1, below.bytes + 1 + LENGTH(CAST(n.name AS BLOB))
+            FROM below JOIN nodes n
             ON n.parent = below.id AND n.kind = 'folder' AND n.trashed IS NULL
     )
-    SELECT MAX(depth) FROM below
+    SELECT MAX(depth), MAX(bytes) FROM below
 """
 
 
 def check_height(node: Node, target: Path) -> Program[None]:
     """Refuse a place that would put what is below `node` deeper than paths may go.
 
-    Counts folders alone; a file in the deepest may be one name deeper.
+    Counts folders alone, however many files are in them; a file in the deepest may be one
+    name deeper.
     """
     check_path(target)
     if node.is_folder:
         rows = yield Run(_HEIGHT, (node.id,))
-        if len(target) + rows[0][0] >= MAX_DEPTH:
+        depth, size = rows[0]
+        size += sum(len(name.encode()) + 1 for name in target)
+        if size + MAX_NAME + 1 > MAX_PATH:
+            raise InvalidField(
+                f"below {format_path(target)} paths would be longer than {MAX_PATH} bytes"
+            )
+        if len(target) + depth >= MAX_DEPTH:
             raise InvalidField(
                 f"below {format_path(target)} paths would be more than {MAX_DEPTH} names deep"
             )
@@ -106,10 +121,12 @@ def delete(tx: Transaction, unit: Unit, op: ops.Delete) -> Program[Result]:
 def restore(tx: Transaction, unit: Unit, op: ops.Restore) -> Program[Result]:
     node = yield from _trashed(tx, unit, op.tree, op.node)
     if op.target is None:
-        folder = yield from _old_folder(node)
-        name = node.name
+        chain = yield from _old_chain(node)
+        folder, name = chain[0], node.name
         if (yield from child_of(folder, name)) is not None:
             raise Exists(f"{name} is there already: restore it to another path")
+        above = tuple(each.name for each in reversed(chain) if each.parent is not None)
+        yield from check_height(node, (*above, name))
     else:
         folder = yield from free_place(tx, unit, op.tree, op.target, replace=False, keep=None)
         name = op.target[-1]
@@ -138,13 +155,13 @@ _ABOVE = f"""
 """A node and those above it, up to the root, trashed or not."""
 
 
-def _old_folder(node: Node) -> Program[Node]:
-    """The folder that a deleted node was in, if a path leads there."""
+def _old_chain(node: Node) -> Program[list[Node]]:
+    """The folder that a deleted node was in and those above it, if a path leads there."""
     rows = yield Run(_ABOVE, (node.parent,))
     chain = list(map(to_node, rows))
     if not chain or any(above.trashed_us is not None for above in chain):
         raise ParentNotFound(f"the folder that held {node.name} is gone: restore it to a path")
-    return chain[0]
+    return chain
 
 
 _BELOW = """

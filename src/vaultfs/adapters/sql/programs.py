@@ -7,7 +7,7 @@ A program first reads, then decides, then writes; it refuses by raising a
 from collections.abc import Callable
 from typing import Any
 
-from vaultfs.adapters.sql import copies, files, folders, stock
+from vaultfs.adapters.sql import accounts, copies, files, folders, stock
 from vaultfs.adapters.sql.statements import Program, Run
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain import operations as ops
@@ -43,9 +43,13 @@ PROGRAMS: dict[type, Callable[[Transaction, Unit, Any], Program[Result]]] = {
     ops.Purge: folders.purge,
     ops.Prune: files.prune,
     ops.SetMetadata: folders.set_metadata,
-    ops.AddUser: stock.add_user,
-    ops.SetRetention: stock.set_retention,
-    ops.SetQuota: stock.set_quota,
+    ops.AddUser: accounts.add_user,
+    ops.SetRetention: accounts.set_retention,
+    ops.SetQuota: accounts.set_quota,
+    ops.AddToken: accounts.add_token,
+    ops.RotateToken: accounts.rotate_token,
+    ops.RevokeToken: accounts.revoke_token,
+    ops.TouchToken: accounts.touch_token,
     ops.RecordPack: stock.record_pack,
     ops.ClaimChunks: stock.claim_chunks,
 }

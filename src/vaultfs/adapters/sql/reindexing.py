@@ -12,6 +12,7 @@ from attrs import define, evolve, field
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.connections import drive, translated
 from vaultfs.adapters.sql.programs import run_unit
+from vaultfs.adapters.sql.schema import CHUNKS
 from vaultfs.adapters.sql.statements import to_location
 from vaultfs.adapters.sql.stock import claim
 from vaultfs.adapters.sql.transaction import Transaction
@@ -66,12 +67,23 @@ class SqliteReindexing(Reindexing):
 
 def _begin(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute("DELETE FROM chunks")
+    connection.execute("ALTER TABLE chunks RENAME TO chunks_before")
+    connection.execute(CHUNKS)
     connection.execute("DELETE FROM pack_locations")
 
 
 def _end(connection: sqlite3.Connection) -> None:
-    """Drop what was for the time being, and packs that are no more; commit."""
+    """Drop what was for the time being, and packs that are no more; commit.
+
+    Whoever had a chunk that is still there keeps it, named by a manifest or not: it may be
+    one of a put that is under way.
+    """
+    connection.execute(
+        "INSERT INTO chunks(digest, user, pack, start, size, length)"
+        " SELECT b.digest, b.user, c.pack, c.start, c.size, c.length FROM chunks_before b"
+        " JOIN chunks c ON c.digest = b.digest AND c.user = 0 WHERE true ON CONFLICT DO NOTHING"
+    )
+    connection.execute("DROP TABLE chunks_before")
     connection.execute("DELETE FROM chunks WHERE user = 0")
     gone = "(SELECT id FROM packs EXCEPT SELECT pack FROM pack_locations)"
     connection.execute(f"DELETE FROM pins WHERE pack IN {gone}")

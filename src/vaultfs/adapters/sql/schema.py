@@ -7,6 +7,19 @@ it is never changed once released.
 
 from typing import Final
 
+# Keyed by user as well: that somebody has a chunk tells nobody else anything.
+CHUNKS: Final = """
+CREATE TABLE chunks(
+    digest BLOB NOT NULL,
+    user INTEGER NOT NULL,
+    pack INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    PRIMARY KEY (digest, user)
+) WITHOUT ROWID
+"""
+
 TABLES: Final = (
     """
     CREATE TABLE meta(
@@ -126,18 +139,7 @@ TABLES: Final = (
         PRIMARY KEY (pack, backend)
     ) WITHOUT ROWID
     """,
-    # Keyed by user as well: that somebody has a chunk tells nobody else anything.
-    """
-    CREATE TABLE chunks(
-        digest BLOB NOT NULL,
-        user INTEGER NOT NULL,
-        pack INTEGER NOT NULL,
-        start INTEGER NOT NULL,
-        size INTEGER NOT NULL,
-        length INTEGER NOT NULL,
-        PRIMARY KEY (digest, user)
-    ) WITHOUT ROWID
-    """,
+    CHUNKS,
     """
     CREATE TABLE uploads(
         id TEXT PRIMARY KEY,
@@ -164,7 +166,38 @@ TABLES: Final = (
     "INSERT INTO epochs(name, value) VALUES ('gc', 0)",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES,)
+ACCOUNTS: Final = (
+    """
+    CREATE TABLE tokens(
+        id TEXT PRIMARY KEY,
+        owner INTEGER NOT NULL REFERENCES users(id),
+        name TEXT NOT NULL,
+        scopes TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        previous BLOB,
+        previous_until INTEGER,
+        created INTEGER NOT NULL,
+        expires INTEGER,
+        used INTEGER,
+        revoked INTEGER
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX tokens_by_owner ON tokens(owner, id)",
+    # What was done that changes no node: nodes have the feed of their tree.
+    """
+    CREATE TABLE audit(
+        id INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        actor INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        op_id TEXT NOT NULL
+    )
+    """,
+    "INSERT INTO counters(name, next) VALUES ('audit', 1)",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES, ACCOUNTS)
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 
 SCHEMA: Final = len(MIGRATIONS)
@@ -182,10 +215,20 @@ DUMPED: Final[dict[str, tuple[str, ...]]] = {
         *("id", "node", "number", "size", "digest", "digest_state", "manifest", "created"),
         *("author", "mtime", "mode"),
     ),
+    "tokens": (
+        *("id", "owner", "name", "scopes", "digest", "previous", "previous_until", "created"),
+        *("expires", "used", "revoked"),
+    ),
+    "audit": ("id", "at", "actor", "kind", "subject", "op_id"),
     "changes": ("tree", "seq", "node", "kind", "revision", "version", "actor", "at", "op_id"),
 }
 """The tables that a dump holds, with their columns. Packs and chunks are not among them:
 the packs themselves say what is in them."""
 
-BLOBS: Final = frozenset({("versions", "digest"), ("versions", "manifest")})
+BLOBS: Final = frozenset(
+    {
+        *(("versions", "digest"), ("versions", "manifest")),
+        *(("tokens", "digest"), ("tokens", "previous")),
+    }
+)
 """The dumped columns that hold bytes."""

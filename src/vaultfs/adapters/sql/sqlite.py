@@ -19,6 +19,7 @@ from attrs import define, field
 from vaultfs.adapters.sql import dumps, queries
 from vaultfs.adapters.sql.checks import CHECKS
 from vaultfs.adapters.sql.connections import (
+    Place,
     connect,
     copy_of,
     execute,
@@ -27,6 +28,8 @@ from vaultfs.adapters.sql.connections import (
     translated,
 )
 from vaultfs.adapters.sql.statements import (
+    ACCESS,
+    ACCESS_WIDTH,
     CHANGE,
     NODE,
     NODE_WIDTH,
@@ -47,7 +50,9 @@ from vaultfs.domain.errors import NotFound
 from vaultfs.domain.names import Path, key_of
 from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version
 from vaultfs.domain.retention import Retention
+from vaultfs.domain.tokens import Token
 from vaultfs.ports.catalog import (
+    Audited,
     Catalog,
     CatalogStats,
     Change,
@@ -74,6 +79,7 @@ class SqliteCatalog(Catalog):
     _path: FilePath | None
     _writer: Writer
     _id: str
+    _place: Place = field(factory=Place)
     _idle: list[sqlite3.Connection] = field(factory=list[sqlite3.Connection])
     _reading: anyio.CapacityLimiter = field(factory=lambda: anyio.CapacityLimiter(READERS))
 
@@ -93,7 +99,8 @@ class SqliteCatalog(Catalog):
         name = str(path or "catalog in memory")
         with translated(name):
             connection, number = await to_thread.run_sync(partial(open_writer, path, create=create))
-        return cls(path, Writer(connection, name), number)
+        place = Place.of(path)
+        return cls(path, Writer(connection, name, place), number, place)
 
     async def aclose(self) -> None:
         with anyio.CancelScope(shield=True):
@@ -121,6 +128,7 @@ class SqliteCatalog(Catalog):
 
     def _with_reader(self, query: Callable[[sqlite3.Connection], T]) -> T:
         with translated(self._name):
+            self._place.check()
             try:
                 connection = self._idle.pop()
             except IndexError:
@@ -153,6 +161,31 @@ class SqliteCatalog(Catalog):
             f"SELECT {USER} FROM users u JOIN trees t ON t.id = u.id ORDER BY u.key"
         )
         return list(map(to_user, rows))
+
+    async def token(self, number: str) -> tuple[Token, User] | None:
+        rows = await self._rows(
+            f"SELECT {ACCESS}, {USER} FROM tokens k JOIN users u ON u.id = k.owner"
+            " JOIN trees t ON t.id = u.id WHERE k.id = $1",
+            number,
+        )
+        if not rows:
+            return None
+        return Token._make(rows[0][:ACCESS_WIDTH]), to_user(rows[0][ACCESS_WIDTH:])
+
+    async def tokens(self, owner: UserId) -> list[Token]:
+        rows = await self._rows(
+            f"SELECT {ACCESS} FROM tokens k WHERE k.owner = $1 AND k.revoked IS NULL ORDER BY k.id",
+            owner,
+        )
+        return list(map(Token._make, rows))
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[Audited]:
+        rows = await self._rows(
+            "SELECT id, at, actor, kind, subject, op_id FROM audit WHERE id > $1"
+            " ORDER BY id LIMIT $2",
+            *(after, limit),
+        )
+        return list(map(Audited._make, rows))
 
     async def retention(self, tree: TreeId) -> Retention:
         rows = await self._rows("SELECT retention FROM trees WHERE id = $1", tree)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.nodes import DigestState, Node, User, Version
 from vaultfs.domain.retention import Retention
+from vaultfs.domain.tokens import Token
 from vaultfs.ports.catalog import Change, Location
 
 Row = tuple[Any, ...]
@@ -48,6 +49,11 @@ VERSION = (
     " v.author, v.mtime, v.mode"
 )
 USER = "u.id, u.name, t.quota, t.used"
+ACCESS = (
+    "k.id, k.owner, k.name, k.scopes, k.digest, k.previous, k.previous_until, k.created,"
+    " k.expires, k.used, k.revoked"
+)
+ACCESS_WIDTH = len(Token._fields)
 CHANGE = "seq, node, kind, revision, version, actor, at, op_id"
 
 # `_make` is a function in Python; a listing of a thousand nodes feels the difference.

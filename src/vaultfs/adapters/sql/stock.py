@@ -1,59 +1,14 @@
-"""What the operations on users, their limits, packs and chunks do to the tables."""
+"""What the operations on packs and chunks do to the tables."""
 
 # ruff: noqa: D103 - `domain.operations` says what each operation does
 
-from vaultfs.adapters.sql.statements import Program, Run, RunMany, format_retention
-from vaultfs.adapters.sql.transaction import (
-    INSERT_NODE,
-    Transaction,
-    chain_to,
-    next_id,
-    node_row,
-    tree_row,
-)
+from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from vaultfs.adapters.sql.transaction import Transaction, next_id
 from vaultfs.domain import operations as ops
-from vaultfs.domain.errors import Exists, NotFound
-from vaultfs.domain.names import check_user, key_of
-from vaultfs.domain.nodes import Node, UserId
+from vaultfs.domain.errors import NotFound
+from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import Result, Unit
 from vaultfs.domain.packs import NO_CIPHER
-from vaultfs.domain.retention import KEEP_ALL
-
-
-def add_user(tx: Transaction, unit: Unit, op: ops.AddUser) -> Program[Result]:
-    key = key_of(check_user(op.name))
-    if (yield Run("SELECT 1 FROM users WHERE key = $1", (key,))):
-        raise Exists(f"there is a user {op.name} already")
-    user = yield from next_id(tx, "users")
-    root = yield from next_id(tx, "nodes")
-    yield Run(
-        "INSERT INTO users(id, name, key, created) VALUES ($1, $2, $3, $4)",
-        (user, op.name, key, unit.at_us),
-    )
-    yield Run(
-        "INSERT INTO trees(id, root, seq, used, quota, retention) VALUES ($1, $2, 0, 0, $3, $4)",
-        (user, root, op.quota, format_retention(KEEP_ALL)),
-    )
-    node = Node._make(
-        (root, user, None, "", "folder", 1, None, 0, 0, "{}", *(unit.at_us,) * 2, None)
-    )
-    yield Run(INSERT_NODE, node_row(node))
-    return Result(node)
-
-
-def set_retention(tx: Transaction, unit: Unit, op: ops.SetRetention) -> Program[Result]:
-    yield from chain_to(tx, unit, op.tree, ())
-    yield Run(
-        "UPDATE trees SET retention = $2 WHERE id = $1", (op.tree, format_retention(op.retention))
-    )
-    return Result()
-
-
-def set_quota(tx: Transaction, unit: Unit, op: ops.SetQuota) -> Program[Result]:
-    yield from chain_to(tx, unit, op.tree, ())
-    yield Run("UPDATE trees SET quota = $2 WHERE id = $1", (op.tree, op.quota))
-    tx.trees[op.tree] = (yield from tree_row(tx, op.tree))._replace(quota=op.quota)
-    return Result()
 
 
 def record_pack(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[Result]:

@@ -12,7 +12,7 @@ import anyio
 from anyio import to_thread
 from attrs import define, field
 
-from vaultfs.adapters.sql.connections import translated
+from vaultfs.adapters.sql.connections import Place, translated
 
 if TYPE_CHECKING:
     from vaultfs.domain.operations import Outcome, Unit
@@ -39,6 +39,7 @@ class Writer:
 
     connection: sqlite3.Connection
     name: str
+    place: Place = field(factory=Place)
     turn: anyio.Lock = field(factory=lambda: anyio.Lock(fast_acquire=True))
     """Held by whoever writes, for as long as a reindexing takes."""
     _using: anyio.Lock = field(factory=lambda: anyio.Lock(fast_acquire=True))
@@ -89,4 +90,4 @@ class Writer:
         # Those who only read a catalog are spared all that writing takes.
         from vaultfs.adapters.sql.execution import execute  # noqa: PLC0415
 
-        execute(self.connection, self.name, jobs)
+        execute(self.connection, self.name, self.place, jobs)

@@ -12,6 +12,8 @@ from vaultfs.ports.catalog import Catalog, Trashed
 
 PAGE = 1000
 """The most entries that a list gives at once."""
+MOST = 1 << 63
+"""No number in a catalog is as high."""
 
 
 @define(eq=False)
@@ -42,6 +44,8 @@ class Browse:
         Raises `NotFound` or `IsAFolder`.
         """
         tree = await self.tree(caller, address.tree)
+        if number is not None and not 0 < number < MOST:
+            raise NotFound(f"{address} has no version {number}: they count from 1")
         chain, version = await self.catalog.file(tree, address.path, number)
         node = _readable(caller, address, chain)
         if node.is_folder:

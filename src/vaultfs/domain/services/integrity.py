@@ -106,8 +106,11 @@ class _Run:
     findings: Findings = field(factory=Findings)
     sound: "array[int]" = field(factory=lambda: array("q"))
     """Hashes of (digest, place) of all chunks seen to be right: 8 bytes each."""
+    seen: set[Digest] = field(factory=set[Digest])
+    """Packs that were checked, or are being checked."""
 
     async def packs(self) -> None:
+        """Check all packs that were not checked before: somebody may be writing meanwhile."""
         send, receive = anyio.create_memory_object_stream[PackRow](0)
         async with task_group() as tasks:
             for _ in range(AT_ONCE):
@@ -115,7 +118,9 @@ class _Run:
             receive.close()
             async with send:
                 async for pack in self._listed():
-                    await send.send(pack)
+                    if pack.key not in self.seen:
+                        self.seen.add(pack.key)
+                        await send.send(pack)
 
     async def _work(self, packs: "anyio.abc.ObjectReceiveStream[PackRow]") -> None:
         async with packs:
@@ -170,19 +175,36 @@ class _Run:
 
     async def index(self) -> None:
         """Compare the chunk index with what was seen, row by row."""
-        known = sorted(self.sound)
+        newer: list[tuple[Digest, Location]] = []
+        rows = [row async for row in self._wrong_rows(self._indexed(), newer)]
+        if newer:  # of packs that were recorded since all were listed
+            await self.packs()
+            rows += [row async for row in self._wrong_rows(_each(newer), [])]
         wrong = 0
-        async for digest, place in self._indexed():
-            mark = _fingerprint(digest, place.pack, place)
-            at = bisect_left(known, mark)
-            if at == len(known) or known[at] != mark:
-                self.lost[digest] = f"it cannot be read from pack {place.pack.hex()}"
-                wrong += place.pack not in self.bad
+        for digest, place in rows:
+            self.lost[digest] = f"it cannot be read from pack {place.pack.hex()}"
+            wrong += place.pack not in self.bad
         if wrong:
             self.problems.append(
                 f"the index says of {wrong} chunks that they are where they are not: see"
                 " `vaultfs rebuild`"
             )
+
+    async def _wrong_rows(
+        self,
+        rows: AsyncGenerator[tuple[Digest, Location], None],
+        newer: list[tuple[Digest, Location]],
+    ) -> AsyncGenerator[tuple[Digest, Location], None]:
+        """Those of `rows` that are not as they were seen; of packs nobody looked at, `newer`."""
+        known = sorted(self.sound)
+        async for digest, place in rows:
+            if place.pack not in self.seen:
+                newer.append((digest, place))
+                continue
+            mark = _fingerprint(digest, place.pack, place)
+            at = bisect_left(known, mark)
+            if at == len(known) or known[at] != mark:
+                yield digest, place
 
     async def _indexed(self) -> AsyncGenerator[tuple[Digest, Location], None]:
         after: Digest | None = None
@@ -256,6 +278,13 @@ class _Run:
             return  # purged meanwhile
         names = {user.tree: user.name for user in await self.integrity.catalog.users()}
         self.hit.append(DamagedFile(names[tree], format_path(path), version.number, reason))
+
+
+async def _each(
+    rows: Sequence[tuple[Digest, Location]],
+) -> AsyncGenerator[tuple[Digest, Location], None]:
+    for row in rows:
+        yield row
 
 
 def _fingerprint(digest: Digest, pack: Digest, place: PackEntry | Location) -> int:

@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from attrs import define, field
 
 from vaultfs.domain.digests import Digest, digest_of
-from vaultfs.domain.errors import Busy
+from vaultfs.domain.errors import Busy, OutcomeUnknown
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import Done, Outcome, RecordPack, Refused, Unit
 from vaultfs.domain.packs import PackBuilder, SealedPack, StoredChunk
@@ -252,6 +252,8 @@ class Packer:
                 newest.wanted = True
                 self._poke()
             await newest.wait()
+        except OutcomeUnknown as error:  # it names the transaction's first unit: the pack's
+            raise OutcomeUnknown(error.message, op_id=units[0].op_id) from error
         except BaseException:
             if newest.accepts:
                 newest.commits.remove(commit)

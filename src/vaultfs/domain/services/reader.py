@@ -202,7 +202,8 @@ class Reader:
 
 def _lost(digest: Digest) -> DamagedContent:
     return DamagedContent(
-        f"chunk {digest.hex()} is in no pack that the vault knows: try `vaultfs rebuild`",
+        f"chunk {digest.hex()} is in no pack that the vault knows: bring its pack back and run"
+        " `vaultfs rebuild`, or put the content again",
         digest=digest,
     )
 

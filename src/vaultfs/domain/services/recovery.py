@@ -40,7 +40,7 @@ from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.walk import PageWalk, every_version
 from vaultfs.ports.catalog import Catalog, CatalogStats, Reindexing
 from vaultfs.ports.clock import Clock
-from vaultfs.ports.objects import ObjectInfo, ObjectNotFound, ObjectStore, Span
+from vaultfs.ports.objects import IntegrityError, ObjectInfo, ObjectNotFound, ObjectStore, Span
 from vaultfs.ports.progress import Progress, no_progress
 
 BACKUPS: Final = "backups/"
@@ -90,6 +90,8 @@ class Usage:
     """Stored bytes of chunks that some version needs, headers included."""
     unreferenced: int
     """Bytes of packs that no version needs: purged contents and interrupted puts."""
+    damaged: int = 0
+    """Versions whose chunks are not all known, because a part of their manifest is lost."""
 
 
 @define(eq=False)
@@ -240,9 +242,14 @@ class Recovery:
             table = await self._table(info)
             if not check:
                 return table
-        except (Corrupt, Unsupported) as error:
+        except (Corrupt, Unsupported, IntegrityError) as error:
             table, reason = None, error.message
-        saved, lost = await to_thread.run_sync(salvage, await self.objects.get(info.key), table)
+        try:
+            data = await self.objects.get(info.key)
+        except IntegrityError as error:
+            problems.append(f"{error.message}; all its chunks are left out")
+            return ()
+        saved, lost = await to_thread.run_sync(salvage, data, table)
         if lost or table is None:
             problems.append(
                 f"{info.key}: {reason}; {len(saved)} chunks were saved, {lost} left out"
@@ -297,16 +304,21 @@ class Recovery:
         """
         stats = await self.catalog.stats()
         live: set[Digest] = set()
+        damaged = 0
         walk = PageWalk(self.reader.page)
         async for version in every_version(self.catalog):
-            manifest = version.manifest
-            async for digests in walk.digests(version.owner, manifest.level, manifest.entries):
-                live.update(digests)
-            walk.keep()
+            try:
+                manifest = version.manifest
+                async for digests in walk.digests(version.owner, manifest.level, manifest.entries):
+                    live.update(digests)
+                walk.keep()
+            except (Corrupt, Unsupported):
+                walk.drop()
+                damaged += 1
             progress(1)
         stored = await self._stored(live)
         frames = stats.packs * (HEAD_SIZE + TAIL_SIZE)
-        return Usage(stats, stored, max(0, stats.packed - stored - frames))
+        return Usage(stats, stored, max(0, stats.packed - stored - frames), damaged)
 
     async def _stored(self, live: set[Digest]) -> int:
         """Bytes of packs that the chunks `live` take."""

@@ -27,7 +27,7 @@ from vaultfs.domain.errors import (
     NotFound,
     VaultError,
 )
-from vaultfs.domain.names import Address, Path, format_path, key_of
+from vaultfs.domain.names import Address, Path, check_path, format_path, key_of
 from vaultfs.domain.nodes import Node, NodeId, User, UserId, Version, micros
 from vaultfs.domain.operations import MakeFolder, PutFile, Refused, Unit
 from vaultfs.domain.services.budget import BLOCK, Budget, Use
@@ -157,6 +157,8 @@ class _Put:
             async for item in _each(batches):
                 if isinstance(item, Skipped):
                     self.report.skipped.append(item)
+                elif (refused := self._too_long(item.path)) is not None:
+                    self._fail(item.path, refused)
                 elif item.kind == "folder":
                     folders.append(item.path)
                 elif item.size > SMALL:
@@ -173,6 +175,14 @@ class _Put:
             await self.taken_in.zero()
             self.transfer.files.packer.flush()
         self.report.folders = len(folders)
+
+    def _too_long(self, path: Path) -> InvalidName | None:
+        """Why the vault has no room for such a path, if it has none."""
+        try:
+            check_path((*self.target.path, *path))
+        except InvalidName as error:
+            return error
+        return None
 
     async def _start(
         self,

@@ -152,7 +152,7 @@ def put(
         async with opened(call) as vault:
             outcome = _Outcome()
             targets = await _put_targets(vault, sources, destination)
-            _check_sources(sources, wanted)
+            _check_sources(vault, sources, wanted)
             with call.progress("put", None) as bar:
                 await _expect(sources, bar)
                 for source, target in targets:
@@ -190,11 +190,16 @@ def _name(source: str) -> str:
     return Path(source).resolve().name if name in {"", ".."} else name
 
 
-def _check_sources(sources: list[str], wanted: "Preconditions") -> None:
+def _check_sources(vault: "Vault", sources: list[str], wanted: "Preconditions") -> None:
     """Raises unless each source is there and can be stored."""
+    from vaultfs.adapters.files import refuse_inside
+
     for source in sources:
+        if source == "-":
+            continue
         path = Path(source)
-        if source == "-" or path.is_file():
+        refuse_inside(vault.settings.folder, path)
+        if path.is_file():
             continue
         if not path.exists():
             raise NotFound(f"{source} is not there")
@@ -332,10 +337,11 @@ async def _get_one(
     *,
     into: bool,
 ) -> None:
-    from vaultfs.adapters.files import LocalTarget
+    from vaultfs.adapters.files import LocalTarget, refuse_inside
 
     node = await vault.files.stat(vault.user, source)
     target = Path(destination)
+    refuse_inside(vault.settings.folder, target)
     if into and source.path:
         target /= source.path[-1]
     if node.is_folder:
@@ -343,7 +349,7 @@ async def _get_one(
             raise IsAFolder(f"{source} is a folder")
         if target.exists() and not target.is_dir():
             raise NotAFolder(f"{target} is there and no folder")
-        tree = LocalTarget(target)
+        tree = LocalTarget(target, vault.settings.folder)
         outcome.take(await vault.transfer.get(vault.user, source, tree, progress=bar.advance))
         return
     _, version = await vault.files.version(vault.user, source, number)
@@ -373,7 +379,7 @@ async def _get_file(vault: "Vault", version: "Version", target: Path, bar: Bar) 
     from vaultfs.adapters.files import LocalTarget
 
     async with AsyncExitStack() as stack:
-        folder = LocalTarget(target.parent)
+        folder = LocalTarget(target.parent, vault.settings.folder)
         sink = await stack.enter_async_context(folder.create((target.name,), version.origin))
         pieces = await stack.enter_async_context(vault.files.read(vault.user, version))
         async for part in pieces:

@@ -303,6 +303,7 @@ def _usage_json(vault: "Vault", usage: "Usage") -> dict[str, Any]:
         "chunks": found.chunks,
         "bytes_live": usage.live,
         "bytes_unreferenced": usage.unreferenced,
+        "versions_damaged": usage.damaged,
     }
 
 
@@ -322,6 +323,7 @@ def _usage(usage: "Usage") -> str:
             ("packs", f"{found.packs:>12}"),
             ("chunks", f"{found.chunks:>12}"),
             ("all versions : stored", f"{factor:>12.2f}"),
+            *([("damaged versions", f"{usage.damaged:>12}")] if usage.damaged else []),
         ]
     )
 

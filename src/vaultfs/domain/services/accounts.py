@@ -1,0 +1,207 @@
+"""Users, their limits and their tokens.
+
+A secret leaves here once, when it is made: neither the catalog nor anybody else can
+give it back. Whoever calls has an `Identity`; what takes the scope `admin` says so.
+"""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from attrs import define, frozen
+
+from vaultfs.domain.errors import Forbidden, InvalidField, NotFound
+from vaultfs.domain.nodes import TreeId, User, UserId, micros
+from vaultfs.domain.operations import (
+    AddToken,
+    AddUser,
+    Operation,
+    Refused,
+    RevokeToken,
+    RotateToken,
+    SetQuota,
+    TouchToken,
+    Unit,
+)
+from vaultfs.domain.tokens import (
+    MAX_NAME,
+    TOUCH_EVERY_US,
+    Identity,
+    Scope,
+    Token,
+    check_token,
+    hash_of,
+    parse_token,
+    write_scopes,
+    write_token,
+)
+from vaultfs.ports.catalog import Audited, Catalog
+from vaultfs.ports.clock import Clock
+
+OVERLAP: Final = timedelta(days=1)
+"""How long the secret before a rotation stays good, unless said otherwise."""
+
+
+@frozen
+class Issued:
+    """A token and its secret, which nobody will see again."""
+
+    token: Token
+    secret: str
+    """As its user keeps it: `vfs_..._...`."""
+
+
+@define(eq=False)
+class Accounts:
+    """One of these serves all callers of a process."""
+
+    catalog: Catalog
+    clock: Clock
+
+    # Who is it
+
+    async def identify(self, text: str) -> Identity:
+        """Whose token `text` is. Raises `NotAuthenticated`, in the same time whatever is wrong.
+
+        Notes when the token was used, to the minute.
+        """
+        number, secret = parse_token(text)
+        now = micros(self.clock.now())
+        found = await self.catalog.token(number)
+        check_token(None if found is None else found[0], secret, now)
+        assert found is not None
+        token, user = found
+        if now - (token.used_us or 0) >= TOUCH_EVERY_US:
+            await self._apply(user.id, TouchToken(token.id))
+        return Identity(user, token.scope_set, token.id)
+
+    # Users
+
+    async def add_user(self, by: Identity, name: str, quota: int | None = None) -> User:
+        """Make a user. Needs `admin`; refused as `AddUser` is."""
+        by.require(Scope.ADMIN)
+        await self._apply(by.user.id, AddUser(name, _checked(quota)))
+        return await self.catalog.user(name)
+
+    async def users(self, by: Identity) -> list[User]:
+        """All users. Needs `admin`."""
+        by.require(Scope.ADMIN)
+        return await self.catalog.users()
+
+    async def user(self, by: Identity, name: str) -> User:
+        """One user: the caller, or with `admin` anybody. Raises `NotFound`."""
+        if name != by.user.name:
+            _require_admin(by, name)
+        return await self.catalog.user(name)
+
+    async def set_quota(self, by: Identity, name: str, quota: int | None) -> User:
+        """Say how many bytes a user's versions may have. Needs `admin`."""
+        by.require(Scope.ADMIN)
+        user = await self.catalog.user(name)
+        await self._apply(by.user.id, SetQuota(TreeId(user.id), _checked(quota)))
+        return await self.catalog.user(name)
+
+    async def audit(self, by: Identity, *, after: int = 0, limit: int = 1000) -> list[Audited]:
+        """What was done to users, limits and tokens. Needs `admin`."""
+        by.require(Scope.ADMIN)
+        return await self.catalog.audit(after=after, limit=limit)
+
+    # Tokens
+
+    async def add_token(
+        self,
+        by: Identity,
+        owner: str,
+        name: str,
+        scopes: frozenset[Scope],
+        expires: datetime | None = None,
+    ) -> Issued:
+        """Make a token for `owner`: the caller, or with `admin` anybody.
+
+        Nobody makes one that may do more than their own.
+        """
+        user = await self.user(by, owner)
+        if not scopes <= by.scopes and Scope.ADMIN not in by.scopes:
+            raise Forbidden("a token cannot have scopes that the one it is made with lacks")
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise InvalidField(f"a token's name has up to {MAX_NAME} printable characters")
+        now = self.clock.now()
+        secret, number = self.clock.new_secret(), self.clock.new_secret()[:8].hex()
+        token = Token(
+            number,
+            user.id,
+            name,
+            write_scopes(scopes),
+            hash_of(secret),
+            None,
+            None,
+            micros(now),
+            self._expiry(expires),
+            None,
+            None,
+        )
+        await self._apply(by.user.id, AddToken(token))
+        return Issued(token, write_token(number, secret))
+
+    async def tokens(self, by: Identity, owner: str) -> list[Token]:
+        """The tokens of `owner` that were not revoked: the caller's, or with `admin` anybody's."""
+        user = await self.user(by, owner)
+        return await self.catalog.tokens(user.id)
+
+    async def rotate_token(
+        self,
+        by: Identity,
+        owner: str,
+        number: str,
+        *,
+        overlap: timedelta = OVERLAP,
+        expires: datetime | None = None,
+    ) -> Issued:
+        """Give a token a new secret; the one before is good for `overlap` longer.
+
+        Without `expires` it expires when it would have. Raises `NotFound`.
+        """
+        token = await self._token(by, owner, number)
+        secret = self.clock.new_secret()
+        until = micros(self.clock.now() + overlap)
+        expires_us = token.expires_us if expires is None else self._expiry(expires)
+        operation = RotateToken(token.owner, number, hash_of(secret), until, expires_us)
+        await self._apply(by.user.id, operation)
+        return Issued(await self._token(by, owner, number), write_token(number, secret))
+
+    async def revoke_token(self, by: Identity, owner: str, number: str) -> None:
+        """Make a token useless, for ever. Raises `NotFound`."""
+        user = await self.user(by, owner)
+        await self._apply(by.user.id, RevokeToken(user.id, number))
+
+    async def _token(self, by: Identity, owner: str, number: str) -> Token:
+        for token in await self.tokens(by, owner):
+            if token.id == number:
+                if not token.scope_set <= by.scopes and Scope.ADMIN not in by.scopes:
+                    raise Forbidden("this token may do more than the one that is used")
+                return token
+        raise NotFound(f"{owner} has no token {number}")
+
+    def _expiry(self, expires: datetime | None) -> int | None:
+        if expires is None:
+            return None
+        if expires <= self.clock.now():
+            raise InvalidField(f"{expires.isoformat()} is past: a token expires later than now")
+        return micros(expires)
+
+    async def _apply(self, actor: UserId, operation: Operation) -> None:
+        unit = Unit(actor, micros(self.clock.now()), self.clock.new_id(), (operation,))
+        [outcome] = await self.catalog.apply([unit])
+        if isinstance(outcome, Refused):
+            raise outcome.error
+
+
+def _require_admin(by: Identity, name: str) -> None:
+    """Whether another user is there is only for an admin to know."""
+    if Scope.ADMIN not in by.scopes:
+        raise NotFound(f"there is no user {name}")
+
+
+def _checked(quota: int | None) -> int | None:
+    if quota is not None and not 0 <= quota < 1 << 62:
+        raise InvalidField(f"{quota} bytes cannot be a quota")
+    return quota
