@@ -67,3 +67,7 @@ bench:
     {{bin}}/python -m bench.metadata
     {{bin}}/python -m bench.verify
     {{bin}}/python -m bench.large
+
+# Write the description of the HTTP API into docs/openapi.json.
+openapi:
+    {{bin}}/python -m bench.openapi

@@ -320,13 +320,14 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "trash": (),
     "restore": ("/gone",),
     "meta": ("/f",),
+    "maintain": (),
 }
 WITHOUT_VAULT = {"init"}
 
 
 def test_the_table_has_every_command() -> None:
     command: Any = get_command(app)
-    assert {*COMMANDS, "cat", "demo"} == set(command.commands)
+    assert {*COMMANDS, "cat", "demo", "serve", "user", "token", "config"} == set(command.commands)
 
 
 def placed(name: str, place: str, tmp_path: Path, vault: Path) -> Called:

@@ -161,6 +161,8 @@ class Preconditions:
     """It is as it was in every respect."""
     if_absent: bool = False
     """It is not there at all."""
+    if_present: bool = False
+    """It is there, whatever it is."""
 
     @property
     def any(self) -> bool:
@@ -170,6 +172,8 @@ class Preconditions:
         """Raises `Exists` or `VersionMismatch` unless `node`, which is at `where`, is as wanted."""
         if self.if_absent and node is not None:
             raise Exists(f"{where} is there already")
+        if self.if_present and node is None:
+            raise VersionMismatch(f"{where} is not there", expected=None, found=None)
         for what, expected, found in (
             ("version", self.if_version, node and node.version),
             ("revision", self.if_revision, node and node.revision),

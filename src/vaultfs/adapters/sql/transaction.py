@@ -128,7 +128,6 @@ def chain_to(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[t
     keys = tuple(map(key_of, path))
     chain = tx.folders.get((tree, keys))
     if chain is None:
-        yield from tree_row(tx, tree)
         rows = yield Run(RESOLVE, (tree, json.dumps(keys, ensure_ascii=False)))
         chain = tuple(map(to_node, rows))
         if len(chain) == len(path) + 1:
@@ -136,6 +135,7 @@ def chain_to(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[t
             tx.folders[tree, keys[:folders]] = chain[: folders + 1]
     if not may(unit.actor, Action.WRITE, chain):
         raise NotFound(f"nothing is at {format_path(path)}")
+    yield from tree_row(tx, tree)
     return chain
 
 

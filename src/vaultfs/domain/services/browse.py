@@ -12,6 +12,8 @@ from vaultfs.ports.catalog import Catalog, Trashed
 
 PAGE = 1000
 """The most entries that a list gives at once."""
+NOWHERE = TreeId(0)
+"""The tree of nobody."""
 MOST = 1 << 63
 """No number in a catalog is as high."""
 
@@ -24,11 +26,17 @@ class Browse:
     _trees: dict[str, TreeId] = field(init=False, factory=dict[str, TreeId])
 
     async def tree(self, caller: User, name: str) -> TreeId:
-        """The tree of the user `name`. Raises `NotFound`."""
+        """The tree of the user `name`: one that holds nothing if there is no such user.
+
+        Whether there is one is not for everybody to know.
+        """
         if name == caller.name:
             return caller.tree
         if name not in self._trees:
-            self._trees[name] = (await self.catalog.user(name)).tree
+            try:
+                self._trees[name] = (await self.catalog.user(name)).tree
+            except NotFound:
+                return NOWHERE
         return self._trees[name]
 
     async def stat(self, caller: User, address: Address) -> Node:

@@ -1,0 +1,85 @@
+"""Upkeep: what has to be done from time to time, so that nobody has to think of it.
+
+Old versions that no retention keeps are forgotten, the trash is emptied of what has
+been in it long enough, and the catalog is copied into the store. Each step is a
+transaction of its own, in the name of the user whose tree it is; a crash leaves some
+of it done, and the next run does the rest.
+"""
+
+from datetime import timedelta
+from typing import Final
+
+from attrs import define, frozen
+
+from vaultfs.domain.errors import NotFound
+from vaultfs.domain.nodes import User, micros
+from vaultfs.domain.services.files import Files
+from vaultfs.domain.services.recovery import Recovery
+from vaultfs.ports.catalog import Catalog
+from vaultfs.ports.clock import Clock
+
+TRASH_AGE: Final = timedelta(days=30)
+BACKUP_AGE: Final = timedelta(days=1)
+
+
+@frozen
+class Plan:
+    """How long things are kept; `None` keeps them for ever, or makes no backup."""
+
+    trash: timedelta | None = TRASH_AGE
+    backup: timedelta | None = BACKUP_AGE
+    """A new backup is made when the newest is as old as this."""
+
+
+@frozen
+class Maintained:
+    """What was done."""
+
+    pruned: int
+    """Old versions that were forgotten."""
+    purged: int
+    """Nodes of the trash that were forgotten, what was below them not counted."""
+    backup: str | None
+    """The name of the backup that was made."""
+
+
+@define(eq=False)
+class Upkeep:
+    """One of these serves a process."""
+
+    files: Files
+    catalog: Catalog
+    recovery: Recovery
+    clock: Clock
+
+    async def run(self, plan: Plan) -> Maintained:
+        """Do all that is due. Two processes may do so at the same time."""
+        pruned = purged = 0
+        for user in await self.catalog.users():
+            pruned += await self.files.prune(user, user.name)
+            if plan.trash is not None:
+                purged += await self._empty_trash(user, plan.trash)
+        return Maintained(pruned, purged, await self._back_up(plan.backup))
+
+    async def _empty_trash(self, user: User, age: timedelta) -> int:
+        last = micros(self.clock.now() - age)
+        count = after = 0
+        while found := await self.files.trash(user, user.name, after=after):
+            for node, _ in found:
+                after = node.id
+                if node.trashed_us is None or node.trashed_us > last:
+                    continue
+                try:
+                    await self.files.purge(user, user.name, node.id)
+                except NotFound:  # restored, or purged by somebody else, meanwhile
+                    continue
+                count += 1
+        return count
+
+    async def _back_up(self, age: timedelta | None) -> str | None:
+        if age is None:
+            return None
+        made = await self.recovery.backups()
+        if made and made[-1].created > self.clock.now() - age:
+            return None
+        return (await self.recovery.backup()).name

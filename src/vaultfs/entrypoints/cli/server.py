@@ -1,0 +1,427 @@
+"""`serve`, `user` and `token`: a vault for many, over HTTP."""
+
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vaultfs.domain.errors import InvalidField
+from vaultfs.entrypoints.cli.session import (
+    JsonOption,
+    QuietOption,
+    VaultOption,
+    human,
+    local_time,
+    opened,
+    run,
+    session,
+    shown,
+    table,
+)
+from vaultfs.entrypoints.configuration import SETTINGS, read_configuration
+
+if TYPE_CHECKING:
+    from vaultfs.domain.nodes import User
+    from vaultfs.domain.services.accounts import Accounts, Issued
+    from vaultfs.domain.services.upkeep import Plan
+    from vaultfs.domain.tokens import Identity, Scope, Token
+    from vaultfs.entrypoints.http.serving import Listening
+    from vaultfs.entrypoints.vault import Vault
+
+users = typer.Typer(no_args_is_help=True, help="Users of a served vault, and their quotas.")
+tokens = typer.Typer(no_args_is_help=True, help="Tokens: who may do what over HTTP.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(serve)
+    app.command()(maintain)
+    app.command("config")(show_config)
+    app.add_typer(users, name="user")
+    app.add_typer(tokens, name="token")
+
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", metavar="FILE", help="TOML. [env: VAULTFS_CONFIG]")
+]
+
+
+def _is(name: str) -> str:
+    setting = SETTINGS[name]
+    plain = "" if setting.default is None else f" [default: {setting.default}]"
+    return f"{setting.text}{plain}"
+
+
+def serve(
+    folder: Annotated[
+        str | None, typer.Argument(metavar="[DIR]", show_default=False, help="Made if missing.")
+    ] = None,
+    *,
+    host: Annotated[str | None, typer.Option("--host", help=_is("host"))] = None,
+    port: Annotated[int | None, typer.Option("--port", help=_is("port"))] = None,
+    tls_cert: Annotated[str | None, typer.Option("--tls-cert", help=_is("tls_cert"))] = None,
+    tls_key: Annotated[str | None, typer.Option("--tls-key", help=_is("tls_key"))] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help=_is("rate"))] = None,
+    trash_days: Annotated[int | None, typer.Option("--trash-days", help=_is("trash_days"))] = None,
+    backup_hours: Annotated[
+        int | None, typer.Option("--backup-hours", help=_is("backup_hours"))
+    ] = None,
+    config: ConfigOption = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Serve the vault over HTTP until Ctrl-C; on first start, show a token for everything.
+
+    Every option can also stand in the environment or in a file: see `vaultfs config`.
+    """
+    flags = {
+        "host": host,
+        "port": port,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "rate": rate,
+        "trash_days": trash_days,
+        "backup_hours": backup_hours,
+    }
+    call = session(folder or vault, as_json=as_json, quiet=quiet)
+
+    async def work() -> None:
+        import signal
+
+        import anyio
+
+        from vaultfs.entrypoints.http.serving import first_token, serving
+        from vaultfs.entrypoints.opening import catalog_file
+        from vaultfs.entrypoints.settings import read_settings
+        from vaultfs.entrypoints.vault import init_vault
+
+        found = read_configuration({**flags, "vault": call.vault}, os.environ, config)
+        call.vault = found["vault"].value
+        where = _listening({name: each.value for name, each in found.items()}, log=not quiet)
+        place = read_settings(call.vault).folder
+        if not catalog_file(place).exists() and not (place / "objects").exists():
+            await init_vault(place)
+        async with opened(call) as vault:
+            secret = await first_token(vault)
+            async with serving(vault, where) as address:
+                value = {"address": address, "token": secret, "vault": str(place)}
+                call.answer(value, _welcome(address, secret))
+                sys.stdout.flush()
+                with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                    async for _ in signals:
+                        call.remark("vaultfs: stopping: what is under way may finish")
+                        break  # a second one is not waited for
+
+    run(call, work)
+
+
+def _listening(values: dict[str, Any], *, log: bool) -> "Listening":
+    from vaultfs.domain.rates import Rate
+    from vaultfs.entrypoints.http.serving import Listening
+
+    rate: float = values["rate"]
+    if not 0 < rate < 1e9:
+        raise InvalidField(f"--rate {rate}: more than 0 requests a second")
+    certificate, key = values["tls_cert"], values["tls_key"]
+    return Listening(
+        values["host"],
+        values["port"],
+        None if certificate is None else Path(certificate),
+        None if key is None else Path(key),
+        Rate(rate, max(1, round(4 * rate))),
+        _plan(values["trash_days"], values["backup_hours"]),
+        log=log,
+    )
+
+
+def _welcome(address: str, secret: str | None) -> str:
+    lines = [f"serving {address} (docs: {address}/docs); Ctrl-C stops it"]
+    if secret is not None:
+        lines.append(f"token for everything, shown this once: {secret}")
+    return "\n".join(lines)
+
+
+def show_config(
+    config: ConfigOption = None, vault: VaultOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what `serve` would be told, and by whom: flag, environment, file or nobody."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        found = read_configuration({"vault": call.vault}, os.environ, config)
+        rows = [
+            (name, "-" if each.value is None else str(each.value), each.source)
+            for name, each in found.items()
+        ]
+        value = {name: {"value": each.value, "source": each.source} for name, each in found.items()}
+        call.answer(value, lambda: table(rows))
+
+    run(call, work)
+
+
+def _plan(trash_days: int, backup_hours: int) -> "Plan":
+    from vaultfs.domain.services.upkeep import Plan
+
+    if not 0 <= trash_days < 100_000 or not 0 <= backup_hours < 100_000:
+        raise InvalidField("--trash-days and --backup-hours: 0 for never, or how many")
+    return Plan(
+        timedelta(days=trash_days) if trash_days else None,
+        timedelta(hours=backup_hours) if backup_hours else None,
+    )
+
+
+TrashOption = Annotated[int, typer.Option("--trash-days", help=SETTINGS["trash_days"].text)]
+BackupOption = Annotated[int, typer.Option("--backup-hours", help=SETTINGS["backup_hours"].text)]
+
+
+def maintain(
+    trash_days: TrashOption = 30,
+    backup_hours: BackupOption = 24,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget old versions and old trash, and back the catalog up, as far as that is due."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        from vaultfs.domain.services.upkeep import Upkeep
+
+        async with opened(call) as vault:
+            upkeep = Upkeep(vault.files, vault.catalog, vault.recovery, vault.clock)
+            done = await upkeep.run(_plan(trash_days, backup_hours))
+        call.answer(
+            {"pruned": done.pruned, "purged": done.purged, "backup": done.backup},
+            f"{done.pruned} old versions and {done.purged} nodes of the trash forgotten;"
+            f" {'made backup ' + done.backup if done.backup else 'no backup was due'}",
+        )
+
+    run(call, work)
+
+
+async def _accounts(vault: "Vault") -> "tuple[Accounts, Identity]":
+    """Whoever can open the folder may do everything."""
+    from vaultfs.domain.services.accounts import Accounts
+    from vaultfs.domain.tokens import ALL_SCOPES, Identity
+
+    return Accounts(vault.catalog, vault.clock), Identity(vault.user, ALL_SCOPES)
+
+
+# Users
+
+
+def _user_json(user: "User") -> dict[str, Any]:
+    return {"name": user.name, "quota": user.quota, "used": user.used}
+
+
+def _size(text: str) -> int | None:
+    """Bytes as `500M` or `2G` (powers of 1,024), or `none`."""
+    if text == "none":
+        return None
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
+    if unit not in {"", "K", "M", "G", "T"} or not number.isdecimal() or len(number) > 15:
+        raise InvalidField(f"{text}: a number of bytes as in 500M or 2G, or none")
+    return int(number) << 10 * " KMGT".index(unit or " ")
+
+
+@users.command("add")
+def add_user(
+    name: Annotated[str, typer.Argument(show_default=False)],
+    quota: Annotated[
+        str, typer.Option("--quota", metavar="N[KMGT]|none", help="Bytes of all versions.")
+    ] = "none",
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a user, who owns a tree of files."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        most = _size(quota)
+        async with opened(call) as vault:
+            accounts, owner = await _accounts(vault)
+            user = await accounts.add_user(owner, name, most)
+        call.answer(
+            _user_json(user),
+            f"made user {shown(name)}; give a token with: vaultfs token add --user {shown(name)}",
+        )
+
+    run(call, work)
+
+
+@users.command("ls")
+def list_users(vault: VaultOption = None, as_json: JsonOption = False) -> None:
+    """List all users."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            accounts, owner = await _accounts(vault)
+            found = await accounts.users(owner)
+        rows = list(map(_user_row, found))
+        call.answer([_user_json(each) for each in found], lambda: table(rows))
+
+    run(call, work)
+
+
+def _user_row(user: "User") -> tuple[str, ...]:
+    quota = "no quota" if user.quota is None else f"of {human(user.quota)}"
+    return shown(user.name), human(user.used).rjust(10), quota
+
+
+@users.command("quota")
+def set_quota(
+    name: Annotated[str, typer.Argument(show_default=False)],
+    quota: Annotated[str, typer.Argument(metavar="N[KMGT]|none", show_default=False)],
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set how many bytes all versions of a user's files may have."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        most = _size(quota)
+        async with opened(call) as vault:
+            accounts, owner = await _accounts(vault)
+            user = await accounts.set_quota(owner, name, most)
+        call.answer(_user_json(user), lambda: "  ".join(_user_row(user)))
+
+    run(call, work)
+
+
+# Tokens
+
+UserOption = Annotated[str, typer.Option("--user", help="Whose token it is.")]
+ExpiresOption = Annotated[
+    int | None, typer.Option("--days", min=1, max=36_500, help="Expires after so many days.")
+]
+
+
+def _token_json(token: "Token", secret: str | None = None) -> dict[str, Any]:
+    from vaultfs.domain.nodes import moment
+
+    def when(at_us: int | None) -> str | None:
+        return None if at_us is None else moment(at_us).isoformat()
+
+    value: dict[str, Any] = {
+        "id": token.id,
+        "name": token.name,
+        "scopes": token.scopes.split(),
+        "created": when(token.created_us),
+        "expires": when(token.expires_us),
+        "last_used": when(token.used_us),
+    }
+    return value if secret is None else {**value, "token": secret}
+
+
+def _scopes(text: str) -> "frozenset[Scope]":
+    from vaultfs.domain.tokens import Scope
+
+    names = [each for each in text.replace(",", " ").split() if each]
+    if unknown := [each for each in names if each not in {*Scope}]:
+        raise InvalidField(f"--scopes {unknown[0]}: read, write, admin, with commas between")
+    return frozenset(map(Scope, names))
+
+
+def _expiry(days: int | None) -> datetime | None:
+    return None if days is None else datetime.now(UTC) + timedelta(days=days)
+
+
+def _tell(issued: "Issued") -> str:
+    return f"token {issued.token.id} ({issued.token.scopes}), shown this once:\n{issued.secret}"
+
+
+@tokens.command("add")
+def add_token(
+    name: Annotated[str, typer.Argument(help="What it is for.")] = "",
+    user: UserOption = "me",
+    scopes: Annotated[
+        str, typer.Option("--scopes", metavar="read,write,admin", help="What it allows.")
+    ] = "read,write",
+    days: ExpiresOption = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a token and show it, once."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        wanted = _scopes(scopes)
+        async with opened(call) as vault:
+            accounts, owner = await _accounts(vault)
+            issued = await accounts.add_token(owner, user, name, wanted, _expiry(days))
+        call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
+
+    run(call, work)
+
+
+@tokens.command("ls")
+def list_tokens(
+    user: UserOption = "me", vault: VaultOption = None, as_json: JsonOption = False
+) -> None:
+    """List a user's tokens; their secrets are known to nobody."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            accounts, owner = await _accounts(vault)
+            found = await accounts.tokens(owner, user)
+        call.answer(
+            [_token_json(each) for each in found],
+            lambda: table(list(map(_token_row, found))) if found else "",
+        )
+
+    run(call, work)
+
+
+def _token_row(token: "Token") -> tuple[str, ...]:
+    used = "never used" if token.used_us is None else f"used {local_time(token.used_us)}"
+    ends = "" if token.expires_us is None else f"expires {local_time(token.expires_us)}"
+    return token.id, token.scopes, used, ends, shown(token.name)
+
+
+@tokens.command("rotate")
+def rotate_token(
+    number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    user: UserOption = "me",
+    overlap: Annotated[
+        int, typer.Option("--overlap", min=0, help="Seconds the old secret stays good.")
+    ] = 86_400,
+    days: ExpiresOption = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a token a new secret and show it, once."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            accounts, owner = await _accounts(vault)
+            issued = await accounts.rotate_token(
+                owner, user, number, overlap=timedelta(seconds=overlap), expires=_expiry(days)
+            )
+        call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
+
+    run(call, work)
+
+
+@tokens.command("revoke")
+def revoke_token(
+    number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    user: UserOption = "me",
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a token useless, at once and for ever."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            accounts, owner = await _accounts(vault)
+            await accounts.revoke_token(owner, user, number)
+        call.answer({"revoked": number}, f"token {shown(number)} is good for nothing any more")
+
+    run(call, work)

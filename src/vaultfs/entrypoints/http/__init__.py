@@ -1,0 +1,1 @@
+"""The HTTP API: `app.Api` is a plain ASGI application over an open vault."""

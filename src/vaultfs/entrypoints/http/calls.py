@@ -1,0 +1,223 @@
+"""A request on its way through a handler: who calls, what the address says, what was sent."""
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+from attrs import define, frozen
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vaultfs.domain.errors import InvalidField, NotFound, TooLarge
+from vaultfs.domain.names import Address, check_user, key_of, parse_address, parse_path
+from vaultfs.domain.nodes import NO_PRECONDITIONS, Preconditions, User, VersionId
+from vaultfs.domain.tokens import Identity, Scope
+
+if TYPE_CHECKING:
+    from vaultfs.entrypoints.http.app import Server
+
+MAX_JSON: Final = 1 << 20
+"""Bytes of a JSON body."""
+PAGE: Final = 1000
+T = TypeVar("T")
+
+_ETAG = re.compile(r'"([vr])(\d{1,18})"')
+
+
+@define(eq=False)
+class Call:
+    """A request that was understood, from a caller who is known."""
+
+    server: "Server"
+    request: Request
+    identity: Identity
+    request_id: str
+    params: dict[str, Any]
+
+    @property
+    def user(self) -> User:
+        return self.identity.user
+
+    def header(self, name: str) -> str | None:
+        """A header, or None."""
+        return self.request.headers.get(name)
+
+    @property
+    def address(self) -> Address:
+        """What `{user}` and `{path}` in the route name."""
+        return Address(self.tree, parse_path("/" + self.params.get("path", "")))
+
+    @property
+    def tree(self) -> str:
+        """The tree that `{user}` names."""
+        return check_user(self.params["user"])
+
+    def at(self, text: str) -> Address:
+        """An address in a body: `/path` or `user:/path`."""
+        return parse_address(text, own=self.user.name)
+
+    # Query
+
+    def flag(self, name: str) -> bool:
+        """A yes or no of the query; no if it is not there."""
+        text = self.request.query_params.get(name, "false").lower()
+        if text not in {"true", "false", "1", "0", ""}:
+            raise InvalidField(f"{name}={text}: true or false")
+        return text in {"true", "1", ""}
+
+    def number(self, name: str, *, most: int = (1 << 63) - 1) -> int | None:
+        """A number of the query from 1 on, or None if it is not there."""
+        text = self.request.query_params.get(name)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdecimal()) or not 0 < int(text[:20]) <= most:
+            raise InvalidField(f"{name}={text[:40]}: a number from 1 to {most}")
+        return int(text)
+
+    @property
+    def limit(self) -> int:
+        """How many entries of a list are wanted."""
+        return self.number("limit", most=PAGE) or PAGE
+
+    def cursor(self, kind: str) -> str | None:
+        """Where a list goes on: what `write_cursor` was given. Raises `InvalidField`."""
+        text = self.request.query_params.get("cursor")
+        if text is None:
+            return None
+        try:
+            raw = urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4)).decode()
+        except ValueError:
+            raw = ""
+        if not raw.startswith(f"{kind}:"):
+            raise InvalidField("this cursor was not made by this list: begin without one")
+        return raw.removeprefix(f"{kind}:")
+
+    def number_cursor(self, kind: str) -> int | None:
+        """A cursor that is a number."""
+        text = self.cursor(kind)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdecimal()) or len(text) > 18:
+            raise InvalidField("this cursor was not made by this list: begin without one")
+        return int(text)
+
+    # Preconditions
+
+    @property
+    def preconditions(self) -> Preconditions:
+        """What `If-Match` and `If-None-Match` demand of a write."""
+        match, none_match = self.header("if-match"), self.header("if-none-match")
+        if none_match is not None and none_match.strip() != "*":
+            raise InvalidField("If-None-Match of a write is * or nothing")
+        if match is None:
+            return Preconditions(if_absent=True) if none_match else NO_PRECONDITIONS
+        if match.strip() == "*":
+            return Preconditions(if_present=True, if_absent=none_match is not None)
+        found = _ETAG.fullmatch(match.strip())
+        if found is None:
+            raise InvalidField(f"If-Match: {match[:40]} is no entity tag of this server")
+        kind, value = found[1], int(found[2])
+        if kind == "v":
+            return Preconditions(if_version=VersionId(value), if_absent=none_match is not None)
+        return Preconditions(if_revision=value, if_absent=none_match is not None)
+
+    # Bodies
+
+    async def body(self, kind: type[T]) -> T:
+        """The JSON body, checked. Raises `InvalidField`, `TooLarge`."""
+        return decode(await self.raw_body(), kind)
+
+    async def raw_body(self, most: int = MAX_JSON) -> bytes:
+        """The body, whole. Raises `TooLarge` before more than that is read."""
+        announced = self.header("content-length")
+        if announced is not None and int(announced) > most:
+            raise TooLarge(f"the body has {announced} bytes; {most} is the most here")
+        data = bytearray()
+        async for piece in self.request.stream():
+            data += piece
+            if len(data) > most:
+                raise TooLarge(f"the body has more than {most} bytes")
+        return bytes(data)
+
+    # Answers
+
+    def json(
+        self, value: Any, status: int = 200, headers: dict[str, str] | None = None
+    ) -> Response:
+        """An answer in JSON."""
+        return Response(
+            msgspec.json.encode(value),
+            status_code=status,
+            headers=headers,
+            media_type="application/json",
+        )
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """JSON as `kind`. Raises `InvalidField` that says where it is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidField(f"the body is not what this takes: {error}") from error
+
+
+def write_cursor(kind: str, value: str | int) -> str:
+    """An opaque cursor."""
+    return urlsafe_b64encode(f"{kind}:{value}".encode()).decode().rstrip("=")
+
+
+def same_user(call: Call, name: str) -> bool:
+    """Whether `name` is the caller's."""
+    return key_of(name) == key_of(call.user.name)
+
+
+def own(call: Call) -> str:
+    """The user in the route, who must be the caller, or anybody for an admin."""
+    name: str = call.params["user"]
+    if not same_user(call, name) and Scope.ADMIN not in call.identity.scopes:
+        raise NotFound(f"there is no user {name}")
+    return name
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+@frozen
+class Parameter:
+    """A parameter of the query or a header that a route looks at."""
+
+    name: str
+    text: str
+    kind: str = "string"
+    where: str = "query"
+
+
+@frozen
+class Route:
+    """A route: what it takes, what it does and what it says, for the app and for OpenAPI."""
+
+    method: str
+    path: str
+    handler: Handler
+    name: str
+    """The operation's id in OpenAPI."""
+    summary: str
+    scope: Scope | None = None
+    """What the token has to allow; None for those that need no token."""
+    body: type | str | None = None
+    """The JSON body, or the media type of one that is not JSON."""
+    answer: type | str | None = None
+    """The same for the answer."""
+    status: int = 200
+    parameters: tuple[Parameter, ...] = ()
+    failures: tuple[int, ...] = ()
+    """Statuses of refusals that are this route's own."""
+
+
+VERSION = Parameter("version", "The number of a version; the current one if missing.", "integer")
+LIMIT = Parameter("limit", "Entries to give, up to 1,000.", "integer")
+CURSOR = Parameter("cursor", "`next_cursor` of the list before.")
+IF_MATCH = Parameter("If-Match", "An entity tag that must still hold, or *.", where="header")
+IF_NONE_MATCH = Parameter("If-None-Match", "* to create only.", where="header")

@@ -1,0 +1,317 @@
+"""`/v1/files`: the bytes of files."""
+
+import mimetypes
+from base64 import b64decode, b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing
+from hashlib import sha256
+from typing import Any, Final, Protocol
+from urllib.parse import quote
+
+from anyio import to_thread
+from blake3 import blake3
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from vaultfs.domain.digests import Buffer
+from vaultfs.domain.errors import Exists, InvalidField, SourceChanged, VersionMismatch
+from vaultfs.domain.nodes import DigestState, Node, Origin, Version
+from vaultfs.domain.services.tasks import task_group
+from vaultfs.domain.tokens import Scope as TokenScope
+from vaultfs.entrypoints.http.calls import (
+    IF_MATCH,
+    IF_NONE_MATCH,
+    VERSION,
+    Call,
+    Parameter,
+    Route,
+)
+from vaultfs.entrypoints.http.wire import NodeOut, content_etag, node_out
+
+CHUNK: Final = 256 << 10
+"""Bytes that are joined to one message: a message costs as much as copying that."""
+
+
+class Download(Response):
+    """A part of a content, sent as it is read; cut off, never ended, if it cannot be read on."""
+
+    def __init__(
+        self, open_: Callable[[AsyncExitStack], Any], status: int, headers: dict[str, str]
+    ) -> None:
+        super().__init__(status_code=status, headers=headers)
+        self._open = open_
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        async with task_group() as tasks:
+
+            async def watch() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            async with AsyncExitStack() as stack:
+                parts = await self._open(stack)
+                async with aclosing(_joined(parts)) as pieces:
+                    first = await anext(pieces, b"")  # what is wrong with it is told by a status
+                    await send(self._start)
+                    while first:
+                        await send({"type": "http.response.body", "body": first, "more_body": True})
+                        first = await anext(pieces, b"")
+            await send({"type": "http.response.body", "body": b""})
+            tasks.cancel_scope.cancel()
+
+    @property
+    def _start(self) -> dict[str, Any]:
+        return {
+            "type": "http.response.start",
+            "status": self.status_code,
+            "headers": self.raw_headers,
+        }
+
+
+async def _joined(parts: AsyncIterator[list[Buffer]]) -> AsyncGenerator[Buffer, None]:
+    """The pieces of `parts`, small ones joined."""
+    async for part in parts:
+        held: list[Buffer] = []
+        size = 0
+        for piece in part:
+            held.append(piece)
+            size += len(piece)
+            if size >= CHUNK:
+                yield held[0] if len(held) == 1 else b"".join(held)
+                held, size = [], 0
+        if size:
+            yield b"".join(held)
+
+
+async def get_file(call: Call) -> Response:
+    """The bytes of a file, or one range of them."""
+    files = call.server.vault.files
+    node, version = await files.version(call.user, call.address, call.number("version"))
+    etag = content_etag(version.id)
+    headers = _headers(node, version, etag)
+    _check_match(call, etag)
+    if _listed(call.header("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    span = _range(call, version.size, etag)
+    if span is None:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{version.size}"})
+    start, stop, partial = span
+    headers["Content-Length"] = str(stop - start)
+    if partial:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{version.size}"
+        headers.pop("Repr-Digest", None)
+    status = 206 if partial else 200
+    if call.request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+
+    async def open_(stack: AsyncExitStack) -> AsyncIterator[list[Buffer]]:
+        reading = files.read(call.user, version, start, stop)
+        return await stack.enter_async_context(reading)
+
+    return Download(open_, status, headers)
+
+
+def _headers(node: Node, version: Version, etag: str) -> dict[str, str]:
+    kind = mimetypes.guess_type(node.name)[0] or "application/octet-stream"
+    found = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Content-Type": kind,
+        "Content-Length": str(version.size),
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(node.name, safe='')}",
+        "Content-Security-Policy": "sandbox",
+        "Last-Modified": version.created.strftime("%a, %d %b %Y %H:%M:%S GMT"),
+        "Cache-Control": "private, no-cache",
+        "Vaultfs-Version": str(version.number),
+        "Vaultfs-Node": f"{node.id}; revision={node.revision}",
+    }
+    if version.mtime_us is not None:
+        found["Vaultfs-Mtime"] = str(version.mtime_us)
+    if version.mode is not None:
+        found["Vaultfs-Mode"] = f"{version.mode:o}"
+    if version.digest is not None and version.digest_state is DigestState.VERIFIED:
+        found["Repr-Digest"] = f"blake3=:{b64encode(version.digest).decode()}:"
+    return found
+
+
+def _listed(header: str | None, etag: str) -> bool:
+    """Whether `If-None-Match` or the like names the tag."""
+    if header is None:
+        return False
+    tags = [each.strip().removeprefix("W/") for each in header.split(",")]
+    return "*" in tags or etag in tags
+
+
+def _check_match(call: Call, etag: str) -> None:
+    match = call.header("if-match")
+    if match is not None and not _listed(match, etag):
+        raise VersionMismatch(f"it has {etag} by now", expected=None, found=None)
+
+
+def _range(call: Call, size: int, etag: str) -> tuple[int, int, bool] | None:
+    """Start, stop and whether that is a part; None if it cannot be had (RFC 9110, 14).
+
+    More than one range, or a unit that is not bytes, is answered with the whole.
+    """
+    text = call.header("range")
+    condition = call.header("if-range")
+    if text is None or (condition is not None and condition.strip() != etag):
+        return 0, size, False
+    unit, _, spec = text.partition("=")
+    first, dash, last = spec.strip().partition("-")
+    numbers = [each for each in (first, last) if each]
+    plain = all(each.isascii() and each.isdecimal() and len(each) < 19 for each in numbers)
+    if unit.strip() != "bytes" or not dash or not numbers or not plain or "," in spec:
+        return 0, size, False
+    if not first:
+        start, stop = max(0, size - int(last)), size
+    else:
+        start, stop = int(first), min(size, int(last) + 1) if last else size
+        if last and int(last) < int(first):
+            return 0, size, False
+    return (start, stop, True) if start < stop else None
+
+
+# Taking in
+
+
+class _Hasher(Protocol):
+    def update(self, data: Any, /) -> Any: ...
+    def digest(self) -> bytes: ...
+
+
+class BodySource:
+    """The body of a request as a `Source`; its digests are checked before its end is told."""
+
+    def __init__(self, call: Call) -> None:
+        self._pieces = call.request.stream()
+        self._rest = memoryview(b"")
+        self._digests = _wanted_digests(call.header("content-digest"))
+
+    async def readinto(self, view: memoryview) -> int:
+        """Fill `view`; fewer bytes only at the end. Raises `InvalidField`, `SourceChanged`."""
+        filled = 0
+        while filled < len(view):
+            if not self._rest:
+                try:
+                    piece = await anext(self._pieces, None)
+                except ClientDisconnect:
+                    raise SourceChanged("the client went away: nothing was stored") from None
+                if piece is None:
+                    break
+                self._rest = memoryview(piece)
+            part = self._rest[: len(view) - filled]
+            view[filled : filled + len(part)] = part
+            filled += len(part)
+            self._rest = self._rest[len(part) :]
+        for _, hasher, _ in self._digests:
+            await to_thread.run_sync(hasher.update, view[:filled])
+        if filled < len(view):
+            self._check()
+        return filled
+
+    def _check(self) -> None:
+        for name, hasher, wanted in self._digests:
+            if hasher.digest() != wanted:
+                raise InvalidField(f"the body does not have its {name}: nothing was stored")
+
+
+_HASHERS: Final[dict[str, Callable[[], _Hasher]]] = {"sha-256": sha256, "blake3": blake3}
+
+
+def _wanted_digests(header: str | None) -> list[tuple[str, _Hasher, bytes]]:
+    """The digests that `Content-Digest` (RFC 9530) names and this release knows."""
+    found: list[tuple[str, _Hasher, bytes]] = []
+    for item in (header or "").split(","):
+        name, _, value = item.strip().partition("=")
+        if name.lower() in _HASHERS:
+            try:
+                wanted = b64decode(value.strip().strip(":"), validate=True)
+            except ValueError:
+                raise InvalidField(f"Content-Digest: {name} has no base64 between colons") from None
+            found.append((name.lower(), _HASHERS[name.lower()](), wanted))
+    return found
+
+
+async def put_file(call: Call) -> Response:
+    """The body becomes the newest version of the file."""
+    preconditions = call.preconditions
+    length = call.header("content-length")
+    try:
+        result = await call.server.vault.files.put(
+            call.user,
+            call.address,
+            BodySource(call),
+            size=None if length is None else int(length),
+            origin=_origin(call),
+            preconditions=preconditions,
+            parents=call.flag("parents"),
+        )
+    except Exists as error:
+        if preconditions.if_absent:
+            raise VersionMismatch(error.message, expected=None, found=None) from error
+        raise
+    node = result.node
+    assert node is not None
+    made = node.number == 1 and result.count == 1
+    headers = {"ETag": content_etag(node.version)}
+    return call.json(node_out(node, call.address.path), 201 if made else 200, headers)
+
+
+def _origin(call: Call) -> Origin:
+    mtime, mode = call.header("vaultfs-mtime"), call.header("vaultfs-mode")
+    try:
+        return Origin(
+            None if mtime is None else int(mtime[:20]), None if mode is None else int(mode[:6], 8)
+        )
+    except ValueError:
+        raise InvalidField("Vaultfs-Mtime is microseconds, Vaultfs-Mode octal digits") from None
+
+
+_ORIGIN = (
+    Parameter("Vaultfs-Mtime", "When it was modified: microseconds since 1970.", where="header"),
+    Parameter("Vaultfs-Mode", "Its permission bits, octal.", where="header"),
+)
+_RANGE = (
+    VERSION,
+    Parameter("Range", "One range of bytes.", where="header"),
+    Parameter("If-Range", "The entity tag that the range is of.", where="header"),
+    IF_MATCH,
+    Parameter("If-None-Match", "Entity tags that the client has.", where="header"),
+)
+_BYTES = "application/octet-stream"
+_PATH = "/v1/files/{user}/{path:path}"
+
+ROUTES: Final = (
+    Route(
+        *("GET", _PATH, get_file, "getFile", "Read a file, any version, any range."),
+        scope=TokenScope.READ,
+        answer=_BYTES,
+        parameters=_RANGE,
+        failures=(206, 304, 409, 412, 416),
+    ),
+    Route(
+        *("HEAD", _PATH, get_file, "headFile", "What reading it would say."),
+        scope=TokenScope.READ,
+        parameters=_RANGE,
+        failures=(304, 409, 412, 416),
+    ),
+    Route(
+        *("PUT", _PATH, put_file, "putFile", "Store a new version."),
+        scope=TokenScope.WRITE,
+        body=_BYTES,
+        answer=NodeOut,
+        status=201,
+        parameters=(
+            Parameter("parents", "Make missing folders.", "boolean"),
+            Parameter("Content-Digest", "sha-256 or blake3 of the body.", where="header"),
+            IF_MATCH,
+            IF_NONE_MATCH,
+            *_ORIGIN,
+        ),
+        failures=(200, 409, 412, 507),
+    ),
+)

@@ -1,0 +1,159 @@
+"""The API as OpenAPI 3.1, from the same routes that the app serves."""
+
+import re
+from collections.abc import Sequence
+from html import escape
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+
+from vaultfs._version import __version__
+from vaultfs.entrypoints.http.calls import Parameter, Route
+from vaultfs.entrypoints.http.problems import Problem
+
+_TEMPLATE: Final = re.compile(r"{(\w+)(?::(\w+))?}")
+_REF: Final = "#/components/schemas/{name}"
+_ALWAYS: Final = (400, 401, 403, 404, 429, 503)
+"""Statuses of refusals that every route that needs a token can answer with."""
+
+
+def describe(routes: Sequence[Route]) -> dict[str, Any]:
+    """The OpenAPI document for `routes`."""
+    kinds = {kind for route in routes for kind in (route.body, route.answer)}
+    structs = sorted(
+        (kind for kind in kinds if isinstance(kind, type)), key=lambda kind: kind.__name__
+    )
+    _, components = msgspec.json.schema_components([*structs, Problem], ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        path = _TEMPLATE.sub(r"{\1}", route.path)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "VaultFS",
+            "version": __version__,
+            "description": "A self-hosted, versioned, deduplicating file vault.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "password": {"type": "http", "scheme": "basic"},
+            },
+        },
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "parameters": [*_path_parameters(route.path), *map(_parameter, route.parameters)],
+        "responses": _responses(route),
+        "security": [],
+    }
+    if route.scope is not None:
+        found["security"] = [{"token": []}, {"password": []}]
+        found["description"] = f"Needs a token with the scope `{route.scope}`."
+    if route.body is not None:
+        found["requestBody"] = {"required": True, "content": _content(route.body)}
+    return found
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    texts = {
+        "user": "Whose tree, or which user.",
+        "path": "A path in the tree: names between slashes, percent-encoded.",
+        "node": "The id of a node in the trash.",
+        "token": "The id of a token.",
+    }
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": texts[name],
+            "schema": {"type": "integer", "minimum": 1} if kind == "int" else {"type": "string"},
+        }
+        for name, kind in _TEMPLATE.findall(path)
+    ]
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": parameter.where,
+        "required": False,
+        "description": parameter.text,
+        "schema": {"type": parameter.kind},
+    }
+
+
+def _content(kind: type | str) -> dict[str, Any]:
+    if isinstance(kind, type):
+        return {"application/json": {"schema": {"$ref": _REF.format(name=kind.__name__)}}}
+    plain: dict[str, Any] = {"type": "object"} if kind.endswith("json") else {}
+    return {kind: {"schema": plain}}
+
+
+def _responses(route: Route) -> dict[str, Any]:
+    found: dict[str, Any] = {str(route.status): {"description": HTTPStatus(route.status).phrase}}
+    if route.answer is not None and route.method != "HEAD":
+        found[str(route.status)]["content"] = _content(route.answer)
+    if route.failures and 206 in route.failures and route.answer is not None:
+        found["206"] = {"description": "A part of it", "content": _content(route.answer)}
+    if 200 in route.failures and route.answer is not None:
+        found["200"] = {"description": "OK", "content": _content(route.answer)}
+    refusals = {*route.failures, *(_ALWAYS if route.scope is not None else ())}
+    if route.body is not None:
+        refusals.add(413)
+    for status in sorted(refusals - {200, 206, 304}):
+        content = {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}}
+        found[str(status)] = {"description": HTTPStatus(status).phrase}
+        if route.method != "HEAD":
+            found[str(status)]["content"] = content
+    if 304 in route.failures:
+        found["304"] = {"description": "Not Modified"}
+    return found
+
+
+# For people
+
+
+_STYLE: Final = (
+    "body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "code{background:#eee;padding:.1em .3em}h2{margin-top:2rem;font-size:1.1rem}"
+    "td{padding:.1rem 1rem .1rem 0;vertical-align:top}"
+)
+
+
+def page(document: dict[str, Any]) -> str:
+    """A page that shows the document, without scripts and without asking anybody else."""
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>VaultFS API</title>",
+        f"<style>{_STYLE}</style><h1>VaultFS {escape(document['info']['version'])}</h1>",
+        '<p>For programs: <a href="/openapi.json">openapi.json</a></p>',
+    ]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            parts.append(_section(method.upper(), path, operation))
+    return "".join(parts) + "</html>"
+
+
+def _section(method: str, path: str, operation: dict[str, Any]) -> str:
+    rows = [
+        (f"{each['name']} ({each['in']})", each["description"]) for each in operation["parameters"]
+    ]
+    rows += [(status, each["description"]) for status, each in operation["responses"].items()]
+    cells = "".join(
+        f"<tr><td><code>{escape(name)}</code></td><td>{escape(text)}</td></tr>"
+        for name, text in rows
+    )
+    text = f"{operation['summary']} {operation.get('description', '')}"
+    return (
+        f"<h2><code>{method} {escape(path)}</code></h2><p>{escape(text)}</p><table>{cells}</table>"
+    )

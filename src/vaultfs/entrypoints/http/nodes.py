@@ -1,0 +1,280 @@
+"""Folders, nodes, versions and the trash."""
+
+from typing import Final
+
+from starlette.responses import Response
+
+from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.names import key_of
+from vaultfs.domain.nodes import Node, NodeId
+from vaultfs.domain.tokens import Scope
+from vaultfs.entrypoints.http.calls import (
+    CURSOR,
+    IF_MATCH,
+    LIMIT,
+    Call,
+    Parameter,
+    Route,
+    write_cursor,
+)
+from vaultfs.entrypoints.http.wire import (
+    NodeList,
+    NodeOut,
+    RestoreIn,
+    Transfer,
+    TrashList,
+    VersionIn,
+    VersionList,
+    node_etag,
+    node_out,
+    trashed_out,
+    version_out,
+)
+
+
+def _answer(call: Call, node: Node, path: tuple[str, ...], status: int = 200) -> Response:
+    return call.json(node_out(node, path), status, {"ETag": node_etag(node)})
+
+
+async def get_node(call: Call) -> Response:
+    """A file or folder, as JSON."""
+    node = await call.server.vault.files.stat(call.user, call.address)
+    if call.header("if-none-match") == node_etag(node):
+        return Response(status_code=304, headers={"ETag": node_etag(node)})
+    return _answer(call, node, call.address.path)
+
+
+async def patch_node(call: Call) -> Response:
+    """Change metadata by a JSON merge patch."""
+    patch = (await call.raw_body()).decode("utf-8", "surrogateescape")
+    node = await call.server.vault.files.set_metadata(
+        call.user, call.address, patch, preconditions=call.preconditions
+    )
+    return _answer(call, node, call.address.path)
+
+
+async def delete_node(call: Call) -> Response:
+    """Send it to the trash."""
+    node = await call.server.vault.files.delete(
+        call.user,
+        call.address,
+        recursive=call.flag("recursive"),
+        preconditions=call.preconditions,
+    )
+    return _answer(call, node, call.address.path)
+
+
+async def list_folder(call: Call) -> Response:
+    """A part of a folder."""
+    address, limit = call.address, call.limit
+    nodes = await call.server.vault.files.children(
+        call.user, address, after=call.cursor("name") or "", limit=limit
+    )
+    more = write_cursor("name", key_of(nodes[-1].name)) if len(nodes) == limit else None
+    return call.json(NodeList([node_out(node, (*address.path, node.name)) for node in nodes], more))
+
+
+async def make_folder(call: Call) -> Response:
+    """Make a folder."""
+    node = await call.server.vault.files.mkdir(
+        call.user, call.address, parents=call.flag("parents"), exist_ok=call.flag("exist_ok")
+    )
+    return _answer(call, node, call.address.path, 201)
+
+
+async def list_versions(call: Call) -> Response:
+    """A part of a file's versions."""
+    before, limit = call.number_cursor("number"), call.limit
+    found = await call.server.vault.files.versions(
+        call.user, call.address, before=before, limit=limit
+    )
+    more = write_cursor("number", found[-1].number) if len(found) == limit else None
+    return call.json(VersionList(list(map(version_out, found)), more))
+
+
+async def restore_version(call: Call) -> Response:
+    """Make an old version the newest again."""
+    wanted = await call.body(VersionIn)
+    node = await call.server.vault.files.restore_version(
+        call.user, call.address, _fitting(wanted.number), preconditions=call.preconditions
+    )
+    return _answer(call, node, call.address.path)
+
+
+async def move(call: Call) -> Response:
+    """Give a node another path."""
+    wanted = await call.body(Transfer)
+    if wanted.version is not None:
+        raise InvalidField("a move takes the whole file: version is for copies")
+    target = call.at(wanted.target)
+    node = await call.server.vault.files.move(
+        call.user,
+        call.at(wanted.source),
+        target,
+        preconditions=call.preconditions,
+        replace=wanted.replace,
+    )
+    return _answer(call, node, target.path)
+
+
+async def copy(call: Call) -> Response:
+    """Copy a node with all below it; no bytes are copied."""
+    wanted = await call.body(Transfer)
+    target = call.at(wanted.target)
+    result = await call.server.vault.files.copy(
+        call.user,
+        call.at(wanted.source),
+        target,
+        number=None if wanted.version is None else _fitting(wanted.version),
+        preconditions=call.preconditions,
+        replace=wanted.replace,
+    )
+    assert result.node is not None
+    return _answer(call, result.node, target.path, 201)
+
+
+async def list_trash(call: Call) -> Response:
+    """A part of the trash."""
+    limit = call.limit
+    found = await call.server.vault.files.trash(
+        call.user, call.tree, after=call.number_cursor("id") or 0, limit=limit
+    )
+    more = write_cursor("id", found[-1].node.id) if len(found) == limit else None
+    return call.json(TrashList(list(map(trashed_out, found)), more))
+
+
+async def restore(call: Call) -> Response:
+    """Bring a node back from the trash."""
+    wanted = await call.body(RestoreIn)
+    target = None if wanted.target is None else call.at(wanted.target)
+    node = await call.server.vault.files.restore(call.user, call.tree, _trashed(call), target)
+    _, path = await call.server.vault.catalog.node_path(node.id)
+    return _answer(call, node, path)
+
+
+async def purge(call: Call) -> Response:
+    """Forget a node in the trash, for ever."""
+    await call.server.vault.files.purge(call.user, call.tree, _trashed(call))
+    return Response(status_code=204)
+
+
+def _trashed(call: Call) -> NodeId:
+    return NodeId(_fitting(call.params["node"]))
+
+
+def _fitting(number: int) -> int:
+    if not 0 < number < 1 << 63:
+        raise InvalidField(f"{number} is no number of anything: they begin at 1")
+    return number
+
+
+_NODE, _FOLDER = "/v1/nodes/{user}/{path:path}", "/v1/folders/{user}/{path:path}"
+_FILE, _VERSIONS = "/v1/files/{user}/{path:path}", "/v1/versions/{user}/{path:path}"
+_PATCH = "application/merge-patch+json"
+_RECURSIVE = Parameter("recursive", "A folder with all that is in it.", "boolean")
+_PARENTS = Parameter("parents", "Make missing folders above it.", "boolean")
+
+ROUTES: Final = (
+    Route(
+        *("GET", _NODE, get_node, "getNode", "Look at a file or folder."),
+        scope=Scope.READ,
+        answer=NodeOut,
+        parameters=(Parameter("If-None-Match", "Its entity tag.", where="header"),),
+        failures=(304,),
+    ),
+    Route(
+        *("PATCH", _NODE, patch_node, "patchNode", "Change metadata (RFC 7396)."),
+        scope=Scope.WRITE,
+        body=_PATCH,
+        answer=NodeOut,
+        parameters=(IF_MATCH,),
+        failures=(412,),
+    ),
+    Route(
+        *("DELETE", _NODE, delete_node, "deleteNode", "Send a file or folder to the trash."),
+        scope=Scope.WRITE,
+        answer=NodeOut,
+        parameters=(_RECURSIVE, IF_MATCH),
+        failures=(409, 412),
+    ),
+    Route(
+        *("PATCH", _FILE, patch_node, "patchFile", "Change a file's metadata (RFC 7396)."),
+        scope=Scope.WRITE,
+        body=_PATCH,
+        answer=NodeOut,
+        parameters=(IF_MATCH,),
+        failures=(412,),
+    ),
+    Route(
+        *("DELETE", _FILE, delete_node, "deleteFile", "Send a file to the trash."),
+        scope=Scope.WRITE,
+        answer=NodeOut,
+        parameters=(_RECURSIVE, IF_MATCH),
+        failures=(409, 412),
+    ),
+    Route(
+        *("GET", _FOLDER, list_folder, "listFolder", "List a folder."),
+        scope=Scope.READ,
+        answer=NodeList,
+        parameters=(LIMIT, CURSOR),
+        failures=(409,),
+    ),
+    Route(
+        *("PUT", _FOLDER, make_folder, "makeFolder", "Make a folder."),
+        scope=Scope.WRITE,
+        answer=NodeOut,
+        status=201,
+        parameters=(_PARENTS, Parameter("exist_ok", "Accept one that is there.", "boolean")),
+        failures=(409,),
+    ),
+    Route(
+        *("GET", _VERSIONS, list_versions, "listVersions", "List a file's versions."),
+        scope=Scope.READ,
+        answer=VersionList,
+        parameters=(LIMIT, CURSOR),
+        failures=(409,),
+    ),
+    Route(
+        *("POST", _VERSIONS, restore_version, "restoreVersion", "Make an old version the newest."),
+        scope=Scope.WRITE,
+        body=VersionIn,
+        answer=NodeOut,
+        parameters=(IF_MATCH,),
+        failures=(409, 412, 507),
+    ),
+    Route(
+        *("POST", "/v1/move", move, "move", "Give a node another path."),
+        scope=Scope.WRITE,
+        body=Transfer,
+        answer=NodeOut,
+        parameters=(IF_MATCH,),
+        failures=(409, 412),
+    ),
+    Route(
+        *("POST", "/v1/copy", copy, "copy", "Copy a node; no bytes are copied."),
+        scope=Scope.WRITE,
+        body=Transfer,
+        answer=NodeOut,
+        status=201,
+        parameters=(IF_MATCH,),
+        failures=(409, 412, 507),
+    ),
+    Route(
+        *("GET", "/v1/trash/{user}", list_trash, "listTrash", "List the trash."),
+        scope=Scope.READ,
+        answer=TrashList,
+        parameters=(LIMIT, CURSOR),
+    ),
+    Route(
+        *("POST", "/v1/trash/{user}/{node:int}", restore, "restore", "Bring a node back."),
+        scope=Scope.WRITE,
+        body=RestoreIn,
+        answer=NodeOut,
+        failures=(409,),
+    ),
+    Route(
+        *("DELETE", "/v1/trash/{user}/{node:int}", purge, "purge", "Forget a node for ever."),
+        scope=Scope.WRITE,
+        status=204,
+    ),
+)

@@ -1,0 +1,86 @@
+"""Errors as HTTP: one table from what went wrong to a status, and RFC 9457 for the rest."""
+
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from starlette.responses import Response
+
+from vaultfs.domain import errors
+from vaultfs.domain.errors import VaultError
+from vaultfs.entrypoints.cli.errors import error_code
+from vaultfs.ports.objects import OutOfSpace, StoreError
+
+STATUSES: Final[tuple[tuple[type, int], ...]] = (
+    (errors.NotAuthenticated, 401),
+    (errors.RateLimited, 429),
+    (errors.Forbidden, 403),
+    (errors.NotFound, 404),
+    (errors.InvalidName, 400),
+    (errors.InvalidField, 400),
+    (errors.VersionMismatch, 412),
+    (errors.Conflict, 409),
+    (errors.TooLarge, 413),
+    (errors.QuotaExceeded, 507),
+    (errors.Unsupported, 501),
+    (errors.Busy, 503),
+    (OutOfSpace, 507),
+    (StoreError, 503),
+    (errors.CatalogUnavailable, 503),
+    (errors.OutcomeUnknown, 503),
+    (errors.Corrupt, 500),
+    (errors.NotAVault, 500),
+)
+"""The first class that fits decides."""
+
+PRIVATE: Final = (StoreError, errors.CatalogUnavailable, errors.NotAVault, errors.Corrupt)
+"""What these say names folders and objects of the server: it goes into the log alone."""
+
+
+class Problem(msgspec.Struct, omit_defaults=True):
+    """An error, as `application/problem+json` (RFC 9457)."""
+
+    title: str
+    status: int
+    detail: str
+    code: str
+    """For programs: `not_found`, `version_mismatch`, ..."""
+    request_id: str
+    type: str = "about:blank"
+    errors: list[dict[str, str]] = []
+    """What is wrong with which part of the request: `pointer` and `code`."""
+
+
+def status_of(error: VaultError) -> int:
+    """The status for `error`."""
+    return next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
+
+
+def problem_of(error: Exception, request_id: str) -> Problem:
+    """`error` as a client may see it; a bug says nothing about itself."""
+    if not isinstance(error, VaultError):
+        return problem(500, "internal", "something went wrong here; the log has it", request_id)
+    detail = error.message
+    if isinstance(error, PRIVATE):
+        detail = "the server cannot read or write what it has to; its log says why"
+    if isinstance(error, errors.OutcomeUnknown):
+        detail = f"it may or may not have happened: look, and repeat it (operation {error.op_id})"
+    return problem(status_of(error), error_code(error), detail, request_id)
+
+
+def problem(status: int, code: str, detail: str, request_id: str) -> Problem:
+    """A problem that no error of the vault stands behind."""
+    return Problem(HTTPStatus(status).phrase, status, detail, code, request_id)
+
+
+def answer(found: Problem, headers: dict[str, str] | None = None) -> Response:
+    """The response for a problem."""
+    extra = dict(headers or {})
+    if found.status == 401:
+        extra["WWW-Authenticate"] = 'Bearer realm="vaultfs", Basic realm="vaultfs"'
+    return Response(
+        msgspec.json.encode(found),
+        status_code=found.status,
+        headers=extra,
+        media_type="application/problem+json",
+    )

@@ -1,0 +1,194 @@
+"""Running the API: uvicorn around it, logs, the first token, and a clean end."""
+
+import logging
+import socket
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import uvicorn
+from attrs import asdict, field, frozen
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from vaultfs.domain.errors import InvalidField, VaultError
+from vaultfs.domain.rates import Rate
+from vaultfs.domain.services.accounts import Accounts
+from vaultfs.domain.services.tasks import task_group
+from vaultfs.domain.services.upkeep import Plan, Upkeep
+from vaultfs.domain.tokens import ALL_SCOPES, Identity
+from vaultfs.entrypoints.http.app import DEFAULT_RATE, Api, JsonLines, Server
+from vaultfs.entrypoints.vault import Vault
+
+log = logging.getLogger("vaultfs.server")
+
+GRACE: Final = 30
+"""Seconds that requests under way have, once the server is told to stop."""
+KEEP_ALIVE: Final = 75
+UPKEEP_EVERY: Final = 3600
+MAX_HEAD: Final = 256 << 10
+"""Bytes of a request's line and headers, with what came of its body in the same read."""
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
+    b"Content-Length: 0\r\n\r\n"
+)
+FIRST_TOKEN: Final = "first start"  # noqa: S105 its name
+
+
+@frozen
+class Listening:
+    """Where and how a server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8333
+    """0 takes any that is free."""
+    certificate: Path | None = None
+    key: Path | None = None
+    rate: Rate = DEFAULT_RATE
+    plan: Plan = field(factory=Plan)
+    """What is done every `UPKEEP_EVERY` seconds."""
+    log: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidField("TLS takes a certificate and its key: --tls-cert and --tls-key")
+        if not 0 <= self.port < 1 << 16:
+            raise InvalidField(f"{self.port} is no port")
+
+
+async def first_token(vault: Vault) -> str | None:
+    """A token for everything, if the vault's owner has none yet; None if there are some."""
+    accounts = Accounts(vault.catalog, vault.clock)
+    owner = Identity(vault.user, ALL_SCOPES)
+    if await accounts.tokens(owner, vault.user.name):
+        return None
+    return (await accounts.add_token(owner, vault.user.name, FIRST_TOKEN, ALL_SCOPES)).secret
+
+
+@asynccontextmanager
+async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
+    """Serve `vault` until the context is left; the server's address.
+
+    At the end no new requests are taken; those under way have `GRACE` seconds, then they
+    are cut, which stores nothing of them. Raises `InvalidField` where nobody can listen.
+    """
+    listener = _bind(where)
+    server = _Server(_config(vault, where))
+    port = listener.getsockname()[1]
+    scheme = "http" if where.certificate is None else "https"
+    host = f"[{where.host}]" if ":" in where.host else where.host
+    with listener:
+        async with task_group() as tasks:
+            tasks.start_soon(server.serve, [listener])
+            upkeep = anyio.CancelScope()
+            tasks.start_soon(_keep_up, vault, where.plan, upkeep)
+            try:
+                while not server.started:  # noqa: ASYNC110 uvicorn has no event for it
+                    await anyio.sleep(0.005)
+                yield f"{scheme}://{host}:{port}"
+            finally:
+                # The task group waits until uvicorn has finished what is under way.
+                server.should_exit = True
+                upkeep.cancel()
+
+
+async def _keep_up(vault: Vault, plan: Plan, scope: anyio.CancelScope) -> None:
+    """Do what is due, now and then; what goes wrong is logged and tried again."""
+    upkeep = Upkeep(vault.files, vault.catalog, vault.recovery, vault.clock)
+    with scope:
+        while True:
+            try:
+                done = await upkeep.run(plan)
+            except VaultError as error:
+                log.warning("upkeep failed", extra={"error": f"{type(error).__name__}: {error}"})
+            else:
+                log.info("upkeep", extra=asdict(done))
+            await anyio.sleep(UPKEEP_EVERY)
+
+
+class BoundedHead(HttpToolsProtocol):
+    """Reads a request's line and headers up to `MAX_HEAD` bytes: the parser knows no end."""
+
+    _head = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        if self._in_head:
+            self._head += len(data)
+            if self._head > MAX_HEAD:
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+                return
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        """What follows is a body."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """What follows is another request."""
+        self._in_head, self._head = True, 0
+        super().on_message_complete()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without handlers of its own for signals: the command has them."""
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop; a second cancellation cuts what is under way."""
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._serve(sockets)
+        finally:
+            self.force_exit = True
+
+
+def _bind(where: Listening) -> socket.socket:
+    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((where.host, where.port))
+    except OSError as error:
+        listener.close()
+        raise InvalidField(
+            f"cannot listen on {where.host}:{where.port}: {error.strerror}: name another --port"
+        ) from error
+    return listener
+
+
+def _config(vault: Vault, where: Listening) -> uvicorn.Config:
+    configure_log(where)
+    return uvicorn.Config(
+        Api(Server(vault, where.rate)),
+        loop="asyncio",
+        http=BoundedHead,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=GRACE,
+        ssl_certfile=where.certificate,
+        ssl_keyfile=where.key,
+    )
+
+
+def configure_log(where: Listening) -> None:
+    """Requests as lines of JSON on standard error, unless nobody wants them."""
+    logger = logging.getLogger("vaultfs")
+    logger.handlers.clear()
+    logger.propagate = False
+    handler: logging.Handler = logging.NullHandler()
+    if where.log:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonLines())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)

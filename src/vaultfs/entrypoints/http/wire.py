@@ -1,0 +1,278 @@
+"""What travels as JSON: the bodies of requests and of answers."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from vaultfs.domain.names import Path, format_path
+from vaultfs.domain.nodes import Node, User, Version, moment
+from vaultfs.domain.tokens import Scope, Token
+from vaultfs.ports.catalog import Audited, Trashed
+
+
+class NodeOut(msgspec.Struct):
+    """A file or folder as it stands now."""
+
+    path: str
+    name: str
+    kind: str
+    id: int
+    revision: int
+    version: int | None
+    """The id of its content, as in the ETag of the content."""
+    number: int | None
+    """The number of its content, as in `?version=`."""
+    size: int
+    created: datetime
+    modified: datetime
+    metadata: dict[str, Any]
+    etag: str
+    """Of the node: `"r<revision>"`."""
+
+
+class NodeList(msgspec.Struct):
+    """A part of a folder's nodes, in the order of their names' NFC forms."""
+
+    entries: list[NodeOut]
+    next_cursor: str | None
+    """For the next request; null at the end."""
+
+
+class VersionOut(msgspec.Struct):
+    """A content that a file has, or had."""
+
+    number: int
+    version: int
+    size: int
+    created: datetime
+    blake3: str | None
+    digest_state: str
+    mtime_us: int | None
+    mode: int | None
+
+
+class VersionList(msgspec.Struct):
+    """A part of a file's versions, newest first."""
+
+    entries: list[VersionOut]
+    next_cursor: str | None
+
+
+class TrashedOut(msgspec.Struct):
+    """A node in the trash, and where it was."""
+
+    id: int
+    path: str
+    kind: str
+    size: int
+    deleted: datetime
+
+
+class TrashList(msgspec.Struct):
+    """A part of the trash, in the order of ids."""
+
+    entries: list[TrashedOut]
+    next_cursor: str | None
+
+
+class Transfer(msgspec.Struct, forbid_unknown_fields=True):
+    """From where to where: `/path` in the caller's tree, or `user:/path`."""
+
+    source: str
+    target: str
+    replace: bool = False
+    """Send what stands at the target to the trash."""
+    version: int | None = None
+    """Copy this version of a file; not for moves."""
+
+
+class RestoreIn(msgspec.Struct, forbid_unknown_fields=True):
+    """Where a node of the trash is to go; where it was, if nothing is said."""
+
+    target: str | None = None
+
+
+class VersionIn(msgspec.Struct, forbid_unknown_fields=True):
+    """Which version is to be the newest again."""
+
+    number: int
+
+
+class UserOut(msgspec.Struct):
+    """Somebody who owns a tree."""
+
+    name: str
+    quota: int | None
+    used: int
+
+
+class UserList(msgspec.Struct):
+    """All users."""
+
+    entries: list[UserOut]
+
+
+class UserIn(msgspec.Struct, forbid_unknown_fields=True):
+    """A user to be made."""
+
+    name: str
+    quota: int | None = None
+
+
+class QuotaIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The most bytes that the versions of a tree may have; null for no limit."""
+
+    quota: int | None
+
+
+class TokenOut(msgspec.Struct, omit_defaults=True):
+    """A token; its secret only in the answer that makes it."""
+
+    id: str
+    name: str
+    scopes: list[Scope]
+    created: datetime
+    expires: datetime | None
+    last_used: datetime | None
+    token: str | None = None
+
+
+class TokenList(msgspec.Struct):
+    """The tokens of a user."""
+
+    entries: list[TokenOut]
+
+
+class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
+    """A token to be made."""
+
+    name: str
+    scopes: list[Scope]
+    expires: datetime | None = None
+
+
+class RotateIn(msgspec.Struct, forbid_unknown_fields=True):
+    """How a token gets a new secret."""
+
+    overlap_seconds: int = 86_400
+    """How long the secret before stays good."""
+    expires: datetime | None = None
+
+
+class WhoAmI(msgspec.Struct):
+    """Who the token belongs to, and what it allows."""
+
+    user: UserOut
+    token: str
+    scopes: list[Scope]
+
+
+class AuditOut(msgspec.Struct):
+    """Something that was done to users, tokens or limits."""
+
+    id: int
+    at: datetime
+    actor: int
+    kind: str
+    subject: str
+
+
+class AuditList(msgspec.Struct):
+    """A part of the audit, oldest first."""
+
+    entries: list[AuditOut]
+    next_cursor: str | None
+
+
+class Limits(msgspec.Struct):
+    """What the server accepts."""
+
+    name_bytes: int
+    path_bytes: int
+    path_depth: int
+    json_bytes: int
+    metadata_bytes: int
+    list_entries: int
+    copy_nodes: int
+    requests_per_second: float
+    requests_burst: int
+
+
+class Health(msgspec.Struct):
+    """How a part of the server is."""
+
+    status: str
+    checks: dict[str, str] = {}
+
+
+def node_out(node: Node, path: Path) -> NodeOut:
+    """A node at `path` of its tree."""
+    return NodeOut(
+        format_path(path),
+        node.name,
+        node.kind,
+        node.id,
+        node.revision,
+        node.version,
+        node.number or None,
+        node.size,
+        node.created,
+        node.modified,
+        msgspec.json.decode(node.metadata),
+        node_etag(node),
+    )
+
+
+def node_etag(node: Node) -> str:
+    """The entity tag of a node's JSON."""
+    return f'"r{node.revision}"'
+
+
+def content_etag(version: int | None) -> str:
+    """The entity tag of a file's content."""
+    return f'"v{version}"'
+
+
+def version_out(version: Version) -> VersionOut:
+    """A version of a file."""
+    return VersionOut(
+        version.number,
+        version.id,
+        version.size,
+        version.created,
+        version.digest.hex() if version.digest else None,
+        str(version.digest_state),
+        version.mtime_us,
+        version.mode,
+    )
+
+
+def trashed_out(trashed: Trashed) -> TrashedOut:
+    """A node in the trash."""
+    node = trashed.node
+    deleted = moment(node.trashed_us or 0)
+    return TrashedOut(node.id, format_path(trashed.path), node.kind, node.size, deleted)
+
+
+def user_out(user: User) -> UserOut:
+    """A user."""
+    return UserOut(user.name, user.quota, user.used)
+
+
+def token_out(token: Token, secret: str | None = None) -> TokenOut:
+    """A token, with its secret if it was made just now."""
+    return TokenOut(
+        token.id,
+        token.name,
+        sorted(token.scope_set),
+        moment(token.created_us),
+        None if token.expires_us is None else moment(token.expires_us),
+        None if token.used_us is None else moment(token.used_us),
+        secret,
+    )
+
+
+def audit_out(row: Audited) -> AuditOut:
+    """An audit row."""
+    return AuditOut(row.id, moment(row.at_us), row.actor, row.kind, row.subject)

@@ -1,0 +1,583 @@
+"""The HTTP API, in this process, over a vault in memory."""
+
+import json
+import logging
+import re
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+from openapi_spec_validator import validate
+from tests.entrypoints.http_calls import Client, open_api
+from tests.faults import random_bytes
+
+from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
+from vaultfs.domain import errors
+from vaultfs.domain.errors import VaultError
+from vaultfs.domain.rates import Rate
+from vaultfs.domain.tokens import Scope
+from vaultfs.entrypoints.http.app import ROUTES, JsonLines
+from vaultfs.entrypoints.http.description import describe
+from vaultfs.entrypoints.http.problems import problem_of, status_of
+from vaultfs.ports.objects import StoreError
+
+FILE = "/v1/files/me/a.txt"
+CONTENT = random_bytes(700_000, "http")
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Client]:
+    async with open_api() as client:
+        yield client
+
+
+async def put(api: Client, path: str, data: bytes = b"one", **rest: Any) -> dict[str, Any]:
+    found: dict[str, Any] = await api.ok("PUT", f"/v1/files/me{path}", content=data, **rest)
+    return found
+
+
+# Contents
+
+
+async def test_a_file_comes_back_as_it_was_put(api: Client) -> None:
+    node = await put(api, "/a.txt", CONTENT)
+    assert (node["path"], node["size"], node["number"]) == ("/a.txt", len(CONTENT), 1)
+    got = await api("GET", FILE)
+    assert got.content == CONTENT
+    assert got.headers["etag"] == f'"v{node["version"]}"'
+    digest = b64encode(blake3(CONTENT).digest()).decode()
+    assert got.headers["repr-digest"] == f"blake3=:{digest}:"
+    head = await api("HEAD", FILE)
+    assert head.content == b""
+    assert head.headers["content-length"] == str(len(CONTENT))
+    assert head.headers["etag"] == got.headers["etag"]
+
+
+async def test_a_body_of_unknown_length_is_taken(api: Client) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(CONTENT), 100_000):
+            yield CONTENT[start : start + 100_000]
+
+    answer = await api("PUT", FILE, content=pieces())
+    assert answer.status_code == 201
+    assert (await api("GET", FILE)).content == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("header", "start", "stop"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=5-300000", 5, 300_001),
+        ("bytes=699999-", 699_999, 700_000),
+        ("bytes=-10", 699_990, 700_000),
+        ("bytes=600000-99999999", 600_000, 700_000),
+    ],
+)
+async def test_a_range(api: Client, header: str, start: int, stop: int) -> None:
+    await put(api, "/a.txt", CONTENT)
+    got = await api("GET", FILE, headers={"Range": header})
+    assert got.status_code == 206
+    assert got.content == CONTENT[start:stop]
+    assert got.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(CONTENT)}"
+    assert "repr-digest" not in got.headers
+
+
+@pytest.mark.parametrize("header", ["bytes=1-2,4-5", "lines=1-2", "bytes=x-1", "bytes=5-1", "x"])
+async def test_a_range_that_means_nothing_gives_all(api: Client, header: str) -> None:
+    await put(api, "/a.txt", CONTENT)
+    got = await api("GET", FILE, headers={"Range": header})
+    assert (got.status_code, got.content) == (200, CONTENT)
+
+
+async def test_a_range_that_cannot_be_had(api: Client) -> None:
+    await put(api, "/a.txt", b"short")
+    got = await api("GET", FILE, headers={"Range": "bytes=5-"})
+    assert got.status_code == 416
+    assert got.headers["content-range"] == "bytes */5"
+
+
+async def test_a_range_of_what_it_was_gives_all_of_what_it_is(api: Client) -> None:
+    old = (await put(api, "/a.txt", b"first"))["version"]
+    new = (await put(api, "/a.txt", b"second"))["version"]
+    for version, expected in ((old, b"second"), (new, b"se")):
+        headers = {"Range": "bytes=0-1", "If-Range": f'"v{version}"'}
+        assert (await api("GET", FILE, headers=headers)).content == expected
+
+
+async def test_any_version_can_be_read(api: Client) -> None:
+    for text in (b"one", b"two", b"three"):
+        await put(api, "/a.txt", text)
+    assert (await api("GET", FILE, params={"version": 1})).content == b"one"
+    assert (await api("GET", FILE)).content == b"three"
+    assert await api.refused(404, "GET", FILE, params={"version": 9}) == "not_found"
+    assert await api.refused(400, "GET", FILE, params={"version": "x"}) == "invalid_field"
+    found = await api.ok("GET", "/v1/versions/me/a.txt", params={"limit": 2})
+    assert [each["number"] for each in found["entries"]] == [3, 2]
+    cursor = found["next_cursor"]
+    rest = await api.ok("GET", "/v1/versions/me/a.txt", params={"cursor": cursor})
+    assert [each["number"] for each in rest["entries"]] == [1]
+    assert rest["next_cursor"] is None
+    node = await api.ok("POST", "/v1/versions/me/a.txt", json={"number": 1})
+    assert node["number"] == 4
+    assert (await api("GET", FILE)).content == b"one"
+
+
+async def test_what_the_client_has_is_not_sent_again(api: Client) -> None:
+    await put(api, "/a.txt")
+    etag = (await api("HEAD", FILE)).headers["etag"]
+    got = await api("GET", FILE, headers={"If-None-Match": f'"v99", {etag}'})
+    assert (got.status_code, got.content) == (304, b"")
+    assert (await api("GET", FILE, headers={"If-Match": '"v99"'})).status_code == 412
+
+
+async def test_writes_can_depend_on_what_is_there(api: Client) -> None:
+    absent = {"If-None-Match": "*"}
+    node = await put(api, "/a.txt", b"one", headers=absent)
+    code = await api.refused(412, "PUT", FILE, content=b"two", headers=absent)
+    assert code == "version_mismatch"
+    present = {"If-Match": "*"}
+    await put(api, "/a.txt", b"two", headers=present)
+    await api.refused(412, "PUT", "/v1/files/me/b", content=b"x", headers=present)
+    old = {"If-Match": f'"v{node["version"]}"'}
+    assert await api.refused(412, "PUT", FILE, content=b"three", headers=old)
+    assert (await api("GET", FILE)).content == b"two"
+    revision = (await api.ok("GET", "/v1/nodes/me/a.txt"))["etag"]
+    await api.ok("PATCH", FILE, content=b'{"a": 1}', headers={"If-Match": revision})
+    await api.refused(412, "DELETE", FILE, headers={"If-Match": revision})
+    assert await api.refused(400, "PUT", FILE, headers={"If-Match": '"odd"'}) == "invalid_field"
+
+
+async def test_the_same_content_again_is_a_change_to_its_etag(api: Client) -> None:
+    tags: list[str] = []
+    for text in (b"A", b"B", b"A"):
+        await put(api, "/a.txt", text)
+        tags.append((await api("HEAD", FILE)).headers["etag"])
+    assert len(set(tags)) == 3
+
+
+@pytest.mark.parametrize("name", ["sha-256", "blake3"])
+async def test_a_digest_of_the_body_is_checked(api: Client, name: str) -> None:
+    digest = sha256(CONTENT).digest() if name == "sha-256" else blake3(CONTENT).digest()
+    right = {"Content-Digest": f"{name}=:{b64encode(digest).decode()}:"}
+    wrong = {"Content-Digest": f"{name}=:{b64encode(digest[::-1]).decode()}:"}
+    code = await api.refused(400, "PUT", FILE, content=CONTENT, headers=wrong)
+    assert code == "invalid_field"
+    assert await api.refused(404, "GET", FILE) == "not_found"
+    assert (await api("PUT", FILE, content=CONTENT, headers=right)).status_code == 201
+
+
+async def test_where_a_file_came_from_is_kept(api: Client) -> None:
+    await put(api, "/a.txt", headers={"Vaultfs-Mtime": "1234567", "Vaultfs-Mode": "640"})
+    head = await api("HEAD", FILE)
+    assert (head.headers["vaultfs-mtime"], head.headers["vaultfs-mode"]) == ("1234567", "640")
+    await api.refused(400, "PUT", FILE, content=b"x", headers={"Vaultfs-Mode": "9"})
+
+
+async def test_content_cannot_act_in_the_name_of_the_server(api: Client) -> None:
+    await put(api, "/evil.html", b"<script>alert(1)</script>")
+    got = await api("GET", "/v1/files/me/evil.html")
+    assert got.headers["content-security-policy"] == "sandbox"
+    assert got.headers["x-content-type-options"] == "nosniff"
+    assert got.headers["content-disposition"].startswith("attachment")
+
+
+async def test_a_damaged_file_is_an_error_and_says_nothing_of_the_server(api: Client) -> None:
+    await put(api, "/a.txt", CONTENT)
+    store: Any = api.vault.objects
+    for key in [key for key in store.objects if key.startswith("packs/")]:
+        del store.objects[key]
+    assert await api.refused(500, "GET", FILE) == "damaged_content"
+    assert "packs" not in (await api("GET", FILE)).text
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/files/me/a%2Fb", "/v1/files/me/a%2fb", "/v1/files/me/a%00b", "/v1/files/me/a%5Cb"),
+        *("/v1/files/me/%2e%2e/x", "/v1/files/me/%2E./x", "/v1/files/me/a//b"),
+        *("/v1/files/me/%ff", "/v1/files/me/a%0ab", "/v1/files/me/" + "x" * 256),
+        "/v1/files/me/" + "d/" * 65 + "f",
+    ],
+)
+async def test_no_address_is_another_once_it_is_decoded(api: Client, path: str) -> None:
+    assert await api.refused(400, "PUT", path, content=b"x") == "invalid_name"
+
+
+@pytest.mark.parametrize("name", ["é", "日本", "a b", "100%", "a+b", "q?x", "#1", "e\u0301", "👍"])
+async def test_names_are_unicode(api: Client, name: str) -> None:
+    from urllib.parse import quote
+
+    address = f"/v1/files/me/{quote(name)}"
+    await api.ok("PUT", address, content=name.encode())
+    assert (await api("GET", address)).content == name.encode()
+    [entry] = (await api.ok("GET", "/v1/folders/me/"))["entries"]
+    assert entry["name"] == name
+
+
+# Folders and nodes
+
+
+async def test_folders_are_made_and_listed_in_parts(api: Client) -> None:
+    assert await api.refused(404, "PUT", "/v1/folders/me/a/b") == "parent_not_found"
+    await api.ok("PUT", "/v1/folders/me/a/b", params={"parents": "true"})
+    assert await api.refused(409, "PUT", "/v1/folders/me/a") == "exists"
+    await api.ok("PUT", "/v1/folders/me/a", params={"exist_ok": "1"})
+    for number in range(7):
+        await put(api, f"/a/{number}")
+    names: list[str] = []
+    cursor: str | None = None
+    while True:
+        query = {"limit": "3", **({"cursor": cursor} if cursor else {})}
+        found = await api.ok("GET", "/v1/folders/me/a", params=query)
+        names += [each["name"] for each in found["entries"]]
+        assert len(found["entries"]) <= 3
+        cursor = found["next_cursor"]
+        if cursor is None:
+            break
+    assert names == [*map(str, range(7)), "b"]
+    assert await api.refused(409, "GET", "/v1/folders/me/a/1") == "not_a_folder"
+    for bad in ({"limit": "0"}, {"limit": "1001"}, {"cursor": "x"}, {"cursor": "////"}):
+        assert await api.refused(400, "GET", "/v1/folders/me/a", params=bad) == "invalid_field"
+
+
+async def test_a_file_goes_to_the_trash_and_comes_back(api: Client) -> None:
+    await put(api, "/a.txt", b"kept")
+    await api.ok("DELETE", FILE)
+    await api.refused(404, "GET", FILE)
+    [gone] = (await api.ok("GET", "/v1/trash/me"))["entries"]
+    assert gone["path"] == "/a.txt"
+    back = await api.ok("POST", f"/v1/trash/me/{gone['id']}", json={"target": "/b.txt"})
+    assert back["path"] == "/b.txt"
+    assert (await api("GET", "/v1/files/me/b.txt")).content == b"kept"
+    await api.ok("DELETE", "/v1/nodes/me/b.txt")
+    await api.ok("DELETE", f"/v1/trash/me/{gone['id']}")
+    assert (await api.ok("GET", "/v1/trash/me"))["entries"] == []
+    await api.refused(404, "DELETE", f"/v1/trash/me/{gone['id']}")
+
+
+async def test_a_folder_goes_with_what_is_in_it_only_if_that_is_meant(api: Client) -> None:
+    await put(api, "/d/a", params={"parents": "true"})
+    assert await api.refused(409, "DELETE", "/v1/nodes/me/d") == "folder_not_empty"
+    await api.ok("DELETE", "/v1/nodes/me/d", params={"recursive": "true"})
+    await api.refused(404, "GET", "/v1/files/me/d/a")
+
+
+async def test_moving_and_copying(api: Client) -> None:
+    await put(api, "/a.txt", b"one")
+    await put(api, "/a.txt", b"two")
+    moved = await api.ok("POST", "/v1/move", json={"source": "/a.txt", "target": "/b"})
+    assert (moved["path"], moved["number"]) == ("/b", 2)
+    answer = await api("POST", "/v1/copy", json={"source": "/b", "target": "/c", "version": 1})
+    assert (answer.status_code, answer.json()["number"]) == (201, 1)
+    assert (await api("GET", "/v1/files/me/c")).content == b"one"
+    again = {"source": "/b", "target": "/c"}
+    assert await api.refused(409, "POST", "/v1/move", json=again) == "exists"
+    await api.ok("POST", "/v1/move", json={**again, "replace": True})
+    assert (await api("GET", "/v1/files/me/c")).content == b"two"
+    assert await api.refused(404, "POST", "/v1/move", json=again) == "not_found"
+
+
+async def test_metadata_is_patched(api: Client) -> None:
+    await put(api, "/a.txt")
+    node = await api.ok("PATCH", "/v1/nodes/me/a.txt", content=b'{"a": 1, "b": {"c": 2}}')
+    node = await api.ok("PATCH", "/v1/nodes/me/a.txt", content=b'{"b": {"c": null}, "d": "x"}')
+    assert node["metadata"] == {"a": 1, "b": {}, "d": "x"}
+    for bad in (b"", b"[]", b"{", b"\xff", b'{"a": 1e999}', b'"x"'):
+        await api.refused(400, "PATCH", "/v1/nodes/me/a.txt", content=bad)
+    large = json.dumps({"a": "x" * 20_000}).encode()
+    await api.refused(413, "PATCH", "/v1/nodes/me/a.txt", content=large)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"[]", b"null", b'{"source": 1, "target": "/b"}', b'{"source": "/a"}'),
+        *(b'{"source": "/a", "target": "/b", "extra": 1}', b'{"source": "a", "target": "/b"}'),
+        *(b'{"source": "/a", "target": "/b", "replace": "yes"}', b"[" * 100_000, b"\xff"),
+        b'{"source": "/a", "target": "/b\\u0000"}',
+    ],
+)
+async def test_a_body_that_is_wrong_is_refused(api: Client, body: bytes) -> None:
+    assert (await api("POST", "/v1/move", content=body)).status_code == 400
+
+
+async def test_a_body_that_is_too_large_is_not_read(api: Client) -> None:
+    read = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(1000):
+            read += 64 << 10
+            yield b" " * (64 << 10)
+
+    assert await api.refused(413, "POST", "/v1/move", content=pieces()) == "too_large"
+    assert read <= 2 << 20
+    read = 0
+    headers = {"Content-Length": str(64 << 20)}
+    await api.refused(413, "POST", "/v1/move", content=pieces(), headers=headers)
+    assert read <= 64 << 10
+
+
+# Who may do what
+
+
+async def test_nothing_is_said_to_who_has_no_token(api: Client) -> None:
+    await put(api, "/a.txt")
+    secret = api.token
+    for bad in ("", "x", "vfs_", secret[:-1], secret + "A", secret.swapcase(), f"vfs_{'0' * 16}_x"):
+        answer = await api("GET", FILE, token=bad)
+        assert answer.status_code == 401
+        assert "Bearer" in answer.headers["www-authenticate"]
+    for route in ROUTES:
+        path = re.sub(r"{(\w+)(:\w+)?}", "1", route.path)
+        answer = await api(route.method, path, token="")
+        assert (answer.status_code == 401) == (route.scope is not None), route
+
+
+async def test_the_token_is_the_password_of_basic(api: Client) -> None:
+    await put(api, "/a.txt")
+    basic = b64encode(f"anybody:{api.token}".encode()).decode()
+    answer = await api("GET", FILE, token="", headers={"Authorization": f"Basic {basic}"})
+    assert answer.content == b"one"
+    for bad in ("Basic !!!", "Basic " + b64encode(b"x").decode(), "Digest x", "Bearer"):
+        answer = await api("GET", FILE, token="", headers={"Authorization": bad})
+        assert answer.status_code == 401
+
+
+async def test_a_token_does_what_its_scopes_say(api: Client) -> None:
+    await put(api, "/a.txt")
+    reader = await api.new_token("me", Scope.READ)
+    writer = await api.new_token("me", Scope.WRITE)
+    admin = await api.new_token("me", Scope.ADMIN)
+    allowed = {
+        (reader, "GET", FILE): 200,
+        (reader, "PUT", FILE): 403,
+        (reader, "GET", "/v1/users"): 403,
+        (writer, "PUT", FILE): 200,
+        (writer, "GET", FILE): 403,
+        (admin, "GET", FILE): 403,
+        (admin, "GET", "/v1/users"): 200,
+    }
+    for (token, method, path), status in allowed.items():
+        answer = await api(method, path, token=token, content=b"one" if method == "PUT" else None)
+        assert answer.status_code == status, (method, path, answer.text)
+
+
+async def test_nothing_of_one_user_is_visible_to_another(api: Client) -> None:
+    bob = await api.new_user("bob")
+    await put(api, "/secret", b"mine")
+    same: dict[str, set[str]] = {}
+    for owner in ("me", "nobody"):
+        calls: tuple[tuple[str, str, dict[str, Any]], ...] = (
+            ("GET", f"/v1/files/{owner}/secret", {}),
+            ("PUT", f"/v1/files/{owner}/secret", {"content": b"x"}),
+            ("PUT", f"/v1/files/{owner}/new", {"content": b"x"}),
+            ("DELETE", f"/v1/files/{owner}/secret", {}),
+            ("PATCH", f"/v1/nodes/{owner}/secret", {"content": b"{}"}),
+            ("GET", f"/v1/nodes/{owner}/secret", {}),
+            ("GET", f"/v1/folders/{owner}/", {}),
+            ("PUT", f"/v1/folders/{owner}/d", {}),
+            ("GET", f"/v1/versions/{owner}/secret", {}),
+            ("POST", f"/v1/versions/{owner}/secret", {"json": {"number": 1}}),
+            ("GET", f"/v1/trash/{owner}", {}),
+            ("POST", f"/v1/trash/{owner}/3", {"json": {}}),
+            ("DELETE", f"/v1/trash/{owner}/3", {}),
+            ("POST", "/v1/copy", {"json": {"source": f"{owner}:/secret", "target": "/x"}}),
+            ("POST", "/v1/move", {"json": {"source": f"{owner}:/secret", "target": "/x"}}),
+            ("POST", "/v1/move", {"json": {"source": "/x", "target": f"{owner}:/x"}}),
+            ("GET", f"/v1/users/{owner}", {}),
+            ("GET", f"/v1/users/{owner}/tokens", {}),
+            ("POST", f"/v1/users/{owner}/tokens", {"json": {"name": "", "scopes": ["read"]}}),
+        )
+        for method, path, rest in calls:
+            answer = await api(method, path, token=bob, **rest)
+            assert answer.status_code == 404, (method, path, answer.text)
+            told = answer.json()["detail"].replace(owner, "")
+            same.setdefault(f"{method} {path} {rest}".replace(owner, ""), set()).add(told)
+    assert all(len(told) == 1 for told in same.values()), same
+    assert (await api("GET", "/v1/files/me/secret")).content == b"mine"
+    await api.ok("PUT", "/v1/files/bob/own", token=bob, content=b"x")
+    await api.refused(404, "GET", "/v1/files/bob/own")
+
+
+async def test_users_and_quotas(api: Client) -> None:
+    bob = (await api("POST", "/v1/users", json={"name": "bob", "quota": 10})).json()
+    assert bob == {"name": "bob", "quota": 10, "used": 0}
+    assert await api.refused(409, "POST", "/v1/users", json={"name": "bob"}) == "exists"
+    for bad in ("", "a/b", "a:b", "..", "x" * 300):
+        await api.refused(400, "POST", "/v1/users", json={"name": bad})
+    token = await api.new_token("bob", Scope.READ, Scope.WRITE)
+    await api.ok("PUT", "/v1/files/bob/a", token=token, content=b"12345")
+    code = await api.refused(507, "PUT", "/v1/files/bob/b", token=token, content=b"123456")
+    assert code == "quota_exceeded"
+    await api.refused(403, "PUT", "/v1/users/bob/quota", token=token, json={"quota": None})
+    await api.ok("PUT", "/v1/users/bob/quota", json={"quota": None})
+    await api.ok("PUT", "/v1/files/bob/b", token=token, content=b"123456")
+    assert (await api.ok("GET", "/v1/users/bob", token=token))["used"] == 11
+    names = [each["name"] for each in (await api.ok("GET", "/v1/users"))["entries"]]
+    assert names == ["bob", "me"]
+    kinds = [each["kind"] for each in (await api.ok("GET", "/v1/audit"))["entries"]]
+    assert kinds == ["add-user", "add-token", "add-user", "add-token", "set-quota"]
+    await api.refused(403, "GET", "/v1/audit", token=token)
+
+
+async def test_a_token_makes_rotates_and_revokes_others(api: Client) -> None:
+    clock = api.vault.clock
+    assert isinstance(clock, ManualClock)
+    bob = await api.new_user("bob")
+    tokens = "/v1/users/bob/tokens"
+    made = await api.ok("POST", tokens, token=bob, json={"name": "laptop", "scopes": ["read"]})
+    secret = made["token"]
+    assert secret.startswith(f"vfs_{made['id']}_")
+    assert (await api.ok("GET", "/v1/whoami", token=secret))["scopes"] == ["read"]
+    more = {"name": "", "scopes": ["admin"]}
+    assert await api.refused(403, "POST", tokens, token=bob, json=more) == "forbidden"
+    listed = (await api.ok("GET", tokens, token=bob))["entries"]
+    assert all("token" not in each for each in listed)
+    assert any(each["name"] == "laptop" and each["last_used"] for each in listed)
+    turned = await api.ok("POST", f"{tokens}/{made['id']}", token=bob, json={"overlap_seconds": 60})
+    for each in (secret, turned["token"]):
+        await api.ok("GET", "/v1/whoami", token=each)
+    clock.advance(timedelta(seconds=61))
+    await api.refused(401, "GET", "/v1/whoami", token=secret)
+    await api.ok("GET", "/v1/whoami", token=turned["token"])
+    await api.ok("DELETE", f"{tokens}/{made['id']}", token=bob)
+    await api.refused(401, "GET", "/v1/whoami", token=turned["token"])
+    await api.refused(404, "DELETE", f"{tokens}/nothing", token=bob)
+    until = (clock.now() + timedelta(minutes=5)).isoformat()
+    short = {"name": "", "scopes": ["read"], "expires": until}
+    brief = (await api.ok("POST", tokens, token=bob, json=short))["token"]
+    await api.ok("GET", "/v1/whoami", token=brief)
+    clock.advance(timedelta(minutes=6))
+    await api.refused(401, "GET", "/v1/whoami", token=brief)
+    await api.refused(400, "POST", tokens, token=bob, json=short)
+
+
+async def test_a_token_has_a_rate_of_its_own() -> None:
+    async with open_api(Rate(1, 3)) as api:
+        other = await api.new_token()
+        remaining = [
+            (await api("GET", "/v1/whoami")).headers.get("ratelimit-remaining") for _ in range(3)
+        ]
+        assert remaining == ["2", "1", "0"]
+        answer = await api("GET", "/v1/whoami")
+        assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+        assert int(answer.headers["retry-after"]) >= 1
+        await api.ok("GET", "/v1/whoami", token=other)
+        clock = api.vault.clock
+        assert isinstance(clock, ManualClock)
+        clock.advance(timedelta(seconds=1))
+        await api.ok("GET", "/v1/whoami")
+
+
+# The server itself
+
+
+async def test_the_server_tells_how_it_is(api: Client) -> None:
+    assert (await api.ok("GET", "/healthz", token=""))["status"] == "ok"
+    ready = await api.ok("GET", "/readyz", token="")
+    assert ready == {"status": "ok", "checks": {"catalog": "ok", "store": "ok"}}
+    store, clock = api.vault.objects, api.vault.clock
+    assert isinstance(store, MemoryObjectStore)
+    assert isinstance(clock, ManualClock)
+    store.objects.clear()
+    assert (await api("GET", "/readyz", token="")).status_code == 200
+    clock.advance(timedelta(seconds=3))
+    failing = await api("GET", "/readyz", token="")
+    assert (failing.status_code, failing.json()["checks"]["store"]) == (503, "ObjectNotFound")
+    limits = await api.ok("GET", "/v1/limits", token="")
+    assert (limits["name_bytes"], limits["list_entries"]) == (255, 1000)
+    await put(api, "/quite-secret-name")
+    text = (await api("GET", "/metrics", token="")).text
+    assert 'vaultfs_http_requests_total{method="PUT",route="/v1/files/{user}/{path:path}"' in text
+    assert "quite-secret-name" not in text
+
+
+async def test_a_request_has_an_id(api: Client) -> None:
+    answer = await api("GET", "/healthz", headers={"X-Request-Id": "mine-1"})
+    assert answer.headers["x-request-id"] == "mine-1"
+    answer = await api("GET", "/healthz", headers={"X-Request-Id": "no\tgood"})
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+
+
+async def test_what_is_not_there_and_what_it_does_not_take(api: Client) -> None:
+    assert await api.refused(404, "GET", "/v2/files") == "not_found"
+    answer = await api("POST", FILE)
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, PATCH, PUT"
+    both = {"Content-Length": "3", "Transfer-Encoding": "chunked"}
+    await api.refused(400, "PUT", FILE, content=b"abc", headers=both)
+
+
+async def test_a_bug_says_nothing_of_itself(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(type(api.vault.files), "stat", fail)
+    answer = await api("GET", "/v1/nodes/me/a")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "secret detail" not in answer.text
+
+
+async def test_no_secret_is_ever_logged(api: Client, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("vaultfs").propagate = True
+    caplog.set_level(logging.DEBUG)
+    await put(api, "/a.txt")
+    made = await api.ok("POST", "/v1/users/me/tokens", json={"name": "", "scopes": ["read"]})
+    await api.refused(401, "GET", FILE, token=made["token"][:-2])
+    lines = [JsonLines().format(record) for record in caplog.records]
+    assert len([line for line in lines if json.loads(line).get("status") == 401]) == 1
+    for secret in (api.token, made["token"]):
+        text = "\n".join(lines) + caplog.text
+        assert secret.rpartition("_")[2] not in text
+        assert secret[:-2] not in text
+
+
+def every_error(kind: type[VaultError] = VaultError) -> list[type[VaultError]]:
+    return [kind, *(each for sub in kind.__subclasses__() for each in every_error(sub))]
+
+
+def test_every_error_has_a_status() -> None:
+    private = (StoreError, errors.CatalogUnavailable, errors.Corrupt, errors.NotAVault)
+    for kind in every_error():
+        error = kind.__new__(kind)
+        error.message, error.__dict__["op_id"] = "/srv/secret/catalog.db", "id-1"
+        assert 400 <= status_of(error) < 600
+        if isinstance(error, private):
+            assert "/srv/secret" not in problem_of(error, "1").detail, kind
+
+
+# Its description
+
+
+def test_the_description_is_openapi_and_names_every_route() -> None:
+    document = describe(ROUTES)
+    validate(document)
+    described = {
+        (method.upper(), path) for path, each in document["paths"].items() for method in each
+    }
+    served = {(route.method, re.sub(r":\w+}", "}", route.path)) for route in ROUTES}
+    assert described == served
+    names = [route.name for route in ROUTES]
+    assert len(names) == len(set(names))
+
+
+def test_the_committed_description_is_that_of_the_code() -> None:
+    committed = Path(__file__).parents[2] / "docs" / "openapi.json"
+    assert json.loads(committed.read_text()) == describe(ROUTES), "run `just openapi`"
+
+
+async def test_the_description_is_served(api: Client) -> None:
+    assert await api.ok("GET", "/openapi.json", token="") == describe(ROUTES)
+    page = await api("GET", "/docs", token="")
+    assert "/v1/files/{user}/{path}" in page.text
+    assert "<script" not in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]

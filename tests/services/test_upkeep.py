@@ -1,0 +1,60 @@
+"""What is done from time to time."""
+
+from datetime import timedelta
+
+from tests.faults import add_user, assert_sound, at, open_memory_vault, put, read
+
+from vaultfs.adapters.memory import ManualClock
+from vaultfs.domain.names import Address
+from vaultfs.domain.nodes import User
+from vaultfs.domain.retention import Retention
+from vaultfs.domain.services.upkeep import Maintained, Plan, Upkeep
+from vaultfs.entrypoints.vault import Vault
+
+DAY = timedelta(days=1)
+
+
+def upkeep_of(vault: Vault) -> Upkeep:
+    return Upkeep(vault.files, vault.catalog, vault.recovery, vault.clock)
+
+
+async def in_trash(vault: Vault, user: User) -> list[str]:
+    return [node.name for node, _ in await vault.files.trash(user, user.name)]
+
+
+async def test_what_is_due_is_done_and_nothing_else() -> None:
+    async with open_memory_vault() as vault:
+        clock, me = vault.clock, vault.user
+        assert isinstance(clock, ManualClock)
+        for text in (b"one", b"two", b"three"):
+            await put(vault, "/kept", text)
+        await put(vault, "/old", b"x")
+        await put(vault, "/new", b"y")
+        await vault.files.set_retention(me, me.name, Retention(last=2))
+        await vault.files.delete(me, at("/old"))
+        clock.advance(20 * DAY)
+        await vault.files.delete(me, at("/new"))
+        clock.advance(15 * DAY)
+        done = await upkeep_of(vault).run(Plan())
+        assert (done.pruned, done.purged) == (1, 1)
+        assert done.backup is not None
+        assert await in_trash(vault, me) == ["new"]
+        assert await read(vault, "/kept", 2) == b"two"
+        assert await upkeep_of(vault).run(Plan()) == Maintained(0, 0, None)
+        clock.advance(2 * DAY)
+        assert (await upkeep_of(vault).run(Plan())).backup is not None
+        await assert_sound(vault)
+
+
+async def test_everybody_is_looked_after_and_for_ever_means_that() -> None:
+    async with open_memory_vault() as vault:
+        clock = vault.clock
+        assert isinstance(clock, ManualClock)
+        bob = await add_user(vault.catalog, "bob")
+        await vault.files.mkdir(bob, Address("bob", ("folder",)))
+        await vault.files.delete(bob, Address("bob", ("folder",)))
+        clock.advance(1000 * DAY)
+        assert await upkeep_of(vault).run(Plan(None, None)) == Maintained(0, 0, None)
+        assert await in_trash(vault, bob) == ["folder"]
+        assert (await upkeep_of(vault).run(Plan(31 * DAY, None))).purged == 1
+        assert await in_trash(vault, bob) == []
