@@ -19,6 +19,8 @@ from attrs import frozen
 from tests.entrypoints.cli_calls import call
 from tests.faults import MIB, random_bytes
 
+from vaultfs.domain.services.accounts import KNOWN_FOR
+
 ROOT = Path(__file__).parents[2]
 CONTENT = random_bytes(30 * MIB, "server")
 
@@ -225,10 +227,12 @@ def test_users_and_tokens_from_the_command_line(running: Running) -> None:
         cli("user", "quota", "bob", "none")
         assert client.put("/v1/files/bob/b", content=b"x" * 1000).status_code == 201
         turned = cli("token", "rotate", made["id"], "--user", "bob", "--overlap", "0")
+        time.sleep(KNOWN_FOR)
         assert client.get("/v1/whoami").status_code == 401
         client.headers["Authorization"] = f"Bearer {turned['token']}"
         assert client.get("/v1/whoami").json()["user"]["name"] == "bob"
         cli("token", "revoke", made["id"], "--user", "bob")
+        time.sleep(KNOWN_FOR)
         assert client.get("/v1/whoami").status_code == 401
     assert cli("token", "ls", "--user", "bob") == []
     assert [each["name"] for each in cli("user", "ls")] == ["bob", "me"]

@@ -6,6 +6,7 @@ names; the empty tuple is the root of a tree. Nothing here knows local files.
 """
 
 import unicodedata
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -22,6 +23,7 @@ Path = tuple[str, ...]
 ROOT: Path = ()
 
 
+@lru_cache(maxsize=4096)
 def check_name(name: str) -> str:
     """`name` itself. Raises `InvalidName` for one that no folder may hold."""
     try:
@@ -50,7 +52,7 @@ def check_path(path: Path) -> Path:
         check_name(name)
     if len(path) > MAX_DEPTH:
         raise InvalidName(f"the path is {len(path)} names deep; {MAX_DEPTH} is the most")
-    size = sum(len(name.encode()) + 1 for name in path)
+    size = len("/".join(path).encode()) + 1
     if size > MAX_PATH:
         raise InvalidName(f"the path has {size} bytes; {MAX_PATH} is the most")
     return path

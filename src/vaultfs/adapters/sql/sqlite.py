@@ -70,6 +70,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 READERS: Final = 4
+CHILDREN: Final = (
+    f"SELECT {NODE} FROM nodes n WHERE n.parent = $1 AND n.key > $2"
+    " AND n.trashed IS NULL ORDER BY n.key LIMIT $3"
+)
+FEW: Final = 100
+"""Rows that are worth no hop to another thread."""
+FEW_DIGESTS: Final = 4
+"""The same of digests, each of which may be on a page of its own."""
 
 
 @define(eq=False)
@@ -81,6 +89,8 @@ class SqliteCatalog(Catalog):
     _id: str
     _place: Place = field(factory=Place)
     _idle: list[sqlite3.Connection] = field(factory=list[sqlite3.Connection])
+    _near: sqlite3.Connection | None = None
+    """For what is asked in the event loop's own thread."""
     _reading: anyio.CapacityLimiter = field(factory=lambda: anyio.CapacityLimiter(READERS))
 
     @property
@@ -105,8 +115,9 @@ class SqliteCatalog(Catalog):
     async def aclose(self) -> None:
         with anyio.CancelScope(shield=True):
             async with self._writer.turn:
-                connections = (*self._idle, self._writer.connection)
-                self._idle = []
+                near = () if self._near is None else (self._near,)
+                connections = (*self._idle, *near, self._writer.connection)
+                self._idle, self._near = [], None
                 await to_thread.run_sync(_close, connections)
 
     async def vault_id(self) -> str:
@@ -138,6 +149,24 @@ class SqliteCatalog(Catalog):
             finally:
                 self._idle.append(connection)
 
+    async def _few(self, sql: str, *parameters: Any) -> list[Row]:
+        """The few rows of a query by index, asked for in the event loop's own thread.
+
+        A hop to another costs several times as much as such a query, and readers wait for
+        nobody in a write-ahead log (`docs/decisions/0008-point-reads.md`).
+        """
+        return await self._here(lambda connection: execute(connection, sql, parameters).fetchall())
+
+    async def _here(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """What `query` returns, run at once."""
+        if self._path is None:
+            return await self._read(query)
+        with translated(self._name):
+            self._place.check()
+            if self._near is None:
+                self._near = connect(self._path)
+            return query(self._near)
+
     async def _rows(self, sql: str, *parameters: Any) -> list[Row]:
         return await self._read(lambda connection: execute(connection, sql, parameters).fetchall())
 
@@ -148,7 +177,7 @@ class SqliteCatalog(Catalog):
         return tuple(map(to_change, rows))
 
     async def user(self, name: str) -> User:
-        rows = await self._rows(
+        rows = await self._few(
             f"SELECT {USER} FROM users u JOIN trees t ON t.id = u.id WHERE u.key = $1",
             key_of(name),
         )
@@ -163,7 +192,7 @@ class SqliteCatalog(Catalog):
         return list(map(to_user, rows))
 
     async def token(self, number: str) -> tuple[Token, User] | None:
-        rows = await self._rows(
+        rows = await self._few(
             f"SELECT {ACCESS}, {USER} FROM tokens k JOIN users u ON u.id = k.owner"
             " JOIN trees t ON t.id = u.id WHERE k.id = $1",
             number,
@@ -194,25 +223,24 @@ class SqliteCatalog(Catalog):
         return parse_retention(rows[0][0])
 
     async def resolve(self, tree: TreeId, path: Path) -> tuple[Node, ...]:
-        rows = await self._rows(RESOLVE, tree, _keys(path))
+        rows = await self._few(RESOLVE, tree, _keys(path))
         return tuple(map(to_node, rows))
 
     async def file(
         self, tree: TreeId, path: Path, number: int | None = None
     ) -> tuple[tuple[Node, ...], Version | None]:
-        rows = await self._rows(queries.FILE, tree, _keys(path), number, len(path))
+        rows = await self._few(queries.FILE, tree, _keys(path), number, len(path))
         nodes = tuple(to_node(row[:NODE_WIDTH]) for row in rows)
         if len(nodes) != len(path) + 1 or rows[-1][NODE_WIDTH] is None:
             return nodes, None
         return nodes, to_version(rows[-1][NODE_WIDTH:])
 
     async def children(self, folder: NodeId, *, after: str = "", limit: int = 1000) -> list[Node]:
-        rows = await self._rows(
-            f"SELECT {NODE} FROM nodes n WHERE n.parent = $1 AND n.key > $2"
-            " AND n.trashed IS NULL ORDER BY n.key LIMIT $3",
-            *(folder, after, limit),
-        )
-        return list(map(to_node, rows))
+        nodes = list(map(to_node, await self._few(CHILDREN, folder, after, min(limit, FEW))))
+        if len(nodes) == FEW < limit:
+            last = key_of(nodes[-1].name)
+            nodes += map(to_node, await self._rows(CHILDREN, folder, last, limit - FEW))
+        return nodes
 
     async def versions(
         self, node: NodeId, *, before: int | None = None, limit: int = 1000
@@ -268,7 +296,8 @@ class SqliteCatalog(Catalog):
         return list(map(to_change, rows))
 
     async def known(self, user: UserId, digests: Sequence[Digest]) -> Known:
-        rows = await self._read(partial(queries.by_digest, queries.KNOWN, user, digests))
+        ask = self._here if len(digests) <= FEW_DIGESTS else self._read
+        rows = await ask(partial(queries.by_digest, queries.KNOWN, user, digests))
         own = frozenset(digest for digest, mine in rows if mine)
         return Known(own, frozenset(digest for digest, mine in rows if not mine))
 

@@ -7,7 +7,7 @@ give it back. Whoever calls has an `Identity`; what takes the scope `admin` says
 from datetime import datetime, timedelta
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from vaultfs.domain.errors import Forbidden, InvalidField, NotFound
 from vaultfs.domain.nodes import TreeId, User, UserId, micros
@@ -41,6 +41,12 @@ OVERLAP: Final = timedelta(days=1)
 """How long the secret before a rotation stays good, unless said otherwise."""
 
 
+KNOWN_FOR: Final = 1.0
+"""Seconds for which a token is not looked up again: so long can one that another process
+has revoked go on."""
+MOST_KNOWN: Final = 10_000
+
+
 @frozen
 class Issued:
     """A token and its secret, which nobody will see again."""
@@ -56,6 +62,10 @@ class Accounts:
 
     catalog: Catalog
     clock: Clock
+    _known: dict[str, tuple[float, Token, User]] = field(
+        factory=dict[str, tuple[float, Token, User]]
+    )
+    """Tokens that were looked up less than `KNOWN_FOR` seconds ago, and when."""
 
     # Who is it
 
@@ -66,13 +76,28 @@ class Accounts:
         """
         number, secret = parse_token(text)
         now = micros(self.clock.now())
-        found = await self.catalog.token(number)
+        found = await self._look_up(number)
         check_token(None if found is None else found[0], secret, now)
         assert found is not None
         token, user = found
         if now - (token.used_us or 0) >= TOUCH_EVERY_US:
+            self._known.pop(number, None)
             await self._apply(user.id, TouchToken(token.id))
         return Identity(user, token.scope_set, token.id)
+
+    async def _look_up(self, number: str) -> tuple[Token, User] | None:
+        now = self.clock.monotonic()
+        if number in self._known:
+            since, token, user = self._known[number]
+            if now - since < KNOWN_FOR:
+                return token, user
+            del self._known[number]
+        found = await self.catalog.token(number)
+        if found is not None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[number] = (now, *found)
+        return found
 
     # Users
 
@@ -191,6 +216,8 @@ class Accounts:
     async def _apply(self, actor: UserId, operation: Operation) -> None:
         unit = Unit(actor, micros(self.clock.now()), self.clock.new_id(), (operation,))
         [outcome] = await self.catalog.apply([unit])
+        if isinstance(operation, RotateToken | RevokeToken):
+            self._known.pop(operation.id, None)
         if isinstance(outcome, Refused):
             raise outcome.error
 

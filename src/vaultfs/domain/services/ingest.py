@@ -11,10 +11,10 @@ Nothing is visible before the commit. A crash, a cancellation or an error leaves
 most chunks in packs that no version names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -44,6 +44,11 @@ TRY_EVERY: Final = 16
 """Of chunks of a stream that does not compress, one in so many is tried again."""
 GIVE_UP_AFTER: Final = 8
 """So many chunks in a row that did not shrink mean that a stream does not compress."""
+
+
+TINY: Final = 16 << 10
+"""Cutting, hashing or compressing so many bytes takes no longer than a hop to a thread."""
+T = TypeVar("T")
 
 
 class Cut(NamedTuple):
@@ -131,6 +136,19 @@ class Ingested:
         return self.content.manifest.size
 
 
+class _Continued:
+    """A source of which the beginning was read already."""
+
+    def __init__(self, beginning: memoryview, rest: Source) -> None:
+        self._beginning, self._rest = beginning, rest
+
+    async def readinto(self, view: memoryview) -> int:
+        first = min(len(self._beginning), len(view))
+        view[:first] = self._beginning[:first]
+        self._beginning = self._beginning[first:]
+        return first + (await self._rest.readinto(view[first:]) if first < len(view) else 0)
+
+
 class _Cutter:
     """Cuts a stream of blocks and hashes chunks and whole; used in threads, by one at a time."""
 
@@ -196,10 +214,30 @@ class Ingest:
         Memory: at most `BLOCKS_AHEAD` + 2 blocks, charged to the budget, and one tail of
         a chunk. `progress` is told bytes that are cut and hashed.
         """
+        if size is not None and size <= SMALL:
+            return await self._whole(user, source, size, progress)
         if size is not None and size < BLOCK:
             return await _Stream(self, user, progress).run(source, size + 1)
         async with self._streams:
             return await _Stream(self, user, progress).run(source, BLOCK)
+
+    async def _whole(self, user: UserId, source: Source, size: int, progress: Progress) -> Ingested:
+        """Take in `source` in one piece, unless it is longer than `size` after all."""
+        charge = await self.budget.charge(Use.WRITE, size + 1)
+        try:
+            buffer = bytearray(size + 1)
+            filled = await source.readinto(memoryview(buffer))
+        except BaseException:
+            charge.release()
+            raise
+        if filled > size:
+            charge.release()
+            longer = _Continued(memoryview(buffer), source)
+            return await _Stream(self, user, progress).run(longer, BLOCK)
+        charge.shrink(filled)
+        progress(filled)
+        [ingested] = await self.small(user, [bytes(memoryview(buffer)[:filled])], charge)
+        return ingested
 
     async def small(
         self, user: UserId, contents: Sequence[bytes], charge: Charge
@@ -209,7 +247,7 @@ class Ingest:
         Takes over `charge`.
         """
         try:
-            cut = await to_thread.run_sync(_cut_each, contents, limiter=self.workers)
+            cut = await self._compute(sum(map(len, contents)), _cut_each, contents)
         except BaseException:
             charge.release()
             raise
@@ -232,15 +270,20 @@ class Ingest:
             if not missing:
                 charge.release()
                 return placed
-            chunks = await to_thread.run_sync(
-                encode, missing, stream or Compressibility(), limiter=self.workers
-            )
+            size = sum(len(cut.data) for cut in missing)
+            chunks = await self._compute(size, encode, missing, stream or Compressibility())
             chunks = _settle_memory(chunks, charge)
         except BaseException:
             charge.release()
             raise
         placed.take(self.packer.add(user, chunks, charge))
         return placed
+
+    async def _compute(self, size: int, call: Callable[..., T], *arguments: object) -> T:
+        """What `call` returns, which works on `size` bytes: in a thread if that is worth it."""
+        if size <= TINY:
+            return call(*arguments)
+        return await to_thread.run_sync(call, *arguments, limiter=self.workers)
 
     async def _sift(self, user: UserId, cuts: Sequence[Cut]) -> tuple[Placed, list[Cut]]:
         """What is on its way or stored already, and the chunks that are not, each once."""

@@ -37,8 +37,8 @@ LONGEST_OVERLAP: Final = 30 * 86_400
 async def who_am_i(call: Call) -> Response:
     """Who the token belongs to."""
     identity = call.identity
-    scopes = sorted(identity.scopes)
-    return call.json(WhoAmI(user_out(identity.user), identity.token, scopes))
+    user = await call.server.accounts.user(identity, call.user.name)
+    return call.json(WhoAmI(user_out(user), identity.token, sorted(identity.scopes)))
 
 
 async def list_users(call: Call) -> Response:

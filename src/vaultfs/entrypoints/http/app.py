@@ -18,7 +18,7 @@ from uuid import uuid4
 from attrs import define, field
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, compile_path
+from starlette.routing import Match
 from starlette.routing import Route as StarletteRoute
 from starlette.types import Message, Receive, Scope, Send
 
@@ -134,11 +134,11 @@ class Api:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._routes = [
-            (route, StarletteRoute(route.path, _unused, methods=[route.method])) for route in ROUTES
-        ]
+        self._routes: dict[str, list[tuple[Route, StarletteRoute]]] = {}
+        """By the beginning of their address, which is no parameter in any of them."""
         for route in ROUTES:
-            compile_path(route.path)
+            matcher = StarletteRoute(route.path, _unused, methods=[route.method])
+            self._routes.setdefault(_beginning(route.path), []).append((route, matcher))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other kinds of connection are not for us."""
@@ -168,7 +168,7 @@ class Api:
             response = await call[0].handler(call[1])
             await response(scope, receive, seen.forward)
         except Exception as error:
-            seen.error = f"{type(error).__name__}: {error}"
+            seen.error = _told(error)
             if not isinstance(error, VaultError):
                 log.exception("a bug", extra={"request_id": seen.request_id})
             if seen.status:
@@ -204,7 +204,7 @@ class Api:
 
     def _match(self, scope: Scope) -> tuple[Route, dict[str, Any]]:
         allowed: list[str] = []
-        for route, matcher in self._routes:
+        for route, matcher in self._routes.get(_beginning(scope["path"]), ()):
             found, child = matcher.matches(scope)
             if found is Match.NONE:
                 continue
@@ -220,10 +220,11 @@ class Api:
         metrics, method = self.server.metrics, str(scope["method"])
         if method not in _METHODS:
             method = "other"
-        metrics.requests.labels(method, seen.route, str(seen.status)).inc()
-        metrics.seconds.labels(method, seen.route).observe(took)
+        metrics.note(method, seen.route, seen.status, took)
         metrics.received.inc(seen.received)
         metrics.sent.inc(seen.sent)
+        if not log.isEnabledFor(logging.INFO):
+            return
         log.info(
             "request",
             extra={
@@ -253,6 +254,11 @@ class _MethodNotAllowedError(VaultError):
         self.allowed = allowed
 
 
+def _beginning(path: str) -> str:
+    """The first two names of an address: `/v1/files`."""
+    return "/".join(path.split("/", 3)[:3])
+
+
 async def _unused(_: Request) -> Response:
     raise NotImplementedError("routes are only matched")
 
@@ -266,9 +272,19 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
+def _told(error: Exception) -> str:
+    """An error for the log; what a client did wrong names the client's files, so only its kind."""
+    kind = type(error).__name__
+    private = isinstance(error, VaultError) and problems.status_of(error) < 500
+    return kind if private else f"{kind}: {error}"
+
+
 def _request_id(scope: Scope) -> str:
-    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-    return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
+            return given
+    return uuid4().hex
 
 
 def _has_body(scope: Scope) -> bool:

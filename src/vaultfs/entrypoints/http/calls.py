@@ -3,6 +3,7 @@
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -26,7 +27,7 @@ T = TypeVar("T")
 _ETAG = re.compile(r'"([vr])(\d{1,18})"')
 
 
-@define(eq=False)
+@define(eq=False, slots=False)
 class Call:
     """A request that was understood, from a caller who is known."""
 
@@ -44,7 +45,7 @@ class Call:
         """A header, or None."""
         return self.request.headers.get(name)
 
-    @property
+    @cached_property
     def address(self) -> Address:
         """What `{user}` and `{path}` in the route name."""
         return Address(self.tree, parse_path("/" + self.params.get("path", "")))

@@ -46,6 +46,18 @@ class Metrics:
         budget = Gauge("vaultfs_budget_bytes", "Bytes that transfers hold.", registry=self.registry)
         budget.set_function(lambda: vault.budget.total - vault.budget.free)
 
+        self._noted: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def note(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        key = (method, route, status)
+        if key not in self._noted:
+            counter = self.requests.labels(method, route, str(status))
+            self._noted[key] = (counter, self.seconds.labels(method, route))
+        counter, histogram = self._noted[key]
+        counter.inc()
+        histogram.observe(seconds)
+
     def text(self) -> bytes:
         """All of it, in Prometheus' format."""
         return generate_latest(self.registry)
