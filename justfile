@@ -67,6 +67,7 @@ bench:
     {{bin}}/python -m bench.metadata
     {{bin}}/python -m bench.verify
     {{bin}}/python -m bench.large
+    {{bin}}/python -m bench.http
 
 # Write the description of the HTTP API into docs/openapi.json.
 openapi:
