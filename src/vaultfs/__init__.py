@@ -15,10 +15,11 @@ from vaultfs._version import __version__
 from vaultfs.domain.errors import VaultError
 
 if TYPE_CHECKING:
+    from vaultfs.entrypoints.client import RemoteVault
     from vaultfs.entrypoints.sdk import Vault
     from vaultfs.entrypoints.sync import SyncVault
 
-__all__ = ["VaultError", "__version__", "open", "open_sync"]
+__all__ = ["VaultError", "__version__", "connect", "open", "open_sync"]
 
 
 def open(  # noqa: A001 the name that users expect, and only ever used as vaultfs.open
@@ -31,6 +32,19 @@ def open(  # noqa: A001 the name that users expect, and only ever used as vaultf
     from vaultfs.entrypoints.sdk import open_client
 
     return open_client(folder, create=create)
+
+
+def connect(
+    address: str, *, token: str | None = None
+) -> "AbstractAsyncContextManager[RemoteVault]":
+    """The vault that the server at `address` serves, for `async with`.
+
+    `token` is that of a user; without one `VAULTFS_TOKEN` is taken. Raises
+    `NotAuthenticated` or `ServerError`.
+    """
+    from vaultfs.entrypoints.client import connect
+
+    return connect(address, token=token)
 
 
 def open_sync(

@@ -257,7 +257,7 @@ async def put_file(call: Call) -> Response:
     node = result.node
     assert node is not None
     made = node.number == 1 and result.count == 1
-    headers = {"ETag": content_etag(node.version)}
+    headers = {"ETag": content_etag(node.version), "Vaultfs-Changed": str(result.count)}
     return call.json(node_out(node, call.address.path), 201 if made else 200, headers)
 
 

@@ -37,6 +37,10 @@ PRIVATE: Final = (StoreError, errors.CatalogUnavailable, errors.NotAVault, error
 """What these say names folders and objects of the server: it goes into the log alone."""
 
 
+ERROR_HEADER: Final = "Vaultfs-Error"
+"""The code of a problem, for answers to HEAD, which have no body."""
+
+
 class Problem(msgspec.Struct, omit_defaults=True):
     """An error, as `application/problem+json` (RFC 9457)."""
 
@@ -75,7 +79,7 @@ def problem(status: int, code: str, detail: str, request_id: str) -> Problem:
 
 def answer(found: Problem, headers: dict[str, str] | None = None) -> Response:
     """The response for a problem."""
-    extra = dict(headers or {})
+    extra = {ERROR_HEADER: found.code, **(headers or {})}
     if found.status == 401:
         extra["WWW-Authenticate"] = 'Bearer realm="vaultfs", Basic realm="vaultfs"'
     return Response(

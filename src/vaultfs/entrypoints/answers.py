@@ -1,0 +1,152 @@
+"""What a server answers, as values of the domain again, and the opposite for requests."""
+
+from collections.abc import Mapping
+from typing import Final, NoReturn
+
+import msgspec
+
+from vaultfs.domain import errors
+from vaultfs.domain.digests import digest_from_hex
+from vaultfs.domain.errors import VaultError
+from vaultfs.domain.names import parse_path
+from vaultfs.domain.nodes import (
+    DigestState,
+    Node,
+    NodeId,
+    Origin,
+    Preconditions,
+    TreeId,
+    UserId,
+    Version,
+    VersionId,
+    micros,
+)
+from vaultfs.entrypoints.cli.errors import error_code
+from vaultfs.entrypoints.http import wire
+from vaultfs.entrypoints.http.problems import ERROR_HEADER, Problem
+from vaultfs.ports.catalog import Trashed
+
+LONGEST_WAIT: Final = 30.0
+"""Seconds."""
+
+
+class ServerError(VaultError):
+    """The server failed, or could not be reached however often it was tried."""
+
+
+def conditions(preconditions: Preconditions) -> dict[str, str]:
+    """Preconditions as headers."""
+    found: dict[str, str] = {}
+    if preconditions.if_absent:
+        found["If-None-Match"] = "*"
+    if preconditions.if_version is not None:
+        found["If-Match"] = f'"v{preconditions.if_version}"'
+    elif preconditions.if_revision is not None:
+        found["If-Match"] = f'"r{preconditions.if_revision}"'
+    elif preconditions.if_present:
+        found["If-Match"] = "*"
+    return found
+
+
+def origin_headers(origin: Origin) -> dict[str, str]:
+    """Where a file came from, as headers."""
+    found: dict[str, str] = {}
+    if origin.mtime_us is not None:
+        found["Vaultfs-Mtime"] = str(origin.mtime_us)
+    if origin.mode is not None:
+        found["Vaultfs-Mode"] = f"{origin.mode:o}"
+    return found
+
+
+def origin_of(headers: Mapping[str, str]) -> Origin:
+    """The opposite of `origin_headers`."""
+    mtime, mode = headers.get("Vaultfs-Mtime"), headers.get("Vaultfs-Mode")
+    return Origin(None if mtime is None else int(mtime), None if mode is None else int(mode, 8))
+
+
+def _kinds(kind: type[VaultError]) -> dict[str, type[VaultError]]:
+    """Errors by their codes: those that a message is enough for."""
+    found = {error_code(kind.__new__(kind)): kind}
+    for sub in kind.__subclasses__():
+        if sub.__init__ is VaultError.__init__:
+            found |= _kinds(sub)
+    return found
+
+
+def refuse(status: int, data: bytes, headers: Mapping[str, str]) -> NoReturn:
+    """Raise what a refusal stands for."""
+    try:
+        problem = msgspec.json.decode(data, type=Problem)
+    except msgspec.DecodeError:
+        code = headers.get(ERROR_HEADER, "")  # an answer to HEAD has nothing else
+        text = code.replace("_", " ") or f"the server answered {status}"
+        problem = Problem("", status, text, code, headers.get("X-Request-Id", ""))
+    text = problem.detail
+    if problem.code == "version_mismatch":
+        raise errors.VersionMismatch(text, expected=None, found=None)
+    if problem.code == "rate_limited":
+        raise errors.RateLimited(text, retry_after=LONGEST_WAIT)
+    if problem.code == "damaged_content":
+        raise errors.DamagedContent(text, digest=b"")
+    kind = _kinds(VaultError).get(problem.code)
+    if kind is None or kind is VaultError:
+        raise ServerError(f"{text} (request {problem.request_id})")
+    raise kind(text)
+
+
+def to_node(entry: wire.NodeOut) -> Node:
+    """A node as the server tells it; neither its tree's nor its folder's id are known here."""
+    return Node(
+        NodeId(entry.id),
+        TreeId(0),
+        None,
+        entry.name,
+        "folder" if entry.kind == "folder" else "file",
+        entry.revision,
+        None if entry.version is None else VersionId(entry.version),
+        entry.number or 0,
+        entry.size,
+        msgspec.json.encode(entry.metadata).decode(),
+        micros(entry.created),
+        micros(entry.modified),
+        None,
+    )
+
+
+def to_version(entry: wire.VersionOut) -> Version:
+    """A version as the server tells it, without its manifest."""
+    return Version(
+        VersionId(entry.version),
+        NodeId(0),
+        entry.number,
+        entry.size,
+        None if entry.blake3 is None else digest_from_hex(entry.blake3),
+        DigestState(entry.digest_state),
+        b"",
+        micros(entry.created),
+        UserId(0),
+        entry.mtime_us,
+        entry.mode,
+    )
+
+
+def to_trashed(entry: wire.TrashedOut) -> Trashed:
+    """A node of the trash, and where it was."""
+    path = parse_path(entry.path)
+    deleted = micros(entry.deleted)
+    node = Node(
+        id=NodeId(entry.id),
+        tree=TreeId(0),
+        parent=None,
+        name=path[-1],
+        kind="folder" if entry.kind == "folder" else "file",
+        revision=0,
+        version=None,
+        number=0,
+        size=entry.size,
+        metadata="{}",
+        created_us=0,
+        modified_us=deleted,
+        trashed_us=deleted,
+    )
+    return Trashed(node, path)

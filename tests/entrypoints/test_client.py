@@ -1,0 +1,260 @@
+"""The SDK against a server, over real sockets: the server runs in this event loop."""
+
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.faults import MIB, random_bytes, read_tree, write_tree
+
+import vaultfs
+from vaultfs.adapters.system import SystemClock
+from vaultfs.domain.errors import (
+    DamagedContent,
+    Exists,
+    IsAFolder,
+    NotAuthenticated,
+    NotFound,
+    QuotaExceeded,
+    VersionMismatch,
+)
+from vaultfs.domain.nodes import Preconditions, VersionId
+from vaultfs.domain.rates import Rate
+from vaultfs.domain.services.accounts import Accounts
+from vaultfs.domain.tokens import ALL_SCOPES, Identity, Scope
+from vaultfs.entrypoints.answers import ServerError
+from vaultfs.entrypoints.client import Content, RemoteVault, connect
+from vaultfs.entrypoints.http.app import DEFAULT_RATE
+from vaultfs.entrypoints.http.serving import Listening, first_token, serving
+from vaultfs.entrypoints.settings import Settings
+from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
+
+CONTENT = random_bytes(5 * MIB, "client")
+
+
+@asynccontextmanager
+async def served(
+    folder: Path, rate: Rate = DEFAULT_RATE
+) -> AsyncGenerator[tuple[Vault, str, str], None]:
+    """An open vault, the address of its server and a token for everything."""
+    await init_vault(folder)
+    async with open_vault(Settings(folder, 64 * MIB, 2)) as vault:
+        token = await first_token(vault)
+        assert token is not None
+        where = Listening(port=0, log=False, rate=rate)
+        async with serving(vault, where) as address:
+            yield vault, address, token
+
+
+@pytest.fixture
+async def remote(tmp_path: Path) -> AsyncIterator[RemoteVault]:
+    async with (
+        served(tmp_path / "vault") as (_, address, token),
+        vaultfs.connect(address, token=token) as vault,
+    ):
+        yield vault
+
+
+async def test_contents_travel_in_both_directions(remote: RemoteVault, tmp_path: Path) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(CONTENT), 300_000):
+            yield CONTENT[start : start + 300_000]
+
+    local = tmp_path / "local"
+    local.write_bytes(CONTENT)
+    contents: tuple[Content, ...] = (CONTENT, pieces(), local)
+    for number, content in enumerate(contents):
+        node = await remote.put(f"/deep/er/{number}", content)
+        assert (node.size, node.number) == (len(CONTENT), 1)
+        assert await remote.get(f"/deep/er/{number}") == CONTENT
+    assert await remote.get("/deep/er/0", start=5, stop=1000) == CONTENT[5:1000]
+    assert [node.name async for node in remote.list("/deep/er")] == ["0", "1", "2"]
+    assert (await remote.put("/empty", b"")).size == 0
+    assert await remote.get("/empty") == b""
+
+
+async def test_versions_and_preconditions(remote: RemoteVault) -> None:
+    first = await remote.put("/a", b"one")
+    assert first.version is not None
+    await remote.put("/a", b"two", preconditions=Preconditions(if_version=first.version))
+    with pytest.raises(VersionMismatch):
+        await remote.put("/a", b"three", preconditions=Preconditions(if_version=first.version))
+    with pytest.raises(VersionMismatch):
+        await remote.put("/a", b"three", preconditions=Preconditions(if_absent=True))
+    assert [each.number async for each in remote.versions("/a")] == [2, 1]
+    assert await remote.get("/a", version=1) == b"one"
+    assert (await remote.restore_version("/a", 1)).number == 3
+    with pytest.raises(NotFound):
+        await remote.get("/a", version=9)
+    gone = Preconditions(if_version=VersionId(999))
+    with pytest.raises(VersionMismatch):
+        await remote.delete("/a", preconditions=gone)
+
+
+async def test_nodes(remote: RemoteVault) -> None:
+    await remote.mkdir("/d/e", parents=True)
+    with pytest.raises(Exists):
+        await remote.mkdir("/d")
+    await remote.put("/d/e/f", b"x")
+    await remote.copy("/d", "/copy")
+    moved = await remote.move("/d/e/f", "/g")
+    assert (moved.name, await remote.exists("/d/e/f"), await remote.exists("/g")) == (
+        *("g", False, True),
+    )
+    with pytest.raises(IsAFolder):
+        await remote.get("/copy")
+    assert await remote.set_metadata("/g", {"a": 1, "b": "é"}) == {"a": 1, "b": "é"}
+    assert await remote.metadata("/g") == {"a": 1, "b": "é"}
+    await remote.delete("/copy", recursive=True)
+    [trashed] = [each async for each in remote.trash()]
+    assert trashed.path == ("copy",)
+    await remote.restore(trashed.node.id, "/back")
+    assert await remote.get("/back/e/f") == b"x"
+    await remote.delete("/back", recursive=True)
+    await remote.purge(trashed.node.id)
+    assert [each async for each in remote.trash()] == []
+
+
+async def test_trees_travel_in_both_directions(remote: RemoteVault, tmp_path: Path) -> None:
+    contents = {f"d{n % 3}/é {n}": random_bytes(n * 7000, n) for n in range(60)}
+    contents["large"] = random_bytes(3 * MIB, "large")
+    write_tree(tmp_path / "in", contents)
+    (tmp_path / "in" / "nothing here").mkdir()
+    (tmp_path / "in" / "link").symlink_to("large")
+    report = await remote.put_tree(tmp_path / "in", "/tree")
+    assert (report.files, report.changed, report.folders) == (61, 61, 4)
+    assert [each.reason for each in report.skipped] == ["a symbolic link: links are not stored"]
+    again = await remote.put_tree(tmp_path / "in", "/tree")
+    assert (again.files, again.changed) == (61, 0)
+    (tmp_path / "in" / "link").unlink()
+    back = await remote.get_tree("/tree", tmp_path / "out")
+    assert (back.files, back.failed, back.size) == (61, [], sum(map(len, contents.values())))
+    assert read_tree(tmp_path / "out") == read_tree(tmp_path / "in")
+    assert (tmp_path / "out" / "nothing here").is_dir()
+    times = [(tmp_path / side / "large").stat().st_mtime for side in ("in", "out")]
+    assert times[0] == pytest.approx(times[1], abs=1e-5)
+
+
+async def test_who_calls_decides_what_is_there(tmp_path: Path) -> None:
+    async with served(tmp_path / "vault") as (vault, address, token):
+        accounts = Accounts(vault.catalog, SystemClock())
+        owner = Identity(vault.user, ALL_SCOPES)
+        await accounts.add_user(owner, "bob", 10)
+        scopes = frozenset({Scope.READ, Scope.WRITE})
+        bob = (await accounts.add_token(owner, "bob", "", scopes)).secret
+        async with connect(address, token=token) as mine, connect(address, token=bob) as his:
+            await mine.put("/a", b"mine")
+            with pytest.raises(NotFound):
+                await his.get("me:/a")
+            await his.put("/a", b"his")
+            assert (await mine.get("/a"), await his.get("/a")) == (b"mine", b"his")
+            with pytest.raises(QuotaExceeded):
+                await his.put("/b", b"more than ten")
+        with pytest.raises(NotAuthenticated):
+            async with connect(address, token=token[:-1]):
+                pass
+
+
+async def test_without_a_token_or_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VAULTFS_TOKEN", raising=False)
+    with pytest.raises(NotAuthenticated, match="VAULTFS_TOKEN"):
+        async with connect("http://127.0.0.1:9"):
+            pass
+    monkeypatch.setattr("vaultfs.entrypoints.client.FIRST_WAIT", 0.001)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+    with pytest.raises(ServerError, match="cannot be reached"):
+        async with connect(f"http://127.0.0.1:{port}", token="vfs_a_b"):
+            pass
+
+
+async def test_a_download_goes_on_where_it_broke_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaultfs.entrypoints.client.FIRST_WAIT", 0.001)
+    async with served(tmp_path / "vault") as (_, address, token):
+        port = int(address.rpartition(":")[2])
+        async with connect(address, token=token) as vault:
+            await vault.put("/a", CONTENT)
+        async with (
+            cutting_proxy(port, 1 * MIB) as (proxy, cuts),
+            connect(f"http://127.0.0.1:{proxy}", token=token) as vault,
+        ):
+            assert await vault.get("/a") == CONTENT
+            assert cuts[0] >= 4
+
+
+async def test_a_file_that_changes_meanwhile_is_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaultfs.entrypoints.client.FIRST_WAIT", 0.001)
+    async with served(tmp_path / "vault") as (_, address, token):
+        port = int(address.rpartition(":")[2])
+        async with connect(address, token=token) as direct:
+            await direct.put("/a", CONTENT)
+            async with (
+                cutting_proxy(port, 1 * MIB) as (proxy, _),
+                connect(f"http://127.0.0.1:{proxy}", token=token) as vault,
+            ):
+                with pytest.raises(VersionMismatch):
+                    async with vault.stream("/a") as pieces:
+                        await anext(pieces)
+                        await direct.put("/a", CONTENT[::-1])
+                        async for _ in pieces:
+                            pass
+
+
+@asynccontextmanager
+async def cutting_proxy(port: int, after: int) -> AsyncGenerator[tuple[int, list[int]], None]:
+    """A port that hands on to `port`, and cuts each connection after so many bytes of answers."""
+    cuts = [0]
+
+    async def handle(client: anyio.abc.SocketStream) -> None:
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, BaseExceptionGroup):
+            await hand_on(client)
+
+    async def hand_on(client: anyio.abc.SocketStream) -> None:
+        async with client, await anyio.connect_tcp("127.0.0.1", port) as server:
+
+            async def upwards() -> None:
+                async for data in client:
+                    await server.send(data)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(upwards)
+                left = after
+                async for data in server:
+                    await client.send(data[:left])
+                    left -= len(data)
+                    if left <= 0:
+                        cuts[0] += 1
+                        break
+                tasks.cancel_scope.cancel()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, handle)
+        yield listener.extra(anyio.abc.SocketAttribute.local_port), cuts
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_damaged_file_is_told_as_one(tmp_path: Path, remote: RemoteVault) -> None:
+    await remote.put("/a", CONTENT)
+    for pack in (tmp_path / "vault" / "objects" / "packs").rglob("*"):
+        if pack.is_file():
+            pack.write_bytes(pack.read_bytes()[:100])
+    with pytest.raises(DamagedContent):
+        await remote.get("/a")
+
+
+async def test_a_server_that_is_busy_is_asked_again(tmp_path: Path) -> None:
+    async with (
+        served(tmp_path / "vault", Rate(20, 5)) as (_, address, token),
+        connect(address, token=token) as remote,
+    ):
+        for number in range(12):
+            await remote.put(f"/{number}", b"x")
+        assert len([node async for node in remote.list()]) == 12
