@@ -193,6 +193,8 @@ class Parameter:
     text: str
     kind: str = "string"
     where: str = "query"
+    most: int | None = None
+    """The highest a number may be; each is at least 1."""
 
 
 @frozen
@@ -217,8 +219,13 @@ class Route:
     """Statuses of refusals that are this route's own."""
 
 
-VERSION = Parameter("version", "The number of a version; the current one if missing.", "integer")
-LIMIT = Parameter("limit", "Entries to give, up to 1,000.", "integer")
+VERSION = Parameter(
+    "version",
+    "The number of a version; the current one if missing.",
+    "integer",
+    most=(1 << 63) - 1,
+)
+LIMIT = Parameter("limit", "Entries to give, up to 1,000.", "integer", most=PAGE)
 CURSOR = Parameter("cursor", "`next_cursor` of the list before.")
 IF_MATCH = Parameter("If-Match", "An entity tag that must still hold, or *.", where="header")
 IF_NONE_MATCH = Parameter("If-None-Match", "* to create only.", where="header")

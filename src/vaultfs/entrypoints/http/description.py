@@ -89,8 +89,14 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "in": parameter.where,
         "required": False,
         "description": parameter.text,
-        "schema": {"type": parameter.kind},
+        "schema": _schema(parameter),
     }
+
+
+def _schema(parameter: Parameter) -> dict[str, Any]:
+    if parameter.most is None:
+        return {"type": parameter.kind}
+    return {"type": parameter.kind, "minimum": 1, "maximum": parameter.most}
 
 
 def _content(kind: type | str) -> dict[str, Any]:
