@@ -527,9 +527,13 @@ async def test_a_bug_says_nothing_of_itself(api: Client, monkeypatch: pytest.Mon
     assert "secret detail" not in answer.text
 
 
-async def test_no_secret_is_ever_logged(api: Client, caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("vaultfs").propagate = True
+async def test_no_secret_is_ever_logged(
+    api: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Servers that other tests ran in this process have switched the log off.
+    monkeypatch.setattr(logging.getLogger("vaultfs"), "propagate", True)
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="vaultfs")
     await put(api, "/a.txt")
     made = await api.ok("POST", "/v1/users/me/tokens", json={"name": "", "scopes": ["read"]})
     await api.refused(401, "GET", FILE, token=made["token"][:-2])
