@@ -176,6 +176,9 @@ async def test_where_a_file_came_from_is_kept(api: Client) -> None:
     head = await api("HEAD", FILE)
     assert (head.headers["vaultfs-mtime"], head.headers["vaultfs-mode"]) == ("1234567", "640")
     await api.refused(400, "PUT", FILE, content=b"x", headers={"Vaultfs-Mode": "9"})
+    for bad in ("x", "1.5", "9" * 19, "-" + "9" * 30, "9" * 5000):
+        headers = {"Vaultfs-Mtime": bad}
+        assert await api.refused(400, "PUT", FILE, content=b"x", headers=headers)
 
 
 async def test_content_cannot_act_in_the_name_of_the_server(api: Client) -> None:

@@ -29,6 +29,8 @@ from vaultfs.entrypoints.http.calls import (
 )
 from vaultfs.entrypoints.http.wire import NodeOut, content_etag, node_out
 
+FAR: Final = 1 << 62
+"""Microseconds: more than a hundred thousand years."""
 CHUNK: Final = 256 << 10
 """Bytes that are joined to one message: a message costs as much as copying that."""
 
@@ -263,12 +265,15 @@ async def put_file(call: Call) -> Response:
 
 def _origin(call: Call) -> Origin:
     mtime, mode = call.header("vaultfs-mtime"), call.header("vaultfs-mode")
+    wrong = "Vaultfs-Mtime is microseconds, Vaultfs-Mode octal digits"
     try:
-        return Origin(
-            None if mtime is None else int(mtime[:20]), None if mode is None else int(mode[:6], 8)
-        )
+        moment = None if mtime is None else int(mtime)
+        found = Origin(moment, None if mode is None else int(mode[:6], 8))
     except ValueError:
-        raise InvalidField("Vaultfs-Mtime is microseconds, Vaultfs-Mode octal digits") from None
+        raise InvalidField(wrong) from None
+    if moment is not None and not -FAR <= moment <= FAR:
+        raise InvalidField(wrong)
+    return found
 
 
 _ORIGIN = (
