@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +236,27 @@ def test_users_and_tokens_from_the_command_line(running: Running) -> None:
         assert client.get("/v1/whoami").status_code == 401
     assert cli("token", "ls", "--user", "bob") == []
     assert [each["name"] for each in cli("user", "ls")] == ["bob", "me"]
+
+
+def test_what_has_not_changed_is_answered_without_a_body(running: Running) -> None:
+    with running.client() as client:
+        client.put("/v1/files/me/a", content=b"x")
+        etag = client.get("/v1/files/me/a").headers["etag"]
+        for _ in range(3):
+            again = client.get("/v1/files/me/a", headers={"If-None-Match": etag})
+            assert (again.status_code, again.content) == (304, b"")
+
+
+def test_what_is_sent_without_waiting_does_not_fill_the_memory(running: Running) -> None:
+    before = running.memory()
+    many = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 200_000
+    trailers = b"X-Trailer: " + b"x" * 1000 + b"\r\n"
+    head = "PUT /v1/files/me/t HTTP/1.1\r\nTransfer-Encoding: chunked"
+    for data in (many, request(head, running, b"1\r\na\r\n0\r\n" + trailers * 50_000)):
+        with running.socket() as connection:
+            connection.settimeout(5)
+            with suppress(OSError):  # cut off, as it should be
+                connection.sendall(data)
+    assert running.memory() - before < 60 * MIB
+    with running.client() as client:
+        assert client.get("/healthz").status_code == 200

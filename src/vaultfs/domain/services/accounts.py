@@ -4,7 +4,7 @@ A secret leaves here once, when it is made: neither the catalog nor anybody else
 give it back. Whoever calls has an `Identity`; what takes the scope `admin` says so.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from attrs import define, field, frozen
@@ -45,6 +45,7 @@ KNOWN_FOR: Final = 1.0
 """Seconds for which a token is not looked up again: so long can one that another process
 has revoked go on."""
 MOST_KNOWN: Final = 10_000
+LATEST: Final = micros(datetime(9999, 1, 1, tzinfo=UTC))
 
 
 @frozen
@@ -209,9 +210,13 @@ class Accounts:
     def _expiry(self, expires: datetime | None) -> int | None:
         if expires is None:
             return None
-        if expires <= self.clock.now():
-            raise InvalidField(f"{expires.isoformat()} is past: a token expires later than now")
-        return micros(expires)
+        try:
+            at_us = micros(expires)
+        except OverflowError:
+            at_us = LATEST
+        if not micros(self.clock.now()) < at_us < LATEST:
+            raise InvalidField(f"{expires.isoformat()}: a token expires later than now, by 9998")
+        return at_us
 
     async def _apply(self, actor: UserId, operation: Operation) -> None:
         unit = Unit(actor, micros(self.clock.now()), self.clock.new_id(), (operation,))

@@ -13,6 +13,7 @@ import time
 from base64 import b64decode
 from collections.abc import MutableMapping
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 from uuid import uuid4
 
 from attrs import define, field
@@ -298,11 +299,9 @@ def _check_raw(scope: Scope) -> None:
     if _REFUSED.search(raw):
         raise InvalidName("the address has an encoded slash, backslash, control character or ..")
     try:
-        raw_text = raw.decode("ascii")
+        unquote_to_bytes(raw).decode()
     except UnicodeDecodeError:
-        raise InvalidName("the address is not percent-encoded") from None
-    if "%" in raw_text and "\N{REPLACEMENT CHARACTER}" in scope["path"]:
-        raise InvalidName("the address is not UTF-8 once it is decoded")
+        raise InvalidName("the address is not UTF-8 once it is decoded") from None
     names = [name for name, _ in scope["headers"]]
     if b"content-length" in names and b"transfer-encoding" in names:
         raise InvalidName("a request has Content-Length or Transfer-Encoding, not both")

@@ -73,9 +73,7 @@ class Call:
         text = self.request.query_params.get(name)
         if text is None:
             return None
-        if not (text.isascii() and text.isdecimal()) or not 0 < int(text[:20]) <= most:
-            raise InvalidField(f"{name}={text[:40]}: a number from 1 to {most}")
-        return int(text)
+        return whole(text, name, most)
 
     @property
     def limit(self) -> int:
@@ -154,6 +152,13 @@ class Call:
             headers=headers,
             media_type="application/json",
         )
+
+
+def whole(text: str, name: str, most: int = (1 << 63) - 1) -> int:
+    """The number from 1 to `most` that `text` is. Raises `InvalidField`."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > 19 or not 0 < int(text) <= most:
+        raise InvalidField(f"{name}={text[:40]}: a number from 1 to {most}")
+    return int(text)
 
 
 def decode(data: bytes, kind: type[T]) -> T:

@@ -96,6 +96,7 @@ async def get_file(call: Call) -> Response:
     headers = _headers(node, version, etag)
     _check_match(call, etag)
     if _listed(call.header("if-none-match"), etag):
+        del headers["Content-Length"], headers["Content-Type"]
         return Response(status_code=304, headers=headers)
     span = _range(call, version.size, etag)
     if span is None:

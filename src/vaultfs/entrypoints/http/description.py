@@ -77,9 +77,9 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
             "in": "path",
             "required": True,
             "description": texts[name],
-            "schema": {"type": "integer", "minimum": 1} if kind == "int" else {"type": "string"},
+            "schema": {"type": "integer", "minimum": 1} if name == "node" else {"type": "string"},
         }
-        for name, kind in _TEMPLATE.findall(path)
+        for name, _ in _TEMPLATE.findall(path)
     ]
 
 

@@ -15,6 +15,7 @@ from vaultfs.entrypoints.http.calls import (
     Call,
     Parameter,
     Route,
+    whole,
     write_cursor,
 )
 from vaultfs.entrypoints.http.wire import (
@@ -159,7 +160,7 @@ async def purge(call: Call) -> Response:
 
 
 def _trashed(call: Call) -> NodeId:
-    return NodeId(_fitting(call.params["node"]))
+    return NodeId(whole(call.params["node"], "node"))
 
 
 def _fitting(number: int) -> int:
@@ -266,14 +267,14 @@ ROUTES: Final = (
         parameters=(LIMIT, CURSOR),
     ),
     Route(
-        *("POST", "/v1/trash/{user}/{node:int}", restore, "restore", "Bring a node back."),
+        *("POST", "/v1/trash/{user}/{node}", restore, "restore", "Bring a node back."),
         scope=Scope.WRITE,
         body=RestoreIn,
         answer=NodeOut,
         failures=(409,),
     ),
     Route(
-        *("DELETE", "/v1/trash/{user}/{node:int}", purge, "purge", "Forget a node for ever."),
+        *("DELETE", "/v1/trash/{user}/{node}", purge, "purge", "Forget a node for ever."),
         scope=Scope.WRITE,
         status=204,
     ),

@@ -30,6 +30,8 @@ KEEP_ALIVE: Final = 75
 UPKEEP_EVERY: Final = 3600
 MAX_HEAD: Final = 256 << 10
 """Bytes of a request's line and headers, with what came of its body in the same read."""
+MOST_PIPELINED: Final = 32
+"""Requests of one connection that wait for those before them."""
 _TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
     b"Content-Length: 0\r\n\r\n"
@@ -113,6 +115,21 @@ class BoundedHead(HttpToolsProtocol):
 
     _head = 0
     _in_head = True
+    _fields = 0
+
+    def on_message_begin(self) -> None:
+        """Another request, perhaps before those in front of it are answered."""
+        if len(self.pipeline) >= MOST_PIPELINED:
+            raise ValueError("too many requests before the first is answered")
+        self._fields = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer behind a body."""
+        self._fields += len(name) + len(value)
+        if self._fields > MAX_HEAD:
+            raise ValueError("too many headers")
+        super().on_header(name, value)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
