@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from blake3 import blake3
 from openapi_spec_validator import validate
@@ -374,6 +375,8 @@ async def test_a_token_does_what_its_scopes_say(api: Client) -> None:
         (writer, "GET", FILE): 403,
         (admin, "GET", FILE): 403,
         (admin, "GET", "/v1/users"): 200,
+        (admin, "GET", "/v1/users/me/tokens"): 200,
+        (admin, "GET", "/v1/whoami"): 200,
     }
     for (token, method, path), status in allowed.items():
         answer = await api(method, path, token=token, content=b"one" if method == "PUT" else None)
@@ -469,6 +472,72 @@ async def test_a_token_makes_rotates_and_revokes_others(api: Client) -> None:
     await api.refused(401, "GET", "/v1/whoami", token=brief)
     for never in (until, "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"):
         await api.refused(400, "POST", tokens, token=bob, json={**short, "expires": never})
+
+
+async def test_a_token_does_not_outgrow_itself(api: Client) -> None:
+    clock = api.vault.clock
+    assert isinstance(clock, ManualClock)
+    tokens, scopes = "/v1/users/me/tokens", ["read", "write"]
+    soon = (clock.now() + timedelta(minutes=5)).isoformat()
+    late = (clock.now() + timedelta(days=500)).isoformat()
+    body = {"name": "", "scopes": scopes, "expires": soon}
+    brief = await api.ok("POST", tokens, json=body)
+    for wanted in ({"name": "", "scopes": scopes}, {**body, "expires": late}):
+        made = await api.ok("POST", tokens, token=brief["token"], json=wanted)
+        assert made["expires"] == brief["expires"]
+    path = f"{tokens}/{brief['id']}"
+    turned = await api.ok("POST", path, token=brief["token"], json={"expires": late})
+    assert turned["expires"] == brief["expires"]
+    # The secret before is good for work, but not for taking the token back.
+    await api.ok("GET", "/v1/whoami", token=brief["token"])
+    again = {"overlap_seconds": 0}
+    assert await api.refused(403, "POST", path, token=brief["token"], json=again) == "forbidden"
+    assert await api.refused(403, "POST", tokens, token=brief["token"], json=body) == "forbidden"
+    strong = await api.ok("POST", tokens, json={"name": "", "scopes": ["admin", "read", "write"]})
+    stronger = f"{tokens}/{strong['id']}"
+    assert await api.refused(403, "DELETE", stronger, token=turned["token"]) == "forbidden"
+
+
+async def test_one_bad_number_does_no_harm_to_others(api: Client) -> None:
+    good = {"Vaultfs-Mtime": "5"}
+    bad = {"Vaultfs-Mtime": "9" * 20}
+    statuses: list[int] = []
+
+    async def send(number: int) -> None:
+        headers = bad if number % 4 == 0 else good
+        answer = await api(
+            "PUT", f"/v1/files/me/{number}", content=b"x%d" % number, headers=headers
+        )
+        statuses.append(answer.status_code)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(40):
+            tasks.start_soon(send, number)
+    assert sorted(set(statuses)) == [201, 400]
+    assert statuses.count(201) == 30
+
+
+async def test_what_would_be_misunderstood_is_refused(api: Client) -> None:
+    await put(api, "/a.txt", b"0123456789")
+    etag = (await api("HEAD", FILE)).headers["etag"]
+    assert (await api("HEAD", FILE, headers={"Range": "bytes=1-2"})).status_code == 200
+    assert (await api("GET", FILE, headers={"If-Match": f"W/{etag}"})).status_code == 412
+    far = {"Range": "bytes=" + "9" * 30 + "-"}
+    assert (await api("GET", FILE, headers=far)).status_code == 416
+    for headers, status in (
+        ({"If-Unmodified-Since": "Fri, 25 Dec 2020 00:00:00 GMT"}, 400),
+        ({"Content-Length": str(1 << 60)}, 413),
+        ({"Vaultfs-Mode": "0o777"}, 400),
+        ({"Vaultfs-Mtime": "1_0"}, 400),
+    ):
+        assert (await api("PUT", FILE, content=b"x", headers=headers)).status_code == status
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    coded = {"Transfer-Encoding": "gzip, chunked"}
+    assert (await api("PUT", FILE, content=pieces(), headers=coded)).status_code == 501
+    assert (await api("GET", FILE)).content == b"0123456789"
 
 
 async def test_a_token_has_a_rate_of_its_own() -> None:

@@ -74,6 +74,10 @@ class Identity:
     scopes: frozenset[Scope]
     token: str = ""
     """The token's id; empty for the owner of an embedded vault."""
+    expires_us: int | None = None
+    """When the token expires."""
+    rotated: bool = False
+    """Whether the secret is the one before the last rotation: it makes no others."""
 
     def require(self, scope: Scope) -> None:
         """Raise `Forbidden` unless the token allows it."""
@@ -107,7 +111,12 @@ def parse_token(text: str) -> tuple[str, str]:
 
 def hash_of(secret: bytes) -> bytes:
     """What the catalog keeps of a secret."""
-    return sha256(_text(secret).encode()).digest()
+    return hash_of_text(_text(secret))
+
+
+def hash_of_text(secret: str) -> bytes:
+    """The same of a secret as its user sends it."""
+    return sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def check_token(token: Token | None, secret: str, now_us: int) -> None:
@@ -116,7 +125,7 @@ def check_token(token: Token | None, secret: str, now_us: int) -> None:
     Compares as long for a token that is not there as for one that is, and says the same
     whatever was wrong but for a token that was good once.
     """
-    given = sha256(secret.encode("utf-8", "surrogateescape")).digest()
+    given = hash_of_text(secret)
     kept = bytes(len(given)) if token is None else token.digest
     before = bytes(len(given)) if token is None or token.previous is None else token.previous
     is_new, is_old = compare_digest(given, kept), compare_digest(given, before)

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from vaultfs.adapters.sql.schema import MIGRATIONS, SCHEMA
 from vaultfs.adapters.sql.statements import Program, Run
-from vaultfs.domain.errors import Busy, CatalogUnavailable, NotAVault, Unsupported
+from vaultfs.domain.errors import Busy, CatalogUnavailable, InvalidField, NotAVault, Unsupported
 
 T = TypeVar("T")
 
@@ -46,7 +46,10 @@ def execute(
     """Execute a statement whose parameters are written `$1`, `$2` ..."""
     order = _order(sql)
     given = parameters if order is None else [parameters[index] for index in order]
-    return connection.execute(native(sql), given)
+    try:
+        return connection.execute(native(sql), given)
+    except OverflowError as error:  # of one unit: the others of its transaction are to go on
+        raise InvalidField("a number is too large for the catalog") from error
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from vaultfs.domain.tokens import (
     Token,
     check_token,
     hash_of,
+    hash_of_text,
     parse_token,
     write_scopes,
     write_token,
@@ -84,7 +85,8 @@ class Accounts:
         if now - (token.used_us or 0) >= TOUCH_EVERY_US:
             self._known.pop(number, None)
             await self._apply(user.id, TouchToken(token.id))
-        return Identity(user, token.scope_set, token.id)
+        rotated = hash_of_text(secret) != token.digest
+        return Identity(user, token.scope_set, token.id, token.expires_us, rotated)
 
     async def _look_up(self, number: str) -> tuple[Token, User] | None:
         now = self.clock.monotonic()
@@ -146,6 +148,7 @@ class Accounts:
         Nobody makes one that may do more than their own.
         """
         user = await self.user(by, owner)
+        _refuse_rotated(by)
         if not scopes <= by.scopes and Scope.ADMIN not in by.scopes:
             raise Forbidden("a token cannot have scopes that the one it is made with lacks")
         if len(name) > MAX_NAME or not name.isprintable():
@@ -161,7 +164,7 @@ class Accounts:
             None,
             None,
             micros(now),
-            self._expiry(expires),
+            self._expiry(by, expires),
             None,
             None,
         )
@@ -186,18 +189,19 @@ class Accounts:
 
         Without `expires` it expires when it would have. Raises `NotFound`.
         """
+        _refuse_rotated(by)
         token = await self._token(by, owner, number)
         secret = self.clock.new_secret()
         until = micros(self.clock.now() + overlap)
-        expires_us = token.expires_us if expires is None else self._expiry(expires)
+        expires_us = token.expires_us if expires is None else self._expiry(by, expires)
         operation = RotateToken(token.owner, number, hash_of(secret), until, expires_us)
         await self._apply(by.user.id, operation)
         return Issued(await self._token(by, owner, number), write_token(number, secret))
 
     async def revoke_token(self, by: Identity, owner: str, number: str) -> None:
         """Make a token useless, for ever. Raises `NotFound`."""
-        user = await self.user(by, owner)
-        await self._apply(by.user.id, RevokeToken(user.id, number))
+        token = await self._token(by, owner, number)
+        await self._apply(by.user.id, RevokeToken(token.owner, number))
 
     async def _token(self, by: Identity, owner: str, number: str) -> Token:
         for token in await self.tokens(by, owner):
@@ -207,16 +211,18 @@ class Accounts:
                 return token
         raise NotFound(f"{owner} has no token {number}")
 
-    def _expiry(self, expires: datetime | None) -> int | None:
+    def _expiry(self, by: Identity, expires: datetime | None) -> int | None:
+        """When a token that `by` makes expires: no later than the one it is made with."""
+        most = None if Scope.ADMIN in by.scopes else by.expires_us
         if expires is None:
-            return None
+            return most
         try:
             at_us = micros(expires)
         except OverflowError:
             at_us = LATEST
         if not micros(self.clock.now()) < at_us < LATEST:
             raise InvalidField(f"{expires.isoformat()}: a token expires later than now, by 9998")
-        return at_us
+        return at_us if most is None else min(at_us, most)
 
     async def _apply(self, actor: UserId, operation: Operation) -> None:
         unit = Unit(actor, micros(self.clock.now()), self.clock.new_id(), (operation,))
@@ -225,6 +231,11 @@ class Accounts:
             self._known.pop(operation.id, None)
         if isinstance(outcome, Refused):
             raise outcome.error
+
+
+def _refuse_rotated(by: Identity) -> None:
+    if by.rotated:
+        raise Forbidden("this secret was rotated: tokens are made with the new one")
 
 
 def _require_admin(by: Identity, name: str) -> None:

@@ -130,6 +130,7 @@ ROUTES: Final = (
     Route(
         *("GET", "/v1/whoami", who_am_i, "whoAmI", "Who the token belongs to."),
         scope=Scope.READ,
+        admin_too=True,
         answer=WhoAmI,
     ),
     Route(
@@ -148,6 +149,7 @@ ROUTES: Final = (
     Route(
         *("GET", "/v1/users/{user}", get_user, "getUser", "Look at a user."),
         scope=Scope.READ,
+        admin_too=True,
         answer=UserOut,
     ),
     Route(
@@ -159,11 +161,13 @@ ROUTES: Final = (
     Route(
         *("GET", _TOKENS, list_tokens, "listTokens", "List a user's tokens."),
         scope=Scope.READ,
+        admin_too=True,
         answer=TokenList,
     ),
     Route(
         *("POST", _TOKENS, add_token, "addToken", "Make a token; its secret is shown once."),
         scope=Scope.WRITE,
+        admin_too=True,
         body=TokenIn,
         answer=TokenOut,
         status=201,
@@ -171,12 +175,14 @@ ROUTES: Final = (
     Route(
         *("POST", _TOKEN, rotate_token, "rotateToken", "Give a token a new secret."),
         scope=Scope.WRITE,
+        admin_too=True,
         body=RotateIn,
         answer=TokenOut,
     ),
     Route(
         *("DELETE", _TOKEN, revoke_token, "revokeToken", "Make a token useless."),
         scope=Scope.WRITE,
+        admin_too=True,
         status=204,
     ),
     Route(

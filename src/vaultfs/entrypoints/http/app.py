@@ -28,6 +28,7 @@ from vaultfs.domain.errors import (
     NotAuthenticated,
     NotFound,
     RateLimited,
+    Unsupported,
     VaultError,
 )
 from vaultfs.domain.nodes import User as VaultUser
@@ -35,6 +36,7 @@ from vaultfs.domain.nodes import UserId
 from vaultfs.domain.rates import Rate, take
 from vaultfs.domain.services.accounts import Accounts
 from vaultfs.domain.tokens import Identity
+from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.entrypoints.http import accounts, contents, nodes, operating, problems
 from vaultfs.entrypoints.http.calls import Call, Route
 from vaultfs.entrypoints.http.description import describe
@@ -199,7 +201,8 @@ class Api:
         if route.scope is not None:
             identity = await self.server.accounts.identify(_token_of(request))
             seen.user, seen.token = identity.user.name, identity.token
-            identity.require(route.scope)
+            if not (route.admin_too and TokenScope.ADMIN in identity.scopes):
+                identity.require(route.scope)
             seen.extra.update(self.server.admit(identity.token))
         return route, Call(self.server, request, identity, seen.request_id, params)
 
@@ -305,6 +308,9 @@ def _check_raw(scope: Scope) -> None:
     names = [name for name, _ in scope["headers"]]
     if b"content-length" in names and b"transfer-encoding" in names:
         raise InvalidName("a request has Content-Length or Transfer-Encoding, not both")
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise Unsupported("Transfer-Encoding: chunked alone is understood")
 
 
 def _token_of(request: Request) -> str:

@@ -214,6 +214,8 @@ class Route:
     summary: str
     scope: Scope | None = None
     """What the token has to allow; None for those that need no token."""
+    admin_too: bool = False
+    """Whether the scope `admin` does as well."""
     body: type | str | None = None
     """The JSON body, or the media type of one that is not JSON."""
     answer: type | str | None = None

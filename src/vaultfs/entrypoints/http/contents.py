@@ -1,6 +1,7 @@
 """`/v1/files`: the bytes of files."""
 
 import mimetypes
+import re
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
@@ -8,6 +9,7 @@ from hashlib import sha256
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
+import anyio
 from anyio import to_thread
 from blake3 import blake3
 from starlette.requests import ClientDisconnect
@@ -15,7 +17,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import Exists, InvalidField, SourceChanged, VersionMismatch
+from vaultfs.domain.errors import (
+    Exists,
+    InvalidField,
+    SourceChanged,
+    TooLarge,
+    VersionMismatch,
+)
 from vaultfs.domain.nodes import DigestState, Node, Origin, Version
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Scope as TokenScope
@@ -29,8 +37,10 @@ from vaultfs.entrypoints.http.calls import (
 )
 from vaultfs.entrypoints.http.wire import NodeOut, content_etag, node_out
 
-FAR: Final = 1 << 62
-"""Microseconds: more than a hundred thousand years."""
+IDLE: Final = 30
+"""Seconds that an upload may stand still: it holds memory that others wait for."""
+MOST: Final = 1 << 46
+"""Bytes that a body may announce."""
 CHUNK: Final = 256 << 10
 """Bytes that are joined to one message: a message costs as much as copying that."""
 
@@ -140,17 +150,19 @@ def _headers(node: Node, version: Version, etag: str) -> dict[str, str]:
     return found
 
 
-def _listed(header: str | None, etag: str) -> bool:
-    """Whether `If-None-Match` or the like names the tag."""
+def _listed(header: str | None, etag: str, *, weak: bool = True) -> bool:
+    """Whether `If-None-Match` or the like names the tag; `weak`: weakly is enough."""
     if header is None:
         return False
-    tags = [each.strip().removeprefix("W/") for each in header.split(",")]
+    tags = [each.strip() for each in header.split(",")]
+    if weak:
+        tags = [each.removeprefix("W/") for each in tags]
     return "*" in tags or etag in tags
 
 
 def _check_match(call: Call, etag: str) -> None:
     match = call.header("if-match")
-    if match is not None and not _listed(match, etag):
+    if match is not None and not _listed(match, etag, weak=False):
         raise VersionMismatch(f"it has {etag} by now", expected=None, found=None)
 
 
@@ -161,12 +173,14 @@ def _range(call: Call, size: int, etag: str) -> tuple[int, int, bool] | None:
     """
     text = call.header("range")
     condition = call.header("if-range")
+    if call.request.method == "HEAD":  # ranges are for GET alone
+        return 0, size, False
     if text is None or (condition is not None and condition.strip() != etag):
         return 0, size, False
     unit, _, spec = text.partition("=")
     first, dash, last = spec.strip().partition("-")
     numbers = [each for each in (first, last) if each]
-    plain = all(each.isascii() and each.isdecimal() and len(each) < 19 for each in numbers)
+    plain = all(each.isascii() and each.isdecimal() and len(each) < 100 for each in numbers)
     if unit.strip() != "bytes" or not dash or not numbers or not plain or "," in spec:
         return 0, size, False
     if not first:
@@ -200,7 +214,12 @@ class BodySource:
         while filled < len(view):
             if not self._rest:
                 try:
-                    piece = await anext(self._pieces, None)
+                    with anyio.fail_after(IDLE):
+                        piece = await anext(self._pieces, None)
+                except TimeoutError:
+                    raise SourceChanged(
+                        f"nothing came for {IDLE} seconds: nothing was stored"
+                    ) from None
                 except ClientDisconnect:
                     raise SourceChanged("the client went away: nothing was stored") from None
                 if piece is None:
@@ -243,6 +262,10 @@ async def put_file(call: Call) -> Response:
     """The body becomes the newest version of the file."""
     preconditions = call.preconditions
     length = call.header("content-length")
+    if length is not None and int(length) > MOST:
+        raise TooLarge(f"a body of {length} bytes: {MOST} is the most")
+    if call.header("if-unmodified-since") is not None:
+        raise InvalidField("times are too coarse for this: use If-Match")
     try:
         result = await call.server.vault.files.put(
             call.user,
@@ -267,14 +290,15 @@ async def put_file(call: Call) -> Response:
 def _origin(call: Call) -> Origin:
     mtime, mode = call.header("vaultfs-mtime"), call.header("vaultfs-mode")
     wrong = "Vaultfs-Mtime is microseconds, Vaultfs-Mode octal digits"
-    try:
-        moment = None if mtime is None else int(mtime)
-        found = Origin(moment, None if mode is None else int(mode[:6], 8))
-    except ValueError:
-        raise InvalidField(wrong) from None
-    if moment is not None and not -FAR <= moment <= FAR:
+    if mtime is not None and not _MICROSECONDS.fullmatch(mtime):
         raise InvalidField(wrong)
-    return found
+    if mode is not None and not _OCTAL.fullmatch(mode):
+        raise InvalidField(wrong)
+    return Origin(None if mtime is None else int(mtime), None if mode is None else int(mode, 8))
+
+
+_MICROSECONDS: Final = re.compile(r"-?[0-9]{1,18}")
+_OCTAL: Final = re.compile(r"[0-7]{1,4}")
 
 
 _ORIGIN = (

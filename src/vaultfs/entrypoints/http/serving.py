@@ -209,4 +209,4 @@ def configure_log(where: Listening) -> None:
         handler.setFormatter(JsonLines())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if where.log else logging.CRITICAL)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # our own log says it
