@@ -142,3 +142,20 @@ async def test_paths_never_become_deeper_or_longer_than_they_may(tmp_path: Path)
         await vault.move("/r", "/" + "/".join("m" * 40) + "/r")
         with pytest.raises(InvalidField, match="deep"):
             await vault.restore(gone.id)
+
+
+async def test_a_log_without_its_catalog_is_not_taken_for_the_new_ones(folder: Path) -> None:
+    async with open_vault(settings(folder)) as vault:
+        await put(vault, "/a", b"kept")
+        await vault.recovery.backup()
+        await put(vault, "/b", b"later")
+        log = (folder / "catalog.db-wal").read_bytes()
+        assert log
+    (folder / "catalog.db").unlink()
+    (folder / "catalog.db-wal").write_bytes(log)
+    backup = await recover_catalog(folder)
+    assert (folder / f"catalog.db.before-{backup.name}-wal").read_bytes() == log
+    async with open_vault(settings(folder)) as vault:
+        await vault.recovery.rebuild()
+        assert await read(vault, "/a") == b"kept"
+        await assert_sound(vault)

@@ -10,7 +10,6 @@ ever used with another's.
 """
 
 import json
-import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -105,7 +104,7 @@ def _make_folder(folder: Path) -> None:
     if not folder.exists():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _flush(folder.parent)
+        replacing.flush_folder(folder.parent)
 
 
 def _is_free(folder: Path) -> bool:
@@ -226,10 +225,9 @@ async def recover_catalog(folder: Path, name: str | None = None) -> Backup:
     Takes the newest backup, or the one called `name`; a catalog that is there is set
     aside as `catalog.db.before-<backup>`, or with a number behind it. What was put after
     the backup was made is not in it; its chunks are found again by `Recovery.rebuild`,
-    which is to follow. A crash
-    leaves the old catalog or, for a moment, none: then the call is to be repeated. Processes
-    that have the vault open are told to open it again. Raises `NotAVault`, `NotFound`,
-    `Corrupt`, `Busy`.
+    which is to follow. A crash leaves the old catalog or, for a moment, none: then the call
+    is to be repeated. Processes that have the vault open are told to open it again. Raises
+    `NotAVault`, `NotFound`, `Corrupt`, `Busy`.
     """
     store = await open_store(folder)
     fresh = folder / "catalog.db.new"
@@ -263,11 +261,3 @@ async def _store_owner(store: ObjectStore, folder: Path) -> str:
         return await read_marker(store)
     except ObjectNotFound:
         raise NotAVault(f"there is no vault in {folder}") from None
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

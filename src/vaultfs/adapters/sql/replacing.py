@@ -20,28 +20,24 @@ def remove(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-def replace(fresh: Path, path: Path, aside: Path) -> Path | None:
+def replace(fresh: Path, path: Path, aside: Path) -> None:
     """Give `fresh`, closed and so in one file, the name `path`; set aside what has it.
 
-    Where that went, or None: `aside`, or a name like it that is free. Nobody writes to the
-    old database meanwhile, unless it is too damaged to be locked; who has it open is told
-    at the next call (`SqliteCatalog`). A crash leaves the old catalog or, for a moment,
-    none. Raises `Busy`.
+    What was there gets the name `aside`, or one like it that is free. Nobody writes to it
+    meanwhile, unless it is too damaged to be locked, and nobody afterwards: who has it open
+    looks at each call whether it is still in its place (`connections.Place`). A crash leaves
+    the old catalog or, for a moment, none. Raises `Busy`.
     """
-    if not path.exists():
-        _move(fresh, path)
-        return None
-    with closing(connect(path)) as old:
-        _lock(old, path)
-        kept = _set_aside(path, aside)
-        _move(fresh, path)
-    return kept
-
-
-def _move(fresh: Path, path: Path) -> None:
-    # The log of the old database is gone before the new one comes, which must not see it.
+    if path.exists():
+        # Closed before the new one comes: the last to close a database removes the log that
+        # has its name.
+        with closing(connect(path)) as old:
+            _lock(old, path)
+            _set_aside(path, aside)
+    else:
+        _set_aside(path, aside)  # a log without its database, which the new one must not see
     fresh.rename(path)
-    _flush(path.parent)
+    flush_folder(path.parent)
 
 
 def _lock(old: sqlite3.Connection, path: Path) -> None:
@@ -54,16 +50,19 @@ def _lock(old: sqlite3.Connection, path: Path) -> None:
         return  # too damaged to be locked: then nobody can write to it either
 
 
-def _set_aside(path: Path, aside: Path) -> Path:
+def _set_aside(path: Path, aside: Path) -> None:
+    """Rename the files of the database at `path`, the database first: without it its log is
+    nothing, but it without its log would be another, older one.
+    """
     names = (aside if number == 1 else Path(f"{aside}-{number}") for number in count(1))
-    kept = next(name for name in names if not name.exists())
-    for suffix in reversed(FILES):
+    free = next(name for name in names if not any(Path(f"{name}{end}").exists() for end in FILES))
+    for end in FILES:
         with suppress(FileNotFoundError):
-            Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
-    return kept
+            Path(f"{path}{end}").rename(f"{free}{end}")
 
 
-def _flush(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Have the names in `folder` on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
