@@ -111,21 +111,22 @@ def parse_token(text: str) -> tuple[str, str]:
 
 def hash_of(secret: bytes) -> bytes:
     """What the catalog keeps of a secret."""
-    return hash_of_text(_text(secret))
+    return _hash_of_text(_text(secret))
 
 
-def hash_of_text(secret: str) -> bytes:
-    """The same of a secret as its user sends it."""
+def _hash_of_text(secret: str) -> bytes:
     return sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
-def check_token(token: Token | None, secret: str, now_us: int) -> None:
+def check_token(token: Token | None, secret: str, now_us: int) -> bool:
     """Raise `NotAuthenticated` unless `secret` is `token`'s and it is still good.
+
+    Returns whether it is the one before the last rotation.
 
     Compares as long for a token that is not there as for one that is, and says the same
     whatever was wrong but for a token that was good once.
     """
-    given = hash_of_text(secret)
+    given = _hash_of_text(secret)
     kept = bytes(len(given)) if token is None else token.digest
     before = bytes(len(given)) if token is None or token.previous is None else token.previous
     is_new, is_old = compare_digest(given, kept), compare_digest(given, before)
@@ -137,3 +138,4 @@ def check_token(token: Token | None, secret: str, now_us: int) -> None:
         raise NotAuthenticated(f"token {token.id} was revoked")
     if token.expires_us is not None and token.expires_us <= now_us:
         raise NotAuthenticated(f"token {token.id} has expired: rotate it or make another")
+    return not is_new

@@ -105,7 +105,7 @@ class RemoteVault:
         if isinstance(content, PathLike):
             async with open_source(content) as (source, item):
                 headers |= origin_headers(item.origin)
-                body = _Body(source, item.size, progress)
+                body = _Body(source, progress)
                 return (await self._put(path, body, item.size, headers, parents=parents))[0]
         if isinstance(content, str):
             raise TypeError("content is text: encode it, or name a local file by a pathlib.Path")
@@ -230,7 +230,7 @@ class RemoteVault:
             progress(item.size)
             return changed
         async with source.open(item) as opened:
-            body = _Body(opened, item.size, progress)
+            body = _Body(opened, progress)
             return (await self._put(path, body, item.size, headers, parents=True))[1]
 
     async def get_tree(
@@ -473,17 +473,15 @@ class _Slices(AsyncIterable[bytes]):
 class _Body(AsyncIterable[bytes]):
     """A source as the body of a request."""
 
-    def __init__(self, source: Source, size: int, progress: Progress) -> None:
-        self._source, self._size, self._progress = source, size, progress
+    def __init__(self, source: Source, progress: Progress) -> None:
+        self._source, self._progress = source, progress
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = self._size
         ended = False
         while not ended:
             buffer = bytearray(PIECE)
             filled = await self._source.readinto(memoryview(buffer))
             ended = filled < PIECE
-            left -= filled
             self._progress(filled)
             if filled:
                 yield bytes(memoryview(buffer)[:filled])

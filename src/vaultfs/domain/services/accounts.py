@@ -30,7 +30,6 @@ from vaultfs.domain.tokens import (
     Token,
     check_token,
     hash_of,
-    hash_of_text,
     parse_token,
     write_scopes,
     write_token,
@@ -79,13 +78,12 @@ class Accounts:
         number, secret = parse_token(text)
         now = micros(self.clock.now())
         found = await self._look_up(number)
-        check_token(None if found is None else found[0], secret, now)
+        rotated = check_token(None if found is None else found[0], secret, now)
         assert found is not None
         token, user = found
         if now - (token.used_us or 0) >= TOUCH_EVERY_US:
             self._known.pop(number, None)
             await self._apply(user.id, TouchToken(token.id))
-        rotated = hash_of_text(secret) != token.digest
         return Identity(user, token.scope_set, token.id, token.expires_us, rotated)
 
     async def _look_up(self, number: str) -> tuple[Token, User] | None:

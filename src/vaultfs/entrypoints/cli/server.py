@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ from vaultfs.domain.errors import InvalidField
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
     QuietOption,
+    Session,
     VaultOption,
     human,
     local_time,
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from vaultfs.domain.services.upkeep import Plan
     from vaultfs.domain.tokens import Identity, Scope, Token
     from vaultfs.entrypoints.http.serving import Listening
-    from vaultfs.entrypoints.vault import Vault
 
 users = typer.Typer(no_args_is_help=True, help="Users of a served vault, and their quotas.")
 tokens = typer.Typer(no_args_is_help=True, help="Tokens: who may do what over HTTP.")
@@ -202,12 +204,14 @@ def maintain(
     run(call, work)
 
 
-async def _accounts(vault: "Vault") -> "tuple[Accounts, Identity]":
-    """Whoever can open the folder may do everything."""
+@asynccontextmanager
+async def _accounts(call: Session) -> AsyncGenerator["tuple[Accounts, Identity]", None]:
+    """The accounts of the vault that the call is about, for whoever can open its folder."""
     from vaultfs.domain.services.accounts import Accounts
     from vaultfs.domain.tokens import ALL_SCOPES, Identity
 
-    return Accounts(vault.catalog, vault.clock), Identity(vault.user, ALL_SCOPES)
+    async with opened(call) as vault:
+        yield Accounts(vault.catalog, vault.clock), Identity(vault.user, ALL_SCOPES)
 
 
 # Users
@@ -241,8 +245,7 @@ def add_user(
 
     async def work() -> None:
         most = _size(quota)
-        async with opened(call) as vault:
-            accounts, owner = await _accounts(vault)
+        async with _accounts(call) as (accounts, owner):
             user = await accounts.add_user(owner, name, most)
         call.answer(
             _user_json(user),
@@ -258,8 +261,7 @@ def list_users(vault: VaultOption = None, as_json: JsonOption = False) -> None:
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with opened(call) as vault:
-            accounts, owner = await _accounts(vault)
+        async with _accounts(call) as (accounts, owner):
             found = await accounts.users(owner)
         rows = list(map(_user_row, found))
         call.answer([_user_json(each) for each in found], lambda: table(rows))
@@ -284,8 +286,7 @@ def set_quota(
 
     async def work() -> None:
         most = _size(quota)
-        async with opened(call) as vault:
-            accounts, owner = await _accounts(vault)
+        async with _accounts(call) as (accounts, owner):
             user = await accounts.set_quota(owner, name, most)
         call.answer(_user_json(user), lambda: "  ".join(_user_row(user)))
 
@@ -350,8 +351,7 @@ def add_token(
 
     async def work() -> None:
         wanted = _scopes(scopes)
-        async with opened(call) as vault:
-            accounts, owner = await _accounts(vault)
+        async with _accounts(call) as (accounts, owner):
             issued = await accounts.add_token(owner, user, name, wanted, _expiry(days))
         call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
 
@@ -366,8 +366,7 @@ def list_tokens(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with opened(call) as vault:
-            accounts, owner = await _accounts(vault)
+        async with _accounts(call) as (accounts, owner):
             found = await accounts.tokens(owner, user)
         call.answer(
             [_token_json(each) for each in found],
@@ -398,8 +397,7 @@ def rotate_token(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with opened(call) as vault:
-            accounts, owner = await _accounts(vault)
+        async with _accounts(call) as (accounts, owner):
             issued = await accounts.rotate_token(
                 owner, user, number, overlap=timedelta(seconds=overlap), expires=_expiry(days)
             )
@@ -419,8 +417,7 @@ def revoke_token(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with opened(call) as vault:
-            accounts, owner = await _accounts(vault)
+        async with _accounts(call) as (accounts, owner):
             await accounts.revoke_token(owner, user, number)
         call.answer({"revoked": number}, f"token {shown(number)} is good for nothing any more")
 

@@ -1,6 +1,6 @@
 """Users, quotas, tokens, the audit."""
 
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from starlette.responses import Response
@@ -77,11 +77,8 @@ async def list_tokens(call: Call) -> Response:
 async def add_token(call: Call) -> Response:
     """Make a token; its secret is in the answer, once."""
     wanted = await call.body(TokenIn)
-    expires = wanted.expires
-    if expires is not None and expires.tzinfo is None:
-        expires = expires.replace(tzinfo=UTC)
     issued = await call.server.accounts.add_token(
-        call.identity, own(call), wanted.name, frozenset(wanted.scopes), expires
+        call.identity, own(call), wanted.name, frozenset(wanted.scopes), _aware(wanted.expires)
     )
     return _secret(call, token_out(issued.token, issued.secret), 201)
 
@@ -91,17 +88,21 @@ async def rotate_token(call: Call) -> Response:
     wanted = await call.body(RotateIn)
     if not 0 <= wanted.overlap_seconds <= LONGEST_OVERLAP:
         raise InvalidField(f"overlap_seconds: 0 to {LONGEST_OVERLAP}")
-    expires = wanted.expires
-    if expires is not None and expires.tzinfo is None:
-        expires = expires.replace(tzinfo=UTC)
     issued = await call.server.accounts.rotate_token(
         call.identity,
         own(call),
         call.params["token"],
         overlap=timedelta(seconds=wanted.overlap_seconds),
-        expires=expires,
+        expires=_aware(wanted.expires),
     )
     return _secret(call, token_out(issued.token, issued.secret), 200)
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    """`moment`, in UTC if it says nothing else."""
+    if moment is None or moment.tzinfo is not None:
+        return moment
+    return moment.replace(tzinfo=UTC)
 
 
 def _secret(call: Call, value: TokenOut, status: int) -> Response:

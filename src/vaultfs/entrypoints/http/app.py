@@ -145,9 +145,6 @@ class Api:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other kinds of connection are not for us."""
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-            return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
@@ -167,8 +164,8 @@ class Api:
 
     async def _answer(self, scope: Scope, receive: Receive, seen: _Seen) -> None:
         try:
-            call = await self._understand(scope, receive, seen)
-            response = await call[0].handler(call[1])
+            route, call = await self._understand(scope, receive, seen)
+            response = await route.handler(call)
             await response(scope, receive, seen.forward)
         except Exception as error:
             seen.error = _told(error)
@@ -265,15 +262,6 @@ def _beginning(path: str) -> str:
 
 async def _unused(_: Request) -> Response:
     raise NotImplementedError("routes are only matched")
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    """Who runs the application opens and closes the vault around it."""
-    while True:
-        kind = (await receive())["type"]
-        await send({"type": f"{kind}.complete"})
-        if kind == "lifespan.shutdown":
-            return
 
 
 def _told(error: Exception) -> str:

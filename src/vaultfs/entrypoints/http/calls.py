@@ -14,6 +14,7 @@ from starlette.responses import Response
 from vaultfs.domain.errors import InvalidField, NotFound, TooLarge
 from vaultfs.domain.names import Address, check_user, key_of, parse_address, parse_path
 from vaultfs.domain.nodes import NO_PRECONDITIONS, Preconditions, User, VersionId
+from vaultfs.domain.services.browse import PAGE
 from vaultfs.domain.tokens import Identity, Scope
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_JSON: Final = 1 << 20
 """Bytes of a JSON body."""
-PAGE: Final = 1000
 T = TypeVar("T")
 
 _ETAG = re.compile(r'"([vr])(\d{1,18})"')

@@ -1,6 +1,8 @@
 """What tells how the server is, and what it accepts."""
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -9,11 +11,10 @@ from starlette.responses import HTMLResponse, Response
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import MAX_DEPTH, MAX_NAME, MAX_PATH
 from vaultfs.domain.operations import MAX_COPY, MAX_METADATA
-from vaultfs.entrypoints.http.calls import MAX_JSON, PAGE, Call, Route
+from vaultfs.domain.services.browse import PAGE
+from vaultfs.entrypoints.http.calls import MAX_JSON, Call, Route
 from vaultfs.entrypoints.http.wire import Health, Limits
-
-if TYPE_CHECKING:
-    from vaultfs.entrypoints.vault import Vault
+from vaultfs.entrypoints.vault import MARKER, Vault
 
 READY_FOR: Final = 2.0
 """Seconds for which a look at the store and the catalog is good."""
@@ -22,7 +23,7 @@ READY_FOR: Final = 2.0
 class Metrics:
     """What `/metrics` tells, of one server; labels are routes, never paths."""
 
-    def __init__(self, vault: "Vault") -> None:
+    def __init__(self, vault: Vault) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "vaultfs_http_requests",
@@ -75,12 +76,14 @@ async def readyz(call: Call) -> Response:
     return call.json(Health("ok" if well else "failing", checks), 200 if well else 503)
 
 
-async def look(vault: "Vault") -> dict[str, str]:
+async def look(vault: Vault) -> dict[str, str]:
     """How the parts of a vault are: `ok`, or the kind of what is wrong."""
-    from vaultfs.entrypoints.vault import MARKER
-
+    checks: dict[str, Callable[[], Awaitable[object]]] = {
+        "catalog": vault.catalog.users,
+        "store": partial(vault.objects.head, MARKER),
+    }
     found: dict[str, str] = {}
-    for name, check in (("catalog", vault.catalog.users), ("store", _head(vault, MARKER))):
+    for name, check in checks.items():
         try:
             await check()
         except VaultError as error:
@@ -88,10 +91,6 @@ async def look(vault: "Vault") -> dict[str, str]:
         else:
             found[name] = "ok"
     return found
-
-
-def _head(vault: "Vault", key: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    return lambda: vault.objects.head(key)
 
 
 async def metrics(call: Call) -> Response:
