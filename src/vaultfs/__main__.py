@@ -1,5 +1,6 @@
 """`python -m vaultfs` and the `vaultfs` command."""
 
+import gc
 import sys
 
 
@@ -10,6 +11,7 @@ def main() -> None:
 
         print(f"vaultfs {__version__}")
         return
+    gc.disable()  # all that is loaded now stays; `session` turns it on for the work itself
     try:
         from vaultfs.entrypoints.cli import main
 

@@ -6,7 +6,9 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from pathlib import Path
+from random import Random
 
 import anyio
 import pytest
@@ -110,6 +112,7 @@ async def test_a_pack_stands_two_folders_deeper(tmp_path: Path, store: LocalObje
     [
         ("fsync", 10_000, PutMode.CREATE),
         ("fsync", 1 << 20, PutMode.OVERWRITE),
+        ("pwrite", 1 << 20, PutMode.CREATE),
         ("link", 1 << 20, PutMode.CREATE),
         ("replace", 10_000, PutMode.OVERWRITE),
     ],
@@ -190,6 +193,38 @@ async def test_file_and_folder_are_flushed_once_each(
     with pytest.raises(ObjectExists):
         await store.put("packs/second", bytes(size))
     assert flushed == [".tmp", tmp_path.name] * 2
+
+
+def at_a_page(data: bytes, *, moved: int = 0) -> memoryview:
+    """`data` in memory that begins where a page does, or `moved` bytes later."""
+    room = mmap(-1, len(data) + moved + 1)
+    view = memoryview(room)[moved : moved + len(data)]
+    view[:] = data
+    return view
+
+
+@pytest.mark.parametrize("moved", [0, 1, 512])
+@pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, (1 << 20) + 4095])
+async def test_one_large_piece_is_stored_whole_wherever_its_memory_begins(
+    store: LocalObjectStore, moved: int, size: int
+) -> None:
+    data = Random(size).randbytes(size)
+    await store.put("packs/first", at_a_page(data, moved=moved))
+    assert await store.get("packs/first") == data
+
+
+async def test_a_disk_that_takes_part_of_a_direct_write_gets_the_rest(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, sizes = os.pwrite, iter([4096, 1000])
+
+    def some(fd: int, data: memoryview, offset: int) -> int:
+        return pwrite(fd, data[: next(sizes, len(data))], offset)
+
+    monkeypatch.setattr(os, "pwrite", some)
+    data = Random(3).randbytes(1 << 20)
+    await store.put("packs/first", at_a_page(data))
+    assert await store.get("packs/first") == data
 
 
 async def test_new_folders_are_flushed_up_to_the_root(

@@ -287,8 +287,11 @@ class PackBuilder:
         self._entries.append(entry)
         self.size += HEADER_SIZE + size + ENTRY_SIZE
 
-    def seal(self) -> SealedPack:
-        """The finished pack; the builder is spent. CPU work: call it in a thread."""
+    def seal(self, room: memoryview | None = None) -> SealedPack:
+        """The finished pack; the builder is spent. CPU work: call it in a thread.
+
+        Its bytes are gathered in `room` if they fit, and the chunks let go of.
+        """
         entries = tuple(self._entries)
         table = b"".join(
             _ENTRY.pack(e.digest, e.offset, e.size, e.length, e.codec, NO_CIPHER, e.kind)
@@ -299,7 +302,18 @@ class PackBuilder:
         )
         parts = (*self._parts, table, tail)
         self._parts.clear()
+        if room is not None and self.size <= len(room):
+            parts = (_gathered(parts, room[: self.size]),)
         return SealedPack(digest_of_parts(parts), self.size, parts, crc32c_of(parts), entries)
+
+
+def _gathered(parts: Iterable[Buffer], room: memoryview) -> memoryview:
+    """`room`, filled with `parts`: what then takes one piece needs the interpreter's lock once."""
+    at = 0
+    for part in parts:
+        room[at : at + len(part)] = part
+        at += len(part)
+    return room
 
 
 def header_of(entry: PackEntry) -> bytes:

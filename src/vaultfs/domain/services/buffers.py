@@ -6,9 +6,12 @@ just finished holds its arguments a little longer), so it is handed out again on
 when nothing refers to its memory any more.
 """
 
+from mmap import mmap
 from typing import Final
 
 from attrs import define, field
+
+from vaultfs.domain.packs import MIB, PACK_TARGET
 
 KEPT: Final = 32
 """Buffers that wait to be used again, at the most."""
@@ -43,3 +46,32 @@ def _unused(buffer: bytearray) -> bool:
         return False
     buffer.append(last)
     return True
+
+
+ROOMS: Final = 2
+"""Packs that are gathered at one time; more would be memory that nobody charges for."""
+ROOM: Final = PACK_TARGET + MIB
+"""Bytes: a full pack has its target, and at most a chunk and its table row more."""
+
+
+@define(eq=False)
+class Rooms:
+    """Memory to gather packs in, at page boundaries, as a disk can read it by itself."""
+
+    _free: list[mmap] = field(factory=list[mmap])
+    _taken: int = 0
+
+    def take(self) -> mmap | None:
+        """Room for a pack, if there is some."""
+        if self._free:
+            self._taken += 1
+            return self._free.pop()
+        if self._taken == ROOMS:
+            return None
+        self._taken += 1
+        return mmap(-1, ROOM)
+
+    def give(self, room: mmap) -> None:
+        """Take `room` back, of which nobody has a view any more."""
+        self._taken -= 1
+        self._free.append(room)

@@ -10,6 +10,7 @@ versions that waited for it. A crash leaves at most an object that no row names.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import anyio
 from anyio import to_thread
@@ -21,7 +22,8 @@ from vaultfs.domain.errors import Busy, OutcomeUnknown
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import Done, Outcome, RecordPack, Refused, Unit
 from vaultfs.domain.packs import PackBuilder, SealedPack, StoredChunk
-from vaultfs.domain.services.budget import Budget, Charge
+from vaultfs.domain.services.budget import MIB, Budget, Charge
+from vaultfs.domain.services.buffers import Rooms
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.objects import (
@@ -33,6 +35,8 @@ from vaultfs.ports.objects import (
 )
 
 PACK_PREFIX = "packs/"
+GATHERED: Final = 4 * MIB
+"""Packs of so many bytes are gathered in one piece of memory before they are hashed and put."""
 
 
 def pack_key(digest: Digest) -> str:
@@ -106,6 +110,7 @@ class Packer:
     _open: OpenPack | None = None
     _pending: dict[Digest, OpenPack] = field(factory=dict[Digest, OpenPack])
     """Chunks that are in a pack which is not yet recorded."""
+    _rooms: Rooms = field(factory=Rooms)
     _under_way: int = 0
     _count: int = 0
 
@@ -175,8 +180,7 @@ class Packer:
         """Make `pack` durable and record it with the commits that joined."""
         error: Exception | None = Busy("the vault was closed before this was stored")
         try:
-            sealed = await to_thread.run_sync(pack.builder.seal, limiter=self.workers)
-            await self._put_object(sealed)
+            sealed = await self._sealed_and_put(pack)
             pack.accepts = False
             await self._record(pack, sealed)
             error = None
@@ -192,6 +196,23 @@ class Packer:
             for charge in pack.charges:
                 charge.release()
             self._poke()
+
+    async def _sealed_and_put(self, pack: OpenPack) -> SealedPack:
+        """The pack, durable in the store; large ones are gathered, and their blocks let go of."""
+        room = self._rooms.take() if pack.builder.size >= GATHERED else None
+        if room is None:
+            sealed = await to_thread.run_sync(pack.builder.seal, limiter=self.workers)
+            await self._put_object(sealed)
+            return sealed
+        try:
+            view = memoryview(room)
+            sealed = await to_thread.run_sync(pack.builder.seal, view, limiter=self.workers)
+            for charge in pack.charges:
+                charge.let_go()
+            await self._put_object(sealed)
+        finally:
+            self._rooms.give(room)
+        return sealed
 
     async def _put_object(self, sealed: SealedPack) -> None:
         key = pack_key(sealed.key)

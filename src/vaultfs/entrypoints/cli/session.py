@@ -197,6 +197,7 @@ def _tune() -> None:
 
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    gc.enable()
 
 
 def _fail(call: Session, error: VaultError) -> ExitCode:
