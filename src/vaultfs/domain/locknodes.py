@@ -1,0 +1,233 @@
+"""What the lock table keeps of its grants, its requests that wait, and the nodes of its tree."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NewType
+
+from attrs import define, field, frozen
+
+from vaultfs.domain.intervals import Range, Ranges
+from vaultfs.domain.lockmodes import CLASH, FIELD, LUB, Mode, Resource, clash, strongest
+
+Owner = NewType("Owner", str)
+"""Who locks: an upload, a batch, a client's session. Not a user, who may be several."""
+
+NO_RANGES: Final[Mapping[Resource, tuple[Range, ...]]] = {}
+
+
+@define(eq=False)
+class Grant:
+    """What an owner holds by one request."""
+
+    id: int
+    owner: Owner
+    items: dict[Resource, Mode]
+    plan: dict[Resource, Mode]
+    """The items and the intents above them."""
+    ranges: Mapping[Resource, tuple[Range, ...]]
+    expires: float | None
+    """When it ends by itself, on the clock of `tick`; None: never."""
+
+    @property
+    def token(self) -> int:
+        """For fencing: larger than that of every grant before."""
+        return self.id
+
+
+@define(eq=False)
+class Waiting:
+    """A request in the queues of its nodes."""
+
+    id: int
+    owner: Owner
+    items: dict[Resource, Mode]
+    """Of a conversion only what changes."""
+    plan: dict[Resource, Mode]
+    ranges: Mapping[Resource, tuple[Range, ...]]
+    expires: float | None
+    converts: Grant | None
+    """The grant whose modes it changes; None: it is to be a new one."""
+    wants: dict[Resource, Mode] = field(factory=dict[Resource, Mode])
+    """For each node what its owner will have there: with what it has already."""
+
+
+@frozen
+class Blocker:
+    """Somebody in the way: what they hold, or wait for further ahead."""
+
+    owner: Owner
+    resource: Resource
+    mode: Mode
+    waits: bool = False
+
+
+@frozen
+class Blocked:
+    """It was not to wait, and cannot be granted now."""
+
+    blockers: tuple[Blocker, ...]
+
+
+@frozen
+class Link:
+    """A member of a circle: it wants `resource` in `wanted`, which `holder` has in `held`."""
+
+    owner: Owner
+    request: int
+    resource: Resource
+    wanted: Mode
+    holder: Owner
+    held: Mode
+
+
+@frozen
+class Deadlock:
+    """Waiting would never end: each of the circle waits for the next, the last for the first."""
+
+    circle: tuple[Link, ...]
+
+
+@frozen
+class OwnerBusy:
+    """The owner waits for something else already, and cannot ask for more until it has that."""
+
+    request: int
+
+
+@frozen
+class Passed:
+    """What became of requests that waited."""
+
+    granted: tuple[tuple[int, Grant], ...] = ()
+    """Their ids and their grants, in the order in which they were granted."""
+    dropped: tuple[int, ...] = ()
+    """Those whose lease ran out, or whose grant to convert did, or was released."""
+
+
+NOTHING: Final = Passed()
+Answer = Grant | Waiting | Blocked | Deadlock | OwnerBusy
+
+
+class Node:
+    """A resource that somebody holds or waits for. The table's own."""
+
+    __slots__ = ("held", "holds", "queue", "ranges", "resource", "wanted")
+
+    def __init__(self, resource: Resource) -> None:
+        self.resource = resource
+        self.holds: dict[Owner, tuple[int, Mode]] = {}
+        """For each owner the counts of its grants by mode, and their least upper bound."""
+        self.held = 0
+        """How many owners have it in each effective mode, as `FIELD`s."""
+        self.queue: OrderedDict[Waiting, Mode] | None = None
+        """Who waits, in order, and what for."""
+        self.wanted = 0
+        """How many wait for each mode, as `FIELD`s."""
+        self.ranges: dict[Owner, Ranges] | None = None
+
+    def add(self, owner: Owner, mode: Mode) -> None:
+        """Count one more grant of `owner`."""
+        hold = self.holds.get(owner)
+        if hold is None:
+            self.holds[owner] = (FIELD[mode], mode)
+            self.held += FIELD[mode]
+            return
+        counts, before = hold
+        after = LUB[before][mode]
+        self.holds[owner] = (counts + FIELD[mode], after)
+        self.held += FIELD[after] - FIELD[before]
+
+    def remove(self, owner: Owner, mode: Mode) -> Mode | None:
+        """Count one grant less; the owner's effective mode until now, if it has become weaker."""
+        counts, before = self.holds[owner]
+        counts -= FIELD[mode]
+        if not counts:
+            del self.holds[owner]
+            self.held -= FIELD[before]
+            return before
+        after = strongest(counts)
+        self.holds[owner] = (counts, after)
+        if after is before:
+            return None
+        self.held += FIELD[after] - FIELD[before]
+        return before
+
+    def has(self, owner: Owner) -> Mode | None:
+        """The effective mode of `owner`."""
+        hold = self.holds.get(owner)
+        return None if hold is None else hold[1]
+
+    def enter(self, request: Waiting, want: Mode) -> None:
+        """Take a place: last, but in front of those who clash with what its owner has here."""
+        if self.queue is None:
+            self.queue = OrderedDict()
+        mine = self.has(request.owner)
+        before = None
+        if mine is not None and self.wanted & CLASH[mine]:
+            before = next((other for other, mode in self.queue.items() if clash(mode, mine)), None)
+        self.queue[request] = want
+        self.wanted += FIELD[want]
+        if before is not None:
+            self.move(request, before)
+
+    def move(self, request: Waiting, before: Waiting) -> None:
+        """Let `request`, which is further back, go in front of `before`."""
+        places = [each for each in self.queue or () if each is not request]
+        places.insert(places.index(before), request)
+        self.order(places)
+
+    def order(self, places: Iterable[Waiting]) -> None:
+        """Put the queue in this order."""
+        if self.queue is not None:
+            for each in places:
+                self.queue.move_to_end(each)
+
+    def leave(self, request: Waiting) -> None:
+        """Give up a place."""
+        if self.queue is not None:
+            self.wanted -= FIELD[self.queue.pop(request)]
+            if not self.queue:
+                self.queue = None
+
+    def ahead(self, request: Waiting) -> Iterator[tuple[Waiting, Mode]]:
+        """Who is in front of `request`."""
+        for other, mode in (self.queue or {}).items():
+            if other is request:
+                return
+            yield other, mode
+
+    def unused(self) -> bool:
+        """Whether nobody holds it or waits for it."""
+        return not self.holds and self.queue is None
+
+    def holders_against(self, request: Waiting, want: Mode) -> Iterator[tuple[Owner, Mode]]:
+        """The owners whose hold on it keeps `request` from it."""
+        owner = request.owner
+        mine = self.has(owner)
+        if (
+            mine is not want
+            and (self.held - (FIELD[mine] if mine is not None else 0)) & CLASH[want]
+        ):
+            for other, (_, mode) in self.holds.items():
+                if other != owner and clash(mode, want):
+                    yield other, mode
+        if self.ranges:
+            asked = request.ranges.get(self.resource, ())
+            for other, ranges in self.ranges.items():
+                if other != owner and any(ranges.meets(each) for each in asked):
+                    yield other, self.holds[other][1]
+
+    def waiters_against(self, request: Waiting, want: Mode) -> Iterator[tuple[Waiting, Mode]]:
+        """Who is further ahead in the queue of it and would clash with `request`."""
+        asked = request.ranges.get(self.resource)
+        covered = self.has(request.owner) is want
+        if asked is None and (covered or not (self.wanted - FIELD[want]) & CLASH[want]):
+            return
+        for other, mode in self.ahead(request):
+            clashes = not covered and clash(mode, want)
+            if clashes or (asked and _meet(asked, other.ranges.get(self.resource, ()))):
+                yield other, mode
+
+
+def _meet(some: Sequence[Range], others: Sequence[Range]) -> bool:
+    return any(one.meets(other) for one in some for other in others)
