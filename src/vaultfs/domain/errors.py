@@ -9,6 +9,10 @@ one table each, in their entry point.
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # they know errors themselves
+    from vaultfs.domain.locknodes import Blocker, Link
 
 
 class VaultError(Exception):
@@ -130,6 +134,63 @@ class Busy(VaultError):
 
 class CatalogUnavailable(VaultError):
     """The catalog's database cannot be read or written (disk full, no permission, gone)."""
+
+
+class LockError(VaultError):
+    """A lock was not had, or is not held as it would have to be. Nothing is left of the call."""
+
+
+class Blocking(LockError):
+    """Others hold what is in the way, or wait for it ahead; `blockers` says who, where and how."""
+
+    blockers: "tuple[Blocker, ...]" = ()
+
+    def __init__(self, message: str, *, blockers: "tuple[Blocker, ...]" = ()) -> None:
+        super().__init__(message)
+        self.blockers = blockers
+
+
+class Locked(Blocking):
+    """A write touches what somebody else has locked."""
+
+
+class WouldBlock(Blocking):
+    """The lock cannot be had now, and was not to be waited for."""
+
+
+class LockTimedOut(Blocking):
+    """The lock could not be had in time."""
+
+
+class DeadlockFound(LockError):
+    """Waiting would never end: each member of `circle` waits for the next, the last for the first.
+
+    What the owner held before the call it still holds.
+    """
+
+    def __init__(self, message: str, *, circle: "tuple[Link, ...]") -> None:
+        super().__init__(message)
+        self.circle = circle
+
+
+class LeaseExpired(LockError):
+    """The lease has run out, or is not known: it cannot be renewed, only taken anew."""
+
+
+class StaleToken(LockError):
+    """A write came with a lock that is held no longer. Nothing of it was done."""
+
+
+class NotHeld(LockError):
+    """The lock that is named, or one that covers what is to be written, is not held."""
+
+
+class LockOwnerBusy(LockError):
+    """The same owner waits for another lock already, and can wait for one at a time."""
+
+
+class LockMisuse(InvalidField, ValueError):
+    """A lock that nobody can have, or a change of one that is none."""
 
 
 def listed(things: Iterable[str], *, most: int = 5) -> str:
