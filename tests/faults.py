@@ -48,6 +48,7 @@ from vaultfs.ports.catalog import (
     Trashed,
     VersionRef,
 )
+from vaultfs.ports.locks import LockStore
 from vaultfs.ports.objects import ObjectStore, StoreUnavailable
 from vaultfs.ports.trees import Item, Skipped, Source, SourceTree
 
@@ -73,6 +74,9 @@ class CatalogAround(Catalog):
 
     def __init__(self, inner: Catalog) -> None:
         self.inner = inner
+
+    def lock_store(self) -> LockStore:
+        return self.inner.lock_store()
 
     async def apply(self, units: Sequence[Unit]) -> list[Outcome]:
         return await self.inner.apply(units)

@@ -350,9 +350,9 @@ class LockContract:
         await locks.release(A, TREE, token)
 
     async def test_ways_to_write_a_path_are_one_path(self, locks: Locks) -> None:
-        async with locks.hold(A, TREE, {("e\u0301",): Mode.X}):
-            assert await locks.try_hold(B, TREE, {("\u00e9",): Mode.S}) is None
-            assert await locks.try_hold(B, TREE, {("\u00e9e",): Mode.S}) is not None
+        async with locks.hold(A, TREE, {("cafe\u0301",): Mode.X}):
+            assert await locks.try_hold(B, TREE, {("caf\u00e9",): Mode.S}) is None
+            assert await locks.try_hold(B, TREE, {("caf\u00e9e",): Mode.S}) is not None
 
     @pytest.mark.parametrize("path", [("..",), ("a", ""), ("a\0",), (".", "b"), ("a/b",)])
     async def test_a_bad_path_locks_nothing(self, locks: Locks, path: tuple[str, ...]) -> None:

@@ -26,13 +26,16 @@ class MemoryLockStore(LockStore):
     """Nothing outlives it, and nothing in it waits for anything."""
 
     clock: Clock
-    listener: Listener = _nobody
     alone: bool = True
+    _listener: Listener = _nobody
     _trees: dict[TreeId, TreeLocks] = field(factory=dict[TreeId, TreeLocks])
 
     @property
     def session(self) -> str:
         return ""
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
 
     def _now(self, tree: TreeId) -> TreeLocks:
         """The locks of `tree`, at this moment."""
@@ -52,7 +55,7 @@ class MemoryLockStore(LockStore):
         result = work(locks)
         news = locks.settle("")
         if news:
-            self.listener(tree, news)
+            self._listener(tree, news)
         return result
 
     async def look(self, tree: TreeId, work: Callable[[TreeLocks], T]) -> T:
@@ -60,3 +63,6 @@ class MemoryLockStore(LockStore):
 
     async def news(self, trees: Collection[TreeId]) -> None:  # noqa: ARG002 there is one clock
         await anyio.sleep(LOOK_EVERY)
+
+    async def live(self) -> None:
+        await anyio.sleep_forever()

@@ -6,25 +6,18 @@ what it would have had to lock, and whether what it says it holds is held.
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from vaultfs.domain import operations as ops
 from vaultfs.domain.errors import Locked, NotHeld, StaleToken, listed
 from vaultfs.domain.lockmodes import Mode, Resource, covers
-from vaultfs.domain.locknodes import Blocker, Grant, Owner
+from vaultfs.domain.locknodes import Blocker, Grant, Presented
 from vaultfs.domain.locks import LockTable
 from vaultfs.domain.names import Path, check_path, format_path, key_of
 from vaultfs.domain.nodes import TreeId
 
 MAX_LOCKS = 1000
 """Paths that one request may lock."""
-
-
-class Presented(NamedTuple):
-    """What a writer says it holds: who it is, and the token that it was given."""
-
-    owner: Owner
-    token: int
 
 
 def resource(tree: TreeId, path: Path) -> Resource:

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NewType
+from typing import Final, NamedTuple, NewType
 
 from attrs import define, field, frozen
 
@@ -11,6 +11,14 @@ from vaultfs.domain.lockmodes import CLASH, FIELD, LUB, Mode, Resource, clash, s
 
 Owner = NewType("Owner", str)
 """Who locks: an upload, a batch, a client's session. Not a user, who may be several."""
+
+
+class Presented(NamedTuple):
+    """What a writer says it holds: who it is, and the token that it was given."""
+
+    owner: Owner
+    token: int
+
 
 NO_RANGES: Final[Mapping[Resource, tuple[Range, ...]]] = {}
 

@@ -75,8 +75,9 @@ class TreeLocks:
         yield from self.table.waiting.values()
 
     def others(self, session: str) -> set[str]:
-        """The sessions other than `session` that something here ends with."""
-        return {each for each in self.sessions.values() if each != session}
+        """The sessions other than `session` that something here ends with, or is kept for."""
+        every = {*self.sessions.values(), *(to for to, _ in self.news.values())}
+        return every - {session}
 
     def bury(self, live: Collection[str]) -> None:
         """Give back what belongs to sessions that are not in `live`."""

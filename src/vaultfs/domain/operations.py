@@ -10,6 +10,7 @@ from attrs import field, frozen
 
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import InvalidField, VaultError
+from vaultfs.domain.locknodes import Presented
 from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
@@ -290,6 +291,10 @@ class Unit:
     op_id: str
     """Names the unit for ever: unique, at most 64 characters."""
     operations: tuple[Operation, ...]
+    presented: tuple[Presented, ...] = ()
+    """The locks that the caller says it holds. Each operation is refused with `Locked` where
+    somebody else has a lock on what it touches; with `StaleToken` if one of these is held no
+    longer, and with `NotHeld` if they do not cover what it touches (`lockitems.needs`)."""
 
     def __attrs_post_init__(self) -> None:
         if not self.op_id or len(self.op_id) > 64:

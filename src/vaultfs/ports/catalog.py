@@ -20,6 +20,7 @@ from vaultfs.domain.tokens import Token
 
 if TYPE_CHECKING:  # readers of a catalog need not load the operations and all they know
     from vaultfs.domain.operations import Outcome, RecordPack, Unit
+    from vaultfs.ports.locks import LockStore
 
 
 class Location(NamedTuple):
@@ -313,6 +314,13 @@ class Catalog(ABC):
         All or nothing. Ids given out later do not repeat any that were given out after
         the dump was made. Raises `Unsupported` for a dump of a newer release,
         `Corrupt` for one that is damaged, `Conflict` if the catalog is not empty.
+        """
+
+    @abstractmethod
+    def lock_store(self) -> "LockStore":
+        """Where the locks of the trees in this catalog are kept: one for each catalog that is open.
+
+        `apply` compares every unit with them in its transaction.
         """
 
     @abstractmethod

@@ -20,20 +20,24 @@ class LockStore(ABC):
 
     __slots__ = ()
 
-    listener: Listener
-    """Told, on the event loop, what became of requests of this process that waited: once
-    each, after it is durable. May be told before the `change` that made one wait returns."""
-
     alone: bool
     """Whether `change` and `look` never wait for anything, so that nothing can cancel them."""
 
     @property
     @abstractmethod
     def session(self) -> str:
-        """What grants without a lease end with: this process, or as much of it as shares a store.
+        """What grants without a lease end with: this process; empty if it has the store alone.
 
-        Another one once this one was given up for dead, because it was not heard of for long:
-        then all that it held is gone.
+        A process that is not heard of for ten seconds is taken for dead by the others, and
+        what it held is given back, whether it comes back or not.
+        """
+
+    @abstractmethod
+    def listen(self, listener: Listener) -> None:
+        """Have `listener` told what became of requests of this process that waited.
+
+        Once of each, after it is durable, on the event loop; perhaps before the `change`
+        that made one wait returns. There is one listener.
         """
 
     @abstractmethod
@@ -65,3 +69,7 @@ class LockStore(ABC):
 
         Not later than half a second after a lease in them has run out.
         """
+
+    @abstractmethod
+    async def live(self) -> None:
+        """Let others know that this process lives; runs until it is cancelled."""

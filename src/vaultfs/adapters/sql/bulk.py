@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, Final, cast
 
 from vaultfs.adapters.sql.files import INSERT_VERSION
+from vaultfs.adapters.sql.locking import any_locked
 from vaultfs.adapters.sql.statements import Program, Run, RunMany
 from vaultfs.adapters.sql.transaction import (
     INSERT_CHANGE,
@@ -57,6 +58,8 @@ def put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcom
     keys = [key_of(put.path[-1]) for put in puts]
     folder = yield from _folder(tx, units[0], puts[0])
     if folder is None or len(set(keys)) != len(keys) or (yield from _any_there(folder, keys)):
+        return None
+    if (yield from any_locked(tx, units)):
         return None
     try:
         yield from charge(tx, folder.tree, sum(put.content.manifest.size for put in puts))

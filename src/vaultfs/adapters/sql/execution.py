@@ -8,6 +8,7 @@ from attrs import define
 
 from vaultfs.adapters.sql.bulk import groups, put_new_files
 from vaultfs.adapters.sql.connections import Place, drive, translated
+from vaultfs.adapters.sql.lockview import LockCache
 from vaultfs.adapters.sql.programs import finish, run_unit
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.adapters.sql.writer import Job
@@ -19,9 +20,15 @@ class _SavepointNeededError(Exception):
     """A unit was refused after it had written."""
 
 
-def execute(connection: sqlite3.Connection, name: str, place: Place, jobs: Sequence[Job]) -> None:
+def execute(
+    connection: sqlite3.Connection,
+    name: str,
+    place: Place,
+    locks: LockCache,
+    jobs: Sequence[Job],
+) -> None:
     """Run `jobs` in one transaction and give each its outcomes, or its error."""
-    _Execution(connection, name, place).execute(jobs)
+    _Execution(connection, name, place, locks).execute(jobs)
 
 
 @define(eq=False)
@@ -29,15 +36,15 @@ class _Execution:
     connection: sqlite3.Connection
     name: str
     place: Place
+    locks: LockCache
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Run `jobs` in one transaction; in one each if that fails for no known reason."""
         try:
-            for job, outcomes in zip(jobs, self._transact(jobs), strict=True):
-                job.outcomes = outcomes
+            self._transact(jobs)
         except OutcomeUnknown as error:
             for job in jobs:
-                job.error = OutcomeUnknown(error.message, op_id=job.units[0].op_id)
+                job.error = OutcomeUnknown(error.message, op_id=_op_id([job]))
         except VaultError as error:
             for job in jobs:
                 job.error = error
@@ -48,8 +55,8 @@ class _Execution:
                 for job in jobs:
                     self.execute([job])
 
-    def _transact(self, jobs: Sequence[Job], *, savepoints: bool = False) -> list[list[Outcome]]:
-        """Run all units in one transaction.
+    def _transact(self, jobs: Sequence[Job], *, savepoints: bool = False) -> None:
+        """Run all jobs in one transaction.
 
         Most units that are refused have not written anything yet, so savepoints, a third
         of the statements of a plain put, are left out at first; the first unit that does
@@ -60,19 +67,34 @@ class _Execution:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self.place.check()
-                tx = Transaction()
+                tx = Transaction(locks=self.locks.view())
                 run = self._unit_with_savepoint if savepoints else self._unit
-                outcomes = [self._run(tx, job.units, run) for job in jobs]
+                for job in jobs:
+                    self._run_job(tx, job, run)
                 drive(connection, finish(tx))
-                self._commit(jobs[0].units[0].op_id)
-                return outcomes
+                self._commit(_op_id(jobs))
+                self.locks.keep(tx.locks)
+                return
             except _SavepointNeededError:
                 connection.execute("ROLLBACK")
             except BaseException:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
-        return self._transact(jobs, savepoints=True)
+            finally:
+                self.locks.settle()
+        self._transact(jobs, savepoints=True)
+
+    def _run_job(
+        self, tx: Transaction, job: Job, run: Callable[[Transaction, Unit], Outcome]
+    ) -> None:
+        if job.program is None:
+            job.outcomes = self._run(tx, job.units, run)
+            return
+        try:
+            job.error, job.result = None, drive(self.connection, job.program(tx))
+        except VaultError as error:
+            job.error = error
 
     def _run(
         self, tx: Transaction, units: Sequence[Unit], run: Callable[[Transaction, Unit], Outcome]
@@ -121,3 +143,8 @@ class _Execution:
             return Refused(error, len(results))
         finally:
             connection.execute("RELEASE unit")
+
+
+def _op_id(jobs: Sequence[Job]) -> str:
+    """The id of the first unit, if there is one."""
+    return next((unit.op_id for job in jobs for unit in job.units), "")

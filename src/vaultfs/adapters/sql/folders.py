@@ -2,7 +2,7 @@
 
 # ruff: noqa: D103 - `domain.operations` says what each operation does
 
-from vaultfs.adapters.sql.statements import NODE, Program, Run, RunMany, to_node
+from vaultfs.adapters.sql.statements import ABOVE, Program, Run, RunMany, to_node
 from vaultfs.adapters.sql.transaction import (
     Transaction,
     chain_to,
@@ -143,21 +143,9 @@ def _trashed(tx: Transaction, unit: Unit, tree: TreeId, number: NodeId) -> Progr
     return node
 
 
-_ABOVE = f"""
-    WITH RECURSIVE above(id, depth) AS (
-        SELECT $1, 0
-        UNION ALL
-        SELECT n.parent, above.depth + 1 FROM above JOIN nodes n ON n.id = above.id
-        WHERE n.parent IS NOT NULL
-    )
-    SELECT {NODE} FROM above JOIN nodes n ON n.id = above.id ORDER BY above.depth
-"""
-"""A node and those above it, up to the root, trashed or not."""
-
-
 def _old_chain(node: Node) -> Program[list[Node]]:
     """The folder that a deleted node was in and those above it, if a path leads there."""
-    rows = yield Run(_ABOVE, (node.parent,))
+    rows = yield Run(ABOVE, (node.parent,))
     chain = list(map(to_node, rows))
     if not chain or any(above.trashed_us is not None for above in chain):
         raise ParentNotFound(f"the folder that held {node.name} is gone: restore it to a path")

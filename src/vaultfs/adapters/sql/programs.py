@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vaultfs.adapters.sql import accounts, copies, files, folders, stock
+from vaultfs.adapters.sql.locking import give_up, guard
+from vaultfs.adapters.sql.lockview import save
 from vaultfs.adapters.sql.statements import Program, Run
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain import operations as ops
@@ -19,9 +21,11 @@ def run_unit(tx: Transaction, unit: Unit, results: list[Result]) -> Program[None
 
     Raises the error of the first that is refused, for which there is no result.
     """
+    yield from guard(tx, unit)
     for operation in unit.operations:
         result = yield from PROGRAMS[type(operation)](tx, unit, operation)
         results.append(result)
+    yield from give_up(tx, unit)
 
 
 def finish(tx: Transaction) -> Program[None]:
@@ -30,6 +34,7 @@ def finish(tx: Transaction) -> Program[None]:
         yield Run(
             "UPDATE trees SET seq = $2, used = $3 WHERE id = $1", (tree.id, tree.seq, tree.used)
         )
+    yield from save(tx.locks)
 
 
 PROGRAMS: dict[type, Callable[[Transaction, Unit, Any], Program[Result]]] = {

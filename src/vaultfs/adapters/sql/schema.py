@@ -197,7 +197,30 @@ ACCOUNTS: Final = (
     "INSERT INTO counters(name, next) VALUES ('audit', 1)",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES, ACCOUNTS)
+LOCKS: Final = (
+    # All locks of a tree and all who wait for them, as `domain.locktrees` writes them. Not
+    # in dumps: who held a lock before a catalog was lost holds it no longer.
+    """
+    CREATE TABLE lock_state(
+        tree INTEGER PRIMARY KEY,
+        version INTEGER NOT NULL,
+        state TEXT NOT NULL
+    )
+    """,
+    # Processes that hold locks without a lease, and when they were last heard of: seconds
+    # since the start `boot` of the machine.
+    """
+    CREATE TABLE lock_sessions(
+        id TEXT PRIMARY KEY,
+        boot TEXT NOT NULL,
+        seen REAL NOT NULL
+    ) WITHOUT ROWID
+    """,
+    # Tokens of a tree that has no locks yet begin here: a load moves it ahead as all others.
+    "INSERT INTO counters(name, next) VALUES ('locks', 1)",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES, ACCOUNTS, LOCKS)
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 
 SCHEMA: Final = len(MIGRATIONS)

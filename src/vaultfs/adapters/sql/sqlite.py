@@ -66,6 +66,7 @@ from vaultfs.ports.catalog import (
 
 if TYPE_CHECKING:
     from vaultfs.domain.operations import Outcome, Unit
+    from vaultfs.ports.locks import LockStore
 
 T = TypeVar("T")
 
@@ -91,6 +92,7 @@ class SqliteCatalog(Catalog):
     _idle: list[sqlite3.Connection] = field(factory=list[sqlite3.Connection])
     _near: sqlite3.Connection | None = None
     """For what is asked in the event loop's own thread."""
+    _locks: "LockStore | None" = None
     _reading: anyio.CapacityLimiter = field(factory=lambda: anyio.CapacityLimiter(READERS))
 
     @property
@@ -122,6 +124,13 @@ class SqliteCatalog(Catalog):
 
     async def vault_id(self) -> str:
         return self._id
+
+    def lock_store(self) -> "LockStore":
+        if self._locks is None:
+            from vaultfs.adapters.sql.sqlitelocks import SqliteLockStore  # noqa: PLC0415 rare
+
+            self._locks = SqliteLockStore(self._writer, self._here, alone=self._path is None)
+        return self._locks
 
     # Writing
 

@@ -88,6 +88,17 @@ RESOLVE = f"""
 """
 """The nodes along a path: tree, JSON array of the names' keys."""
 
+ABOVE = f"""
+    WITH RECURSIVE above(id, depth) AS (
+        SELECT $1, 0
+        UNION ALL
+        SELECT n.parent, above.depth + 1 FROM above JOIN nodes n ON n.id = above.id
+        WHERE n.parent IS NOT NULL
+    )
+    SELECT {NODE} FROM above JOIN nodes n ON n.id = above.id ORDER BY above.depth
+"""
+"""A node and those above it, up to the root, trashed or not."""
+
 
 def format_retention(retention: Retention) -> str:
     """A retention as the trees' rows keep it."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from attrs import Factory, define, field
 
+from vaultfs.adapters.sql.lockview import LockView
 from vaultfs.adapters.sql.statements import NODE, RESOLVE, Program, Run, to_node
 from vaultfs.domain.access import Action, may
 from vaultfs.domain.errors import Exists, NotAFolder, NotFound, ParentNotFound, QuotaExceeded
@@ -43,6 +44,7 @@ class Transaction:
     """How many ids to reserve at a time; doubles while a transaction goes on."""
     reserved: int = 0
     """How often ids were reserved: those writes are not taken back with their unit."""
+    locks: LockView = field(factory=LockView)
 
     def forget_paths(self, node: Node) -> None:
         """`node` is about to change: if it is a folder, so do the chains that it is in."""

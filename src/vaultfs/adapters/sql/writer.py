@@ -6,15 +6,18 @@ queue up, and the first of them takes all of those into the next one.
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 from anyio import to_thread
 from attrs import define, field
 
 from vaultfs.adapters.sql.connections import Place, translated
+from vaultfs.adapters.sql.lockview import LockCache
 
 if TYPE_CHECKING:
+    from vaultfs.adapters.sql.statements import Program
+    from vaultfs.adapters.sql.transaction import Transaction
     from vaultfs.domain.operations import Outcome, Unit
 
 T = TypeVar("T")
@@ -25,11 +28,15 @@ ROUND: Final = 4096
 
 @define(eq=False)
 class Job:
-    """A call of `apply` that waits to be executed."""
+    """A call of `apply`, or a program, that waits to be executed."""
 
-    units: "tuple[Unit, ...]"
+    units: "tuple[Unit, ...]" = ()
+    program: "Callable[[Transaction], Program[Any]] | None" = None
+    """Instead of units. It raises a `VaultError` only before it has written anything."""
     begun: bool = False
     outcomes: "list[Outcome]" = field(factory=list["Outcome"])
+    result: Any = None
+    """What the program returned."""
     error: Exception | None = None
 
 
@@ -44,6 +51,7 @@ class Writer:
     """Held by whoever writes, for as long as a reindexing takes."""
     _using: anyio.Lock = field(factory=lambda: anyio.Lock(fast_acquire=True))
     """Held while a thread has the connection, which a catalog in memory also reads with."""
+    locks: LockCache = field(factory=LockCache)
     _jobs: list[Job] = field(factory=list[Job])
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -57,6 +65,14 @@ class Writer:
         if not units:
             return []
         job = Job(tuple(units))
+        await self.do(job)
+        return job.outcomes
+
+    async def do(self, job: Job) -> None:
+        """Have `job` executed with all that wait by then. Raises its error.
+
+        A cancellation that comes when it has begun does not stop it.
+        """
         self._jobs.append(job)
         try:
             while not job.begun:
@@ -68,7 +84,6 @@ class Writer:
                 self._jobs.remove(job)
         if job.error is not None:
             raise job.error
-        return job.outcomes
 
     async def _round(self) -> None:
         """Execute what waits, in one transaction; the caller holds `turn`."""
@@ -85,9 +100,10 @@ class Writer:
         with anyio.CancelScope(shield=True):
             async with self._using:
                 await to_thread.run_sync(self._execute, jobs)
+        self.locks.tell()
 
     def _execute(self, jobs: "Sequence[Job]") -> None:
         # Those who only read a catalog are spared all that writing takes.
         from vaultfs.adapters.sql.execution import execute  # noqa: PLC0415
 
-        execute(self.connection, self.name, self.place, jobs)
+        execute(self.connection, self.name, self.place, self.locks, jobs)

@@ -30,7 +30,7 @@ from vaultfs.domain.errors import (
     listed,
 )
 from vaultfs.domain.intervals import Range
-from vaultfs.domain.lockitems import MAX_LOCKS, Presented, path_of, resource, told, who
+from vaultfs.domain.lockitems import MAX_LOCKS, path_of, resource, told, who
 from vaultfs.domain.lockmodes import Mode, Resource, covers
 from vaultfs.domain.locknodes import (
     Answer,
@@ -41,6 +41,7 @@ from vaultfs.domain.locknodes import (
     Link,
     Owner,
     OwnerBusy,
+    Presented,
     Waiting,
 )
 from vaultfs.domain.locktrees import News, TreeLocks
@@ -123,7 +124,7 @@ class Locks:
     _watching: bool = False
 
     def __attrs_post_init__(self) -> None:
-        self.store.listener = self._hear
+        self.store.listen(self._hear)
 
     # Scoped
 
@@ -515,6 +516,7 @@ class Hold:
 async def open_locks(store: LockStore, clock: Clock) -> AsyncGenerator[Locks, None]:
     """The locks that `store` keeps, which stays the caller's to close."""
     async with task_group() as tasks:
+        tasks.start_soon(store.live)
         try:
             yield Locks(store, clock, tasks)
         finally:

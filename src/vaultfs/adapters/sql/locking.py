@@ -1,0 +1,83 @@
+"""What locks mean for units: who may write what, and which locks end with a move.
+
+Nothing of it costs more than a look at a version while nobody holds a lock in a tree.
+"""
+
+from collections.abc import Sequence
+from typing import Final, cast, get_args
+
+from vaultfs.adapters.sql.lockview import locks_of
+from vaultfs.adapters.sql.statements import ABOVE, Program, Run, to_node
+from vaultfs.adapters.sql.transaction import Transaction, chain_to
+from vaultfs.domain import operations as ops
+from vaultfs.domain.errors import LockError
+from vaultfs.domain.lockitems import below, check_presented, check_write, leaves, needs
+from vaultfs.domain.locktrees import TreeLocks
+from vaultfs.domain.names import Path
+from vaultfs.domain.nodes import NodeId
+from vaultfs.domain.operations import Unit
+
+_IN_TREES: Final = frozenset(get_args(ops.FileOperation))
+
+
+def guard(tx: Transaction, unit: Unit) -> Program[None]:
+    """See that no lock stands in the way of `unit`, and that those it comes with are held.
+
+    Raises `Locked`, `StaleToken`, `NotHeld`, and `NotFound` for a tree of somebody else.
+    """
+    for operation in unit.operations:
+        if type(operation) in _IN_TREES:
+            change = cast("ops.FileOperation", operation)
+            locks = yield from locks_of(tx.locks, change.tree)
+            if locks.table.grants or unit.presented:
+                yield from _check(tx, unit, change, locks)
+
+
+def _check(
+    tx: Transaction, unit: Unit, operation: ops.FileOperation, locks: TreeLocks
+) -> Program[None]:
+    yield from chain_to(tx, unit, operation.tree, ())  # who may not write learns nothing
+    place: Path | None = None
+    if isinstance(operation, ops.Prune) or (
+        isinstance(operation, ops.Restore) and operation.target is None
+    ):
+        place = yield from _place(operation.node)
+    wanted = needs(operation, place)
+    check_write(locks.table, wanted, check_presented(locks.table, unit.presented))
+
+
+def _place(node: NodeId) -> Program[Path]:
+    """Where a node stands, or would if it were not in the trash."""
+    rows = yield Run(ABOVE, (node,))
+    chain = map(to_node, reversed(rows))
+    return tuple(each.name for each in chain if each.parent is not None)
+
+
+def any_locked(tx: Transaction, units: Sequence[Unit]) -> Program[bool]:
+    """Whether a lock stands in the way of any of `units`."""
+    try:
+        for unit in units:
+            yield from guard(tx, unit)
+    except LockError:
+        return True
+    return False
+
+
+def give_up(tx: Transaction, unit: Unit) -> Program[None]:
+    """Release what `unit` came with on what it has moved or deleted: locks are on names.
+
+    The last thing in a unit, when nothing of it can be refused any more.
+    """
+    if not unit.presented:
+        return
+    for operation in unit.operations:
+        gone = leaves(operation)
+        if gone is None:
+            continue
+        assert isinstance(operation, ops.Move | ops.Delete)
+        locks = yield from locks_of(tx.locks, operation.tree)
+        for grant in check_presented(locks.table, unit.presented):
+            there = below(grant, gone)
+            if there:
+                locks.table.release(grant.id, there)
+                locks.changed = True

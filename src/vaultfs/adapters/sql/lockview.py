@@ -1,0 +1,172 @@
+"""Lock state in a transaction: read once for each tree, and written with what else it does.
+
+A `LockCache` belongs to whatever runs transactions one after another; each of those has a
+`LockView` of it. What is cached is compared by its version with the row before it is used, so
+another process may change it at any time.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from attrs import define, field
+
+from vaultfs.adapters.sql.boot import boot_id, since_boot
+from vaultfs.adapters.sql.statements import Program, Run
+from vaultfs.domain import locktrees
+from vaultfs.domain.locktrees import News, TreeLocks
+from vaultfs.domain.nodes import TreeId
+
+T = TypeVar("T")
+
+BEAT: Final = 3.0
+"""Seconds after which a process that holds something says that it lives."""
+DEAD_AFTER: Final = 10.0
+"""Seconds of silence after which others give back what it held."""
+
+
+def _nobody(tree: TreeId, news: News) -> None:
+    """Where nobody listens."""
+
+
+@define(eq=False)
+class LockView:
+    """What one transaction knows of the locks of trees, and has yet to write."""
+
+    session: str = ""
+    now: float = field(factory=since_boot)
+    known: dict[TreeId, tuple[int, TreeLocks]] = field(factory=dict[TreeId, tuple[int, TreeLocks]])
+    """What transactions before it have left, with the versions of the rows."""
+    seen: dict[TreeId, tuple[int, TreeLocks]] = field(factory=dict[TreeId, tuple[int, TreeLocks]])
+    """What this one has looked at."""
+    news: list[tuple[TreeId, News]] = field(factory=list[tuple[TreeId, News]])
+    """For those who wait in this process, once it is durable."""
+
+
+@define(eq=False)
+class LockCache:
+    """What the transactions of a process leave to those after them."""
+
+    session: str = ""
+    """Of this process; empty before it asks for its first lock."""
+    beat_at: float = float("-inf")
+    """When it last said that it lives."""
+    listener: Callable[[TreeId, News], None] = _nobody
+    trees: dict[TreeId, tuple[int, TreeLocks]] = field(factory=dict[TreeId, tuple[int, TreeLocks]])
+    _view: LockView | None = None
+    _news: list[tuple[TreeId, News]] = field(factory=list[tuple[TreeId, News]])
+
+    def view(self) -> LockView:
+        """What a transaction that begins now is to use; `settle` ends it."""
+        self._view = LockView(self.session, known=self.trees)
+        return self._view
+
+    def keep(self, view: LockView) -> None:
+        """The transaction is durable."""
+        for tree, (version, locks) in view.seen.items():
+            self.trees[tree] = version + locks.changed, locks
+            locks.changed = False
+        self._news += view.news
+        self._view = None
+
+    def settle(self) -> None:
+        """Forget what a transaction that was rolled back has looked at: it may have changed it."""
+        if self._view is not None:
+            for tree in self._view.seen:
+                self.trees.pop(tree, None)
+            self._view = None
+
+    def tell(self) -> None:
+        """Tell those who wait in this process; on the event loop, with no transaction open."""
+        if self._news:
+            news, self._news = self._news, []
+            for tree, each in news:
+                self.listener(tree, each)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything ends with this process, as far as it knows."""
+        trees = tuple(self.trees.values())
+        return any(self.session in tuple(locks.sessions.values()) for _, locks in trees)
+
+
+def locks_of(view: LockView, tree: TreeId) -> Program[TreeLocks]:
+    """The locks of `tree` as they are now: the time told, the dead buried."""
+    found = view.seen.get(tree)
+    if found is not None:
+        return found[1]
+    rows = yield Run("SELECT version FROM lock_state WHERE tree = $1", (tree,))
+    version = rows[0][0] if rows else 0
+    known = view.known.get(tree)
+    if known is not None and known[0] == version:
+        locks = known[1]
+    else:
+        locks = yield from _read(tree)
+    view.seen[tree] = version, locks
+    locks.tick(view.now, boot_id())
+    if (locks.sessions or locks.news) and (others := locks.others(view.session)):
+        live = yield from _living(view, others)
+        locks.bury(live | {view.session})
+    return locks
+
+
+def _read(tree: TreeId) -> Program[TreeLocks]:
+    rows = yield Run("SELECT state FROM lock_state WHERE tree = $1", (tree,))
+    if rows:
+        return locktrees.load(json.loads(rows[0][0]))
+    rows = yield Run("SELECT next FROM counters WHERE name = 'locks'")
+    return locktrees.begin(rows[0][0] - 1)
+
+
+def _living(view: LockView, sessions: set[str]) -> Program[set[str]]:
+    """Those of `sessions` that were heard of not long ago."""
+    rows = yield Run(
+        "SELECT id FROM lock_sessions WHERE boot = $1 AND seen > $2",
+        (boot_id(), view.now - DEAD_AFTER),
+    )
+    return sessions & {row[0] for row in rows}
+
+
+def save(view: LockView) -> Program[None]:
+    """Write what has changed; among the last things in a transaction."""
+    for tree, (version, locks) in view.seen.items():
+        mine = locks.settle(view.session)
+        if mine:
+            view.news.append((tree, mine))
+        if locks.changed:
+            yield Run(
+                "INSERT INTO lock_state(tree, version, state) VALUES ($1, $2, $3)"
+                " ON CONFLICT (tree) DO UPDATE"
+                " SET version = excluded.version, state = excluded.state",
+                (tree, version + 1, _written(locks)),
+            )
+
+
+def _written(locks: TreeLocks) -> str:
+    state: dict[str, Any] = locks.dump()
+    return json.dumps(state, ensure_ascii=False, separators=(",", ":"))
+
+
+def change(
+    view: LockView, cache: LockCache, tree: TreeId, work: Callable[[TreeLocks], T]
+) -> Program[T]:
+    """What `work` on the locks of `tree` returns."""
+    locks = yield from locks_of(view, tree)
+    result = work(locks)
+    if locks.changed and view.now - cache.beat_at > BEAT:
+        yield from beat(view, cache)
+    return result
+
+
+def beat(view: LockView, cache: LockCache) -> Program[None]:
+    """Say that this process lives."""
+    yield Run(
+        "INSERT INTO lock_sessions(id, boot, seen) VALUES ($1, $2, $3)"
+        " ON CONFLICT (id) DO UPDATE SET boot = excluded.boot, seen = excluded.seen",
+        (view.session, boot_id(), view.now),
+    )
+    yield Run(
+        "DELETE FROM lock_sessions WHERE boot <> $1 OR seen < $2",
+        (boot_id(), view.now - DEAD_AFTER),
+    )
+    cache.beat_at = view.now
