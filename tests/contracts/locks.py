@@ -380,13 +380,6 @@ class LockContract:
         async with locks.hold(A, TREE, paths):
             assert await locks.try_hold(B, TREE, {("d", "999"): Mode.S}) is None
 
-    async def test_a_broken_lock_is_gone(self, locks: Locks) -> None:
-        token = await locks.acquire(A, TREE, {F: Mode.X})
-        assert (await locks.break_lock(TREE, token)).owner == A
-        assert await locks.try_hold(B, TREE, {F: Mode.X}) is not None
-        with pytest.raises(NotHeld):
-            await locks.break_lock(TREE, token)
-
     async def test_counters_guarded_by_locks_lose_nothing(self, locks: Locks) -> None:
         counts = dict.fromkeys(range(3), 0)
 

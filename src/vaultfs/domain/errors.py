@@ -168,6 +168,8 @@ class DeadlockFound(LockError):
     What the owner held before the call it still holds.
     """
 
+    circle: "tuple[Link, ...]" = ()
+
     def __init__(self, message: str, *, circle: "tuple[Link, ...]") -> None:
         super().__init__(message)
         self.circle = circle

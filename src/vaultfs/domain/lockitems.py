@@ -9,15 +9,17 @@ from functools import lru_cache
 from typing import assert_never
 
 from vaultfs.domain import operations as ops
-from vaultfs.domain.errors import Locked, NotHeld, StaleToken, listed
+from vaultfs.domain.errors import InvalidField, Locked, NotHeld, StaleToken, listed
 from vaultfs.domain.lockmodes import Mode, Resource, covers
-from vaultfs.domain.locknodes import Blocker, Grant, Presented
+from vaultfs.domain.locknodes import Blocker, Grant, Owner, Presented
 from vaultfs.domain.locks import LockTable
 from vaultfs.domain.names import Path, check_path, format_path, key_of
 from vaultfs.domain.nodes import TreeId
 
 MAX_LOCKS = 1000
 """Paths that one request may lock."""
+MAX_OWNER = 100
+"""Characters that name an owner."""
 
 
 def resource(tree: TreeId, path: Path) -> Resource:
@@ -31,6 +33,18 @@ def resource(tree: TreeId, path: Path) -> Resource:
 @lru_cache(maxsize=4096)
 def _keys(path: Path) -> Path:
     return tuple(map(key_of, check_path(path)))
+
+
+def parse_presented(text: str) -> Presented:
+    """What `<lease>.<token>` says. Raises `InvalidField`."""
+    owner, dot, token = text.strip().rpartition(".")
+    if not dot or not owner or len(owner) > MAX_OWNER or not _is_token(token):
+        raise InvalidField(f"{text[:80]!r} is no lock: those are written <lease>.<token>")
+    return Presented(Owner(owner), int(token))
+
+
+def _is_token(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19
 
 
 def path_of(of: Resource) -> str:
@@ -49,7 +63,9 @@ def who(blockers: Iterable[Blocker]) -> str:
     return listed(list(dict.fromkeys(map(told, blockers))), most=3)
 
 
-def needs(operation: ops.Operation, place: Path | None = None) -> dict[Resource, Mode]:
+def needs(  # noqa: PLR0911 a case for each kind of operation
+    operation: ops.Operation, place: Path | None = None
+) -> dict[Resource, Mode]:
     """What has to be held for `operation`; nothing for those that change no path.
 
     `place` is where the node stands, or stood, of an operation that names it by id.
@@ -59,11 +75,12 @@ def needs(operation: ops.Operation, place: Path | None = None) -> dict[Resource,
         case (
             ops.PutFile(tree=tree, path=path)
             | ops.RestoreVersion(tree=tree, path=path)
-            | ops.MakeFolder(tree=tree, path=path)
             | ops.Delete(tree=tree, path=path)
             | ops.SetMetadata(tree=tree, path=path)
         ):
             return {resource(tree, path): Mode.X}
+        case ops.MakeFolder(tree=tree, path=path):  # whoever has names below is not in its way
+            return {resource(tree, path): Mode.IX}
         case ops.Move(tree=tree, source=source, target=target):
             return {resource(tree, source): Mode.X, resource(tree, target): Mode.X}
         case ops.Copy(tree=tree, source=source, target=target):
@@ -82,6 +99,7 @@ def needs(operation: ops.Operation, place: Path | None = None) -> dict[Resource,
             | ops.RotateToken()
             | ops.RevokeToken()
             | ops.TouchToken()
+            | ops.BreakLock()
             | ops.RecordPack()
             | ops.ClaimChunks()
         ):

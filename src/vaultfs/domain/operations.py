@@ -235,6 +235,14 @@ class TouchToken:
 
 
 @frozen
+class BreakLock:
+    """Take the lock with that token away from whoever has it. Refused with `NotFound`."""
+
+    tree: TreeId
+    token: int
+
+
+@frozen
 class RecordPack:
     """Say that a pack is durable in the store `backend`, and whose its chunks are.
 
@@ -276,7 +284,14 @@ FileOperation = (
     | SetMetadata
 )
 AccountOperation = (
-    AddUser | SetRetention | SetQuota | AddToken | RotateToken | RevokeToken | TouchToken
+    AddUser
+    | SetRetention
+    | SetQuota
+    | AddToken
+    | RotateToken
+    | RevokeToken
+    | TouchToken
+    | BreakLock
 )
 Operation = FileOperation | AccountOperation | RecordPack | ClaimChunks
 

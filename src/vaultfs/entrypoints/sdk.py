@@ -17,11 +17,12 @@ from typing import Any, Literal, TypeVar, overload
 from anyio import from_thread
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, current_token
-from attrs import frozen
+from attrs import evolve, frozen
 
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.errors import InvalidField, NotFound, listed
 from vaultfs.domain.integrity import EVERYTHING, Depth, Findings, Subset
+from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.metadata import Json, format_metadata, parse_metadata
 from vaultfs.domain.names import Address, key_of, parse_address
 from vaultfs.domain.nodes import (
@@ -153,6 +154,29 @@ class Vault:
     def run_in_loop(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         """Run a coroutine function of this vault from a worker thread."""
         return from_thread.run(call, *arguments, token=self._token)
+
+    # Locks
+
+    @asynccontextmanager
+    async def lock(
+        self,
+        *paths: str,
+        mode: Mode = WRITE,
+        timeout: float | None = None,
+    ) -> AsyncGenerator["Vault", None]:
+        """Have `paths`, or the whole tree if none are named, inside `async with`.
+
+        Yields the vault whose changes come with the lock; those of others are refused there.
+        Waits up to `timeout` seconds: 0 is now or not at all, None for ever. Raises
+        `LockTimedOut`, `WouldBlock`, `DeadlockFound`. See `docs/locks.md`.
+        """
+        places = [self._at(path) for path in paths or ("/",)]
+        if any(place.tree != self.vault.user.name for place in places):
+            raise NotFound(f"nothing of {listed(place.tree for place in places)} can be locked")
+        locks, tree = self.vault.locks, self.vault.user.tree
+        wanted = {place.path: mode for place in places}
+        async with locks.hold(locks.new_owner(), tree, wanted, timeout=timeout) as held:
+            yield evolve(self, vault=self.vault.presenting(*held.presented))
 
     # Trees
 

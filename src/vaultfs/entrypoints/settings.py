@@ -8,6 +8,8 @@ from typing import Final
 from attrs import frozen
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.lockitems import parse_presented
+from vaultfs.domain.locknodes import Presented
 
 MIB: Final = 1 << 20
 LEAST_BUDGET: Final = 64 * MIB
@@ -29,6 +31,8 @@ class Settings:
     """Bytes that all transfers of the process together may hold."""
     workers: int
     """Threads that cut, hash and compress."""
+    presented: tuple[Presented, ...] = ()
+    """Locks that all changes come with."""
 
 
 def read_settings(
@@ -36,13 +40,16 @@ def read_settings(
 ) -> Settings:
     """The settings for the vault in `folder`, or in the one that `VAULTFS_VAULT` names.
 
-    `VAULTFS_BUDGET_MIB` sets the budget. Raises `InvalidField` if no folder is named.
+    `VAULTFS_BUDGET_MIB` sets the budget, `VAULTFS_LOCK_TOKENS` has the locks that changes come
+    with, separated by spaces. Raises `InvalidField` if no folder is named.
     """
     given = os.environ if environment is None else environment
     where = folder or given.get("VAULTFS_VAULT")
     if not where:
         raise InvalidField("which vault? name it with --vault DIR or VAULTFS_VAULT")
-    return Settings(Path(where), _budget(given), max(2, len(os.sched_getaffinity(0))))
+    presented = tuple(map(parse_presented, given.get("VAULTFS_LOCK_TOKENS", "").split()))
+    workers = max(2, len(os.sched_getaffinity(0)))
+    return Settings(Path(where), _budget(given), workers, presented)
 
 
 def _budget(given: Mapping[str, str]) -> int:

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.integrity import EVERYTHING, Depth, Findings, Subset
+from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.metadata import Json
 from vaultfs.domain.nodes import NO_PRECONDITIONS, Node, NodeId, Preconditions, Version
 from vaultfs.domain.retention import Retention
@@ -80,6 +81,15 @@ class SyncVault:
         if mode == "wb":
             return self._call(lambda: self.vault.open(path, "wb"))
         return self._call(lambda: self.vault.open(path, "rb", version=version))
+
+    @contextmanager
+    def lock(
+        self, *paths: str, mode: Mode = WRITE, timeout: float | None = None
+    ) -> Generator["SyncVault", None, None]:
+        """Have `paths` inside `with`; yields the vault whose changes come with the lock."""
+        held = self.vault.lock(*paths, mode=mode, timeout=timeout)
+        with self._portal.wrap_async_context_manager(held) as vault:
+            yield SyncVault(vault, self._portal)
 
     def put_tree(self, local: str | PathLike[str], path: str) -> Report:
         """Store a local folder."""

@@ -17,18 +17,20 @@ from typing import Final
 
 import anyio
 from anyio import to_thread
-from attrs import frozen
+from attrs import evolve, frozen
 
 from vaultfs.adapters.sql import replacing
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.errors import Corrupt, Exists, NotAVault, Unsupported
+from vaultfs.domain.locknodes import Presented
 from vaultfs.domain.nodes import User, UserId, micros
 from vaultfs.domain.operations import AddUser, Refused, Unit
 from vaultfs.domain.services.budget import Budget
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.ingest import Ingest
 from vaultfs.domain.services.integrity import Integrity
+from vaultfs.domain.services.locks import Locks, open_locks
 from vaultfs.domain.services.packer import Packer
 from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.recovery import Backup, Recovery
@@ -59,8 +61,14 @@ class Vault:
     transfer: Transfer
     integrity: Integrity
     recovery: Recovery
+    locks: Locks
     user: User
     """The user of an embedded vault."""
+
+    def presenting(self, *presented: Presented) -> "Vault":
+        """The same vault, for a caller whose changes come with these locks."""
+        files = self.files.presenting(*presented)
+        return evolve(self, files=files, transfer=evolve(self.transfer, files=files))
 
 
 async def open_store(folder: Path) -> ObjectStore:
@@ -194,11 +202,11 @@ async def compose(
     user = await catalog.user(OWNER)
     budget = Budget(settings.budget)
     workers = anyio.CapacityLimiter(settings.workers)
-    async with task_group() as tasks:
+    async with open_locks(catalog.lock_store(), clock) as locks, task_group() as tasks:
         packer = Packer(store, catalog, clock, budget, workers, tasks)
         ingest = Ingest(catalog, packer, budget, workers)
         reader = Reader(store, catalog, budget, workers)
-        files = Files(catalog, packer, ingest, reader, clock)
+        files = Files(catalog, packer, ingest, reader, clock, settings.presented)
         transfer = Transfer(files, reader, budget)
         try:
             yield Vault(
@@ -213,6 +221,7 @@ async def compose(
                 transfer,
                 Integrity(store, catalog, reader, workers),
                 Recovery(store, catalog, reader, clock),
+                locks,
                 user,
             )
         finally:

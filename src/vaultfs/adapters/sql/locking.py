@@ -6,16 +6,24 @@ Nothing of it costs more than a look at a version while nobody holds a lock in a
 from collections.abc import Sequence
 from typing import Final, cast, get_args
 
+from vaultfs.adapters.sql.accounts import audit
 from vaultfs.adapters.sql.lockview import locks_of
 from vaultfs.adapters.sql.statements import ABOVE, Program, Run, to_node
 from vaultfs.adapters.sql.transaction import Transaction, chain_to
 from vaultfs.domain import operations as ops
-from vaultfs.domain.errors import LockError
-from vaultfs.domain.lockitems import below, check_presented, check_write, leaves, needs
+from vaultfs.domain.errors import LockError, NotFound, listed
+from vaultfs.domain.lockitems import (
+    below,
+    check_presented,
+    check_write,
+    leaves,
+    needs,
+    path_of,
+)
 from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import NodeId
-from vaultfs.domain.operations import Unit
+from vaultfs.domain.operations import Result, Unit
 
 _IN_TREES: Final = frozenset(get_args(ops.FileOperation))
 
@@ -81,3 +89,16 @@ def give_up(tx: Transaction, unit: Unit) -> Program[None]:
             if there:
                 locks.table.release(grant.id, there)
                 locks.changed = True
+
+
+def break_lock(tx: Transaction, unit: Unit, op: ops.BreakLock) -> Program[Result]:
+    """What `BreakLock` does."""
+    locks = yield from locks_of(tx.locks, op.tree)
+    grant = locks.table.grants.get(op.token)
+    if grant is None:
+        raise NotFound(f"there is no lock with the token {op.token}: see `vaultfs lock ls`")
+    paths = listed(path_of(each) for each in (*grant.items, *grant.ranges))
+    yield from audit(tx, unit, "break-lock", f"tree {op.tree}: {grant.owner}.{op.token}: {paths}")
+    locks.table.release(op.token)
+    locks.changed = True
+    return Result(count=1)

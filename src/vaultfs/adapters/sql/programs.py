@@ -7,8 +7,7 @@ A program first reads, then decides, then writes; it refuses by raising a
 from collections.abc import Callable
 from typing import Any
 
-from vaultfs.adapters.sql import accounts, copies, files, folders, stock
-from vaultfs.adapters.sql.locking import give_up, guard
+from vaultfs.adapters.sql import accounts, copies, files, folders, locking, stock
 from vaultfs.adapters.sql.lockview import save
 from vaultfs.adapters.sql.statements import Program, Run
 from vaultfs.adapters.sql.transaction import Transaction
@@ -21,11 +20,11 @@ def run_unit(tx: Transaction, unit: Unit, results: list[Result]) -> Program[None
 
     Raises the error of the first that is refused, for which there is no result.
     """
-    yield from guard(tx, unit)
+    yield from locking.guard(tx, unit)
     for operation in unit.operations:
         result = yield from PROGRAMS[type(operation)](tx, unit, operation)
         results.append(result)
-    yield from give_up(tx, unit)
+    yield from locking.give_up(tx, unit)
 
 
 def finish(tx: Transaction) -> Program[None]:
@@ -55,6 +54,7 @@ PROGRAMS: dict[type, Callable[[Transaction, Unit, Any], Program[Result]]] = {
     ops.RotateToken: accounts.rotate_token,
     ops.RevokeToken: accounts.revoke_token,
     ops.TouchToken: accounts.touch_token,
+    ops.BreakLock: locking.break_lock,
     ops.RecordPack: stock.record_pack,
     ops.ClaimChunks: stock.claim_chunks,
 }

@@ -14,6 +14,7 @@ from vaultfs.domain.nodes import TreeId, User, UserId, micros
 from vaultfs.domain.operations import (
     AddToken,
     AddUser,
+    BreakLock,
     Operation,
     Refused,
     RevokeToken,
@@ -200,6 +201,15 @@ class Accounts:
         """Make a token useless, for ever. Raises `NotFound`."""
         token = await self._token(by, owner, number)
         await self._apply(by.user.id, RevokeToken(token.owner, number))
+
+    async def break_lock(self, by: Identity, owner: str, token: int) -> None:
+        """Take a lock in a user's tree away from whoever has it; for admins, and audited.
+
+        Raises `Forbidden`, `NotFound`.
+        """
+        by.require(Scope.ADMIN)
+        user = await self.catalog.user(owner)
+        await self._apply(by.user.id, BreakLock(user.tree, token))
 
     async def _token(self, by: Identity, owner: str, number: str) -> Token:
         for token in await self.tokens(by, owner):

@@ -7,10 +7,11 @@ about a change to the catalog, which makes it in one transaction.
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from attrs import define
+from attrs import define, evolve
 
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import NotFound
+from vaultfs.domain.locknodes import Presented
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
@@ -65,6 +66,16 @@ class Files(Browse):
     ingest: Ingest
     reader: Reader
     clock: Clock
+    presented: tuple[Presented, ...] = ()
+    """The locks that all changes come with: see `Unit.presented`."""
+
+    def presenting(self, *presented: Presented) -> "Files":
+        """The same, for a caller that holds these locks."""
+        return evolve(self, presented=(*self.presented, *presented))
+
+    def unit(self, caller: User, op_id: str, operations: tuple[Operation, ...]) -> Unit:
+        """A unit of `caller`'s, made now, that comes with the locks."""
+        return Unit(caller.id, micros(self.clock.now()), op_id, operations, self.presented)
 
     @asynccontextmanager
     async def read(
@@ -124,17 +135,18 @@ class Files(Browse):
     ) -> list[Outcome]:
         """Commit files whose contents were taken in; an outcome for each."""
         now, stem = micros(self.clock.now()), self.clock.new_id()
+        locks = self.presented
         units: list[Unit] = []
         for index, (operation, ingested) in enumerate(puts):
             foreign = ingested.placed.foreign
             claims = (ClaimChunks(caller.id, tuple(foreign)),) if foreign else ()
-            units.append(Unit(caller.id, now, f"{stem}-{index}", (*claims, operation)))
+            units.append(Unit(caller.id, now, f"{stem}-{index}", (*claims, operation), locks))
         needs = {pack for _, ingested in puts for pack in ingested.placed.packs}
         return await self.packer.commit(units, needs, wait=wait)
 
     async def change(self, caller: User, *operations: Operation) -> tuple[Result, ...]:
         """Execute `operations` as one unit. Raises why it was refused."""
-        unit = Unit(caller.id, micros(self.clock.now()), self.clock.new_id(), tuple(operations))
+        unit = self.unit(caller, self.clock.new_id(), tuple(operations))
         [outcome] = await self.catalog.apply([unit])
         if isinstance(outcome, Refused):
             raise outcome.error

@@ -321,22 +321,6 @@ class Locks:
         """Who holds what, who waits for whom, and in which order, for people and tests."""
         return await self.store.look(tree, _snapshot)
 
-    async def break_lock(self, tree: TreeId, token: int) -> Held:
-        """Take a grant away from whoever has it; what it was. Raises `NotHeld`."""
-
-        def ask(locks: TreeLocks) -> Held | None:
-            grant = locks.table.grants.get(token)
-            if grant is None:
-                return None
-            held = _held(grant, locks.table.now)
-            _release(grant.owner, token, locks)
-            return held
-
-        held = await self.store.change(tree, ask)
-        if held is None:
-            raise NotHeld(f"there is no lock with the token {token}")
-        return held
-
     async def let_go(self, owner: Owner, tree: TreeId, token: int) -> None:
         """Give a grant back, if it is still there; not to be cancelled."""
         if self.store.alone:

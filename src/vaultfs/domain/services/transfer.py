@@ -28,8 +28,8 @@ from vaultfs.domain.errors import (
     VaultError,
 )
 from vaultfs.domain.names import Address, Path, check_path, format_path, key_of
-from vaultfs.domain.nodes import Node, NodeId, User, UserId, Version, micros
-from vaultfs.domain.operations import MakeFolder, PutFile, Refused, Unit
+from vaultfs.domain.nodes import Node, NodeId, User, UserId, Version
+from vaultfs.domain.operations import MakeFolder, PutFile, Refused
 from vaultfs.domain.services.budget import BLOCK, Budget, Use
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.ingest import SMALL, Ingested
@@ -266,9 +266,9 @@ class _Put:
         """Make the folders: those that hold no file are made by nothing else."""
         files = self.transfer.files
         tree = await files.tree(self.caller, self.target.tree)
-        now, stem = micros(files.clock.now()), files.clock.new_id()
+        stem = files.clock.new_id()
         units = [
-            Unit(self.caller.id, now, f"{stem}-{index}", (operation,))
+            files.unit(self.caller, f"{stem}-{index}", (operation,))
             for index, operation in enumerate(
                 MakeFolder(tree, (*self.target.path, *path), parents=True, exist_ok=True)
                 for path in folders

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from vaultfs.entrypoints.cli import contents, looking, nodes, server, session, upkeep
+from vaultfs.entrypoints.cli import contents, locking, looking, nodes, server, session, upkeep
 from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode
 from vaultfs.entrypoints.cli.session import JsonOption, QuietOption, VaultOption
 
@@ -92,7 +92,7 @@ def options(
     session.defaults.debug = debug
 
 
-for module in (upkeep, contents, looking, nodes, server):
+for module in (upkeep, contents, looking, nodes, locking, server):
     module.add_to(app)
 
 

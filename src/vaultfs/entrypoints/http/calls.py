@@ -12,14 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vaultfs.domain.errors import InvalidField, NotFound, TooLarge
+from vaultfs.domain.lockitems import MAX_LOCKS, parse_presented
 from vaultfs.domain.names import Address, check_user, key_of, parse_address, parse_path
 from vaultfs.domain.nodes import NO_PRECONDITIONS, Preconditions, User, VersionId
 from vaultfs.domain.services.browse import PAGE
+from vaultfs.domain.services.files import Files
 from vaultfs.domain.tokens import Identity, Scope
 
 if TYPE_CHECKING:
     from vaultfs.entrypoints.http.app import Server
 
+LOCK_HEADER: Final = "VaultFS-Lock-Token"
 MAX_JSON: Final = 1 << 20
 """Bytes of a JSON body."""
 T = TypeVar("T")
@@ -40,6 +43,15 @@ class Call:
     @property
     def user(self) -> User:
         return self.identity.user
+
+    @cached_property
+    def files(self) -> Files:
+        """The files of the vault, for changes that come with the locks of `VaultFS-Lock-Token`."""
+        files = self.server.vault.files
+        shown = self.request.headers.getlist(LOCK_HEADER)
+        if len(shown) > MAX_LOCKS:
+            raise InvalidField(f"{len(shown)} locks with one request: {MAX_LOCKS} are the most")
+        return files.presenting(*map(parse_presented, shown)) if shown else files
 
     def header(self, name: str) -> str | None:
         """A header, or None."""
@@ -235,4 +247,9 @@ VERSION = Parameter(
 LIMIT = Parameter("limit", "Entries to give, up to 1,000.", "integer", most=PAGE)
 CURSOR = Parameter("cursor", "`next_cursor` of the list before.")
 IF_MATCH = Parameter("If-Match", "An entity tag that must still hold, or *.", where="header")
+WITH_LOCK = Parameter(
+    LOCK_HEADER,
+    "`<lease>.<token>` of a lock that covers what is written; can be repeated.",
+    where="header",
+)
 IF_NONE_MATCH = Parameter("If-None-Match", "* to create only.", where="header")

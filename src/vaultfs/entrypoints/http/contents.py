@@ -31,6 +31,7 @@ from vaultfs.entrypoints.http.calls import (
     IF_MATCH,
     IF_NONE_MATCH,
     VERSION,
+    WITH_LOCK,
     Call,
     Parameter,
     Route,
@@ -100,7 +101,7 @@ async def _joined(parts: AsyncIterator[list[Buffer]]) -> AsyncGenerator[Buffer, 
 
 async def get_file(call: Call) -> Response:
     """The bytes of a file, or one range of them."""
-    files = call.server.vault.files
+    files = call.files
     node, version = await files.version(call.user, call.address, call.number("version"))
     etag = content_etag(version.id)
     headers = _headers(node, version, etag)
@@ -267,7 +268,7 @@ async def put_file(call: Call) -> Response:
     if call.header("if-unmodified-since") is not None:
         raise InvalidField("times are too coarse for this: use If-Match")
     try:
-        result = await call.server.vault.files.put(
+        result = await call.files.put(
             call.user,
             call.address,
             BodySource(call),
@@ -340,6 +341,7 @@ ROUTES: Final = (
             Parameter("Content-Digest", "sha-256 or blake3 of the body.", where="header"),
             IF_MATCH,
             IF_NONE_MATCH,
+            WITH_LOCK,
             *_ORIGIN,
         ),
         failures=(200, 409, 412, 507),

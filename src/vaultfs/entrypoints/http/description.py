@@ -7,9 +7,10 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
+from attrs import evolve
 
 from vaultfs._version import __version__
-from vaultfs.entrypoints.http.calls import Parameter, Route
+from vaultfs.entrypoints.http.calls import WITH_LOCK, Parameter, Route
 from vaultfs.entrypoints.http.problems import Problem
 
 _TEMPLATE: Final = re.compile(r"{(\w+)(?::(\w+))?}")
@@ -70,6 +71,8 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
         "path": "A path in the tree: names between slashes, percent-encoded.",
         "node": "The id of a node in the trash.",
         "token": "The id of a token.",
+        "lease": "A lock, as `<lease>.<token>`.",
+        "fence": "The token of a lock.",
     }
     return [
         {
@@ -77,7 +80,9 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
             "in": "path",
             "required": True,
             "description": texts[name],
-            "schema": {"type": "integer", "minimum": 1} if name == "node" else {"type": "string"},
+            "schema": {"type": "integer", "minimum": 1}
+            if name in {"node", "fence"}
+            else {"type": "string"},
         }
         for name, _ in _TEMPLATE.findall(path)
     ]
@@ -114,6 +119,8 @@ def _responses(route: Route) -> dict[str, Any]:
         found["206"] = {"description": "A part of it", "content": _content(route.answer)}
     if 200 in route.failures and route.answer is not None:
         found["200"] = {"description": "OK", "content": _content(route.answer)}
+    if WITH_LOCK in route.parameters:
+        route = evolve(route, failures=(*route.failures, 409, 412, 423))
     refusals = {*route.failures, *(_ALWAYS if route.scope is not None else ())}
     if route.body is not None:
         refusals.add(413)

@@ -12,6 +12,7 @@ from vaultfs.entrypoints.http.calls import (
     CURSOR,
     IF_MATCH,
     LIMIT,
+    WITH_LOCK,
     Call,
     Parameter,
     Route,
@@ -39,7 +40,7 @@ def _answer(call: Call, node: Node, path: tuple[str, ...], status: int = 200) ->
 
 async def get_node(call: Call) -> Response:
     """A file or folder, as JSON."""
-    node = await call.server.vault.files.stat(call.user, call.address)
+    node = await call.files.stat(call.user, call.address)
     if call.header("if-none-match") == node_etag(node):
         return Response(status_code=304, headers={"ETag": node_etag(node)})
     return _answer(call, node, call.address.path)
@@ -48,7 +49,7 @@ async def get_node(call: Call) -> Response:
 async def patch_node(call: Call) -> Response:
     """Change metadata by a JSON merge patch."""
     patch = (await call.raw_body()).decode("utf-8", "surrogateescape")
-    node = await call.server.vault.files.set_metadata(
+    node = await call.files.set_metadata(
         call.user, call.address, patch, preconditions=call.preconditions
     )
     return _answer(call, node, call.address.path)
@@ -56,7 +57,7 @@ async def patch_node(call: Call) -> Response:
 
 async def delete_node(call: Call) -> Response:
     """Send it to the trash."""
-    node = await call.server.vault.files.delete(
+    node = await call.files.delete(
         call.user,
         call.address,
         recursive=call.flag("recursive"),
@@ -68,7 +69,7 @@ async def delete_node(call: Call) -> Response:
 async def list_folder(call: Call) -> Response:
     """A part of a folder."""
     address, limit = call.address, call.limit
-    nodes = await call.server.vault.files.children(
+    nodes = await call.files.children(
         call.user, address, after=call.cursor("name") or "", limit=limit
     )
     more = write_cursor("name", key_of(nodes[-1].name)) if len(nodes) == limit else None
@@ -77,7 +78,7 @@ async def list_folder(call: Call) -> Response:
 
 async def make_folder(call: Call) -> Response:
     """Make a folder."""
-    node = await call.server.vault.files.mkdir(
+    node = await call.files.mkdir(
         call.user, call.address, parents=call.flag("parents"), exist_ok=call.flag("exist_ok")
     )
     return _answer(call, node, call.address.path, 201)
@@ -86,9 +87,7 @@ async def make_folder(call: Call) -> Response:
 async def list_versions(call: Call) -> Response:
     """A part of a file's versions."""
     before, limit = call.number_cursor("number"), call.limit
-    found = await call.server.vault.files.versions(
-        call.user, call.address, before=before, limit=limit
-    )
+    found = await call.files.versions(call.user, call.address, before=before, limit=limit)
     more = write_cursor("number", found[-1].number) if len(found) == limit else None
     return call.json(VersionList(list(map(version_out, found)), more))
 
@@ -96,7 +95,7 @@ async def list_versions(call: Call) -> Response:
 async def restore_version(call: Call) -> Response:
     """Make an old version the newest again."""
     wanted = await call.body(VersionIn)
-    node = await call.server.vault.files.restore_version(
+    node = await call.files.restore_version(
         call.user, call.address, _fitting(wanted.number), preconditions=call.preconditions
     )
     return _answer(call, node, call.address.path)
@@ -108,7 +107,7 @@ async def move(call: Call) -> Response:
     if wanted.version is not None:
         raise InvalidField("a move takes the whole file: version is for copies")
     target = call.at(wanted.target)
-    node = await call.server.vault.files.move(
+    node = await call.files.move(
         call.user,
         call.at(wanted.source),
         target,
@@ -122,7 +121,7 @@ async def copy(call: Call) -> Response:
     """Copy a node with all below it; no bytes are copied."""
     wanted = await call.body(Transfer)
     target = call.at(wanted.target)
-    result = await call.server.vault.files.copy(
+    result = await call.files.copy(
         call.user,
         call.at(wanted.source),
         target,
@@ -137,7 +136,7 @@ async def copy(call: Call) -> Response:
 async def list_trash(call: Call) -> Response:
     """A part of the trash."""
     limit = call.limit
-    found = await call.server.vault.files.trash(
+    found = await call.files.trash(
         call.user, call.tree, after=call.number_cursor("id") or 0, limit=limit
     )
     more = write_cursor("id", found[-1].node.id) if len(found) == limit else None
@@ -148,14 +147,14 @@ async def restore(call: Call) -> Response:
     """Bring a node back from the trash."""
     wanted = await call.body(RestoreIn)
     target = None if wanted.target is None else call.at(wanted.target)
-    node = await call.server.vault.files.restore(call.user, call.tree, _trashed(call), target)
+    node = await call.files.restore(call.user, call.tree, _trashed(call), target)
     _, path = await call.server.vault.catalog.node_path(node.id)
     return _answer(call, node, path)
 
 
 async def purge(call: Call) -> Response:
     """Forget a node in the trash, for ever."""
-    await call.server.vault.files.purge(call.user, call.tree, _trashed(call))
+    await call.files.purge(call.user, call.tree, _trashed(call))
     return Response(status_code=204)
 
 
@@ -188,14 +187,14 @@ ROUTES: Final = (
         scope=Scope.WRITE,
         body=_PATCH,
         answer=NodeOut,
-        parameters=(IF_MATCH,),
+        parameters=(IF_MATCH, WITH_LOCK),
         failures=(412,),
     ),
     Route(
         *("DELETE", _NODE, delete_node, "deleteNode", "Send a file or folder to the trash."),
         scope=Scope.WRITE,
         answer=NodeOut,
-        parameters=(_RECURSIVE, IF_MATCH),
+        parameters=(_RECURSIVE, IF_MATCH, WITH_LOCK),
         failures=(409, 412),
     ),
     Route(
@@ -203,14 +202,14 @@ ROUTES: Final = (
         scope=Scope.WRITE,
         body=_PATCH,
         answer=NodeOut,
-        parameters=(IF_MATCH,),
+        parameters=(IF_MATCH, WITH_LOCK),
         failures=(412,),
     ),
     Route(
         *("DELETE", _FILE, delete_node, "deleteFile", "Send a file to the trash."),
         scope=Scope.WRITE,
         answer=NodeOut,
-        parameters=(_RECURSIVE, IF_MATCH),
+        parameters=(_RECURSIVE, IF_MATCH, WITH_LOCK),
         failures=(409, 412),
     ),
     Route(
@@ -225,7 +224,11 @@ ROUTES: Final = (
         scope=Scope.WRITE,
         answer=NodeOut,
         status=201,
-        parameters=(_PARENTS, Parameter("exist_ok", "Accept one that is there.", "boolean")),
+        parameters=(
+            _PARENTS,
+            WITH_LOCK,
+            Parameter("exist_ok", "Accept one that is there.", "boolean"),
+        ),
         failures=(409,),
     ),
     Route(
@@ -240,7 +243,7 @@ ROUTES: Final = (
         scope=Scope.WRITE,
         body=VersionIn,
         answer=NodeOut,
-        parameters=(IF_MATCH,),
+        parameters=(IF_MATCH, WITH_LOCK),
         failures=(409, 412, 507),
     ),
     Route(
@@ -248,7 +251,7 @@ ROUTES: Final = (
         scope=Scope.WRITE,
         body=Transfer,
         answer=NodeOut,
-        parameters=(IF_MATCH,),
+        parameters=(IF_MATCH, WITH_LOCK),
         failures=(409, 412),
     ),
     Route(
@@ -257,7 +260,7 @@ ROUTES: Final = (
         body=Transfer,
         answer=NodeOut,
         status=201,
-        parameters=(IF_MATCH,),
+        parameters=(IF_MATCH, WITH_LOCK),
         failures=(409, 412, 507),
     ),
     Route(
@@ -269,6 +272,7 @@ ROUTES: Final = (
     Route(
         *("POST", "/v1/trash/{user}/{node}", restore, "restore", "Bring a node back."),
         scope=Scope.WRITE,
+        parameters=(WITH_LOCK,),
         body=RestoreIn,
         answer=NodeOut,
         failures=(409,),

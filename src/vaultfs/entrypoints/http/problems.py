@@ -8,6 +8,8 @@ from starlette.responses import Response
 
 from vaultfs.domain import errors
 from vaultfs.domain.errors import VaultError
+from vaultfs.domain.lockitems import path_of
+from vaultfs.domain.locknodes import Blocker, Link
 from vaultfs.entrypoints.cli.errors import error_code
 from vaultfs.ports.objects import OutOfSpace, StoreError
 
@@ -57,6 +59,10 @@ class Problem(msgspec.Struct, omit_defaults=True):
     type: str = "about:blank"
     errors: list[dict[str, str]] = []
     """What is wrong with which part of the request: `pointer` and `code`."""
+    holders: list[dict[str, str]] = []
+    """Of a lock in the way: which `owner` holds it, or waits for it, in which `mode`."""
+    circle: list[dict[str, str]] = []
+    """Of a deadlock: each `owner` waits for the `path` in `mode`, which `holder` has."""
 
 
 def status_of(error: VaultError) -> int:
@@ -73,7 +79,26 @@ def problem_of(error: Exception, request_id: str) -> Problem:
         detail = "the server cannot read or write what it has to; its log says why"
     if isinstance(error, errors.OutcomeUnknown):
         detail = f"it may or may not have happened: look, and repeat it (operation {error.op_id})"
-    return problem(status_of(error), error_code(error), detail, request_id)
+    found = problem(status_of(error), error_code(error), detail, request_id)
+    if isinstance(error, errors.Blocking):
+        found.holders = [_holder(each) for each in error.blockers]
+    if isinstance(error, errors.DeadlockFound):
+        found.circle = [_link(each) for each in error.circle]
+    return found
+
+
+def _holder(blocker: Blocker) -> dict[str, str]:
+    return {
+        "owner": blocker.owner,
+        "path": path_of(blocker.resource),
+        "mode": blocker.mode.name,
+        "does": "waits" if blocker.waits else "holds",
+    }
+
+
+def _link(link: Link) -> dict[str, str]:
+    path, mode = path_of(link.resource), link.wanted.name
+    return {"owner": link.owner, "path": path, "mode": mode, "holder": link.holder}
 
 
 def problem(status: int, code: str, detail: str, request_id: str) -> Problem:

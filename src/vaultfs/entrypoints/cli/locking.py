@@ -1,0 +1,237 @@
+"""`lock run`, `lock ls` and `lock break`: locks of a vault, for scripts and people."""
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+
+import typer
+
+from vaultfs.domain.errors import InvalidField, LockError, NotFound
+from vaultfs.entrypoints.cli.errors import ExitCode
+from vaultfs.entrypoints.cli.remote import OWN, address
+from vaultfs.entrypoints.cli.session import (
+    JsonOption,
+    QuietOption,
+    Session,
+    VaultOption,
+    opened,
+    run,
+    session,
+    shown,
+    table,
+)
+
+if TYPE_CHECKING:
+    from anyio.abc import Process
+
+    from vaultfs.domain.lockmodes import Mode
+    from vaultfs.domain.locknodes import Owner
+    from vaultfs.domain.services.locks import Held, Queued
+    from vaultfs.entrypoints.vault import Vault
+
+locks = typer.Typer(no_args_is_help=True, help="Locks: who may write what meanwhile.")
+
+TTL: Final = 30.0
+"""Seconds after which the lock of a command whose keeper was killed ends by itself."""
+TOKENS: Final = "VAULTFS_LOCK_TOKENS"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(locks, name="lock")
+
+
+ModeOption = Annotated[
+    str, typer.Option("--mode", metavar="shared|update|exclusive", help="What others may do.")
+]
+WaitOption = Annotated[
+    float | None,
+    typer.Option("--wait", metavar="SECONDS", min=0, help="Not longer; 0: now or not at all."),
+]
+
+
+@locks.command("run")
+def run_locked(
+    path: Annotated[str, typer.Argument(metavar="/PATH", show_default=False)],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", show_default=False)],
+    mode: ModeOption = "exclusive",
+    wait: WaitOption = None,
+    vault: VaultOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a command while a path is locked; with its exit code.
+
+    What the command does with this vault's own commands comes with the lock; what
+    others do to the path is refused meanwhile.
+    """
+    call = session(vault, as_json=False, quiet=quiet)
+
+    async def work() -> "ExitCode":
+        wanted = _mode(mode)
+        async with opened(call) as vault, _leased(call, vault, path, wanted, wait) as name:
+            return await _run(command, name)
+
+    run(call, work)
+
+
+def _mode(text: str) -> "Mode":
+    from vaultfs.domain.lockmodes import READ, UPDATE, WRITE
+
+    modes = {"shared": READ, "update": UPDATE, "exclusive": WRITE}
+    if text not in modes:
+        raise InvalidField(f"--mode {text}: shared, update or exclusive")
+    return modes[text]
+
+
+@asynccontextmanager
+async def _leased(
+    call: Session, vault: "Vault", path: str, mode: "Mode", wait: float | None
+) -> AsyncGenerator[str, None]:
+    """Have a lease on `path` that is renewed all the time; its name."""
+    from vaultfs.domain.services.tasks import task_group
+
+    where, owner = address(path), vault.locks.new_owner()
+    if where.tree not in {OWN, vault.user.name}:
+        raise NotFound(f"nothing of {where.tree} can be locked")
+    tree = vault.user.tree
+    held = await vault.locks.acquire(owner, tree, {where.path: mode}, timeout=wait, ttl=TTL)
+    try:
+        async with task_group() as tasks:
+            tasks.start_soon(_renew, call, vault, owner, held)
+            yield f"{owner}.{held}"
+            tasks.cancel_scope.cancel()
+    finally:
+        await vault.locks.let_go(owner, tree, held)
+
+
+async def _renew(call: Session, vault: "Vault", owner: "Owner", token: int) -> None:
+    import anyio
+
+    while True:
+        await anyio.sleep(TTL / 3)
+        try:
+            await vault.locks.renew(owner, vault.user.tree, token, TTL)
+        except LockError as error:
+            call.remark(f"the lock is lost, and the command's writes are refused: {error.message}")
+            return
+
+
+async def _run(command: list[str], name: str) -> "ExitCode":
+    """The exit code of `command`; a signal to us is one to it, and it has ended when we do."""
+    import anyio
+
+    tokens = f"{os.environ.get(TOKENS, '')} {name}".strip()
+    try:
+        process = await anyio.open_process(
+            command,
+            stdin=None,
+            stdout=None,
+            stderr=None,
+            env={**os.environ, TOKENS: tokens},
+        )
+    except OSError as error:
+        raise InvalidField(f"{command[0]}: {error.strerror}") from error
+    try:
+        return _code(await process.wait())
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await _stop(process)
+        raise
+
+
+async def _stop(process: "Process") -> None:
+    import anyio
+
+    if process.returncode is None:
+        process.terminate()
+        with anyio.move_on_after(5):
+            await process.wait()
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+def _code(code: int) -> "ExitCode":
+    """As shells have it: of a command that a signal ended, 128 and its number."""
+    return cast("ExitCode", code if code >= 0 else 128 - code)  # the command's own, not ours
+
+
+@locks.command("ls")
+def list_locks(vault: VaultOption = None, as_json: JsonOption = False) -> None:
+    """List who holds what, and who waits for whom."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        async with opened(call) as vault:
+            found = await vault.locks.snapshot(vault.user.tree)
+        call.answer(
+            {"held": list(map(_held, found.held)), "waiting": list(map(_waits, found.queued))},
+            lambda: (
+                table([*map(_held_row, found.held), *map(_waiting_row, found.queued)])
+                if found.held or found.queued
+                else ""
+            ),
+        )
+
+    run(call, work)
+
+
+def _paths(of: "Held | Queued") -> list[dict[str, Any]]:
+    from vaultfs.domain.lockitems import path_of
+
+    whole = [{"path": path_of(each), "mode": mode.name} for each, mode in of.items.items()]
+    return whole + [
+        {"path": path_of(each), "ranges": [list(span) for span in spans]}
+        for each, spans in of.ranges.items()
+    ]
+
+
+def _held(held: "Held") -> dict[str, Any]:
+    return {
+        "owner": held.owner,
+        "token": held.token,
+        "paths": _paths(held),
+        "expires_in": held.expires_in,
+    }
+
+
+def _waits(queued: "Queued") -> dict[str, Any]:
+    waits_for = sorted({each.owner for each in queued.blockers})
+    return {"owner": queued.owner, "paths": _paths(queued), "waits_for": waits_for}
+
+
+def _text(of: "Held | Queued") -> str:
+    return shown(", ".join(f"{each['path']} ({each.get('mode', 'ranges')})" for each in _paths(of)))
+
+
+def _held_row(held: "Held") -> tuple[str, ...]:
+    left = "" if held.expires_in is None else f"{held.expires_in:.0f} s"
+    return str(held.token).rjust(6), left.rjust(6), _text(held), held.owner
+
+
+def _waiting_row(queued: "Queued") -> tuple[str, ...]:
+    names = ", ".join(sorted({each.owner for each in queued.blockers}))
+    return "waits", "", _text(queued), f"{queued.owner} for {names}"
+
+
+@locks.command("break")
+def break_lock(
+    token: Annotated[int, typer.Argument(metavar="TOKEN", show_default=False)],
+    user: Annotated[str, typer.Option("--user", help="Whose tree it is in.")] = "me",
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a lock away from whoever has it; the audit keeps who did."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        from vaultfs.domain.services.accounts import Accounts
+        from vaultfs.domain.tokens import ALL_SCOPES, Identity
+
+        async with opened(call) as vault:
+            accounts = Accounts(vault.catalog, vault.clock)
+            await accounts.break_lock(Identity(vault.user, ALL_SCOPES), user, token)
+        call.answer({"broken": token}, f"broken {token}")
+
+    run(call, work)

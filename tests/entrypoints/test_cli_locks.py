@@ -1,0 +1,133 @@
+"""`vaultfs lock`, and locks in the SDK."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.entrypoints.cli_calls import Cli, command, new_vault
+
+import vaultfs
+from vaultfs.domain.errors import Locked, LockTimedOut, WouldBlock
+from vaultfs.domain.lockmodes import READ
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return new_vault(tmp_path / "vault")
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def start(cli: Cli, *words: object) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command("--vault", cli.vault, *words))
+
+
+def test_a_command_runs_while_a_path_is_locked(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "a"
+    source.write_bytes(b"mine")
+    running = start(cli, "lock", "run", "/d", "--", "sleep", "60")
+    try:
+        until(lambda: cli.json("lock", "ls")["held"])
+        [held] = cli.json("lock", "ls")["held"]
+        assert held["paths"] == [{"path": "/d", "mode": "X"}]
+        assert 0 < held["expires_in"] <= 30
+        assert "/d (X)" in cli("lock", "ls").out
+        assert cli.refused("put", source, "/d/a") == "locked"
+        assert cli.refused("lock", "run", "--wait", "0", "/d/a", "--", "true") != ""
+    finally:
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 130
+    assert cli.json("lock", "ls") == {"held": [], "waiting": []}
+    cli("put", source, "/d/a")
+
+
+def test_the_command_writes_with_the_lock_and_gives_its_exit_code(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "a"
+    source.write_bytes(b"mine")
+    put = command("--vault", cli.vault, "put", source, "/d/a")
+    words = ("lock", "run", "/d", "--", *put)
+    assert start(cli, *words).wait(30) == 0
+    assert cli.read("/d/a") == b"mine"
+    assert start(cli, "lock", "run", "/d", "--", sys.executable, "-c", "exit(7)").wait(30) == 7
+    kill = "import os; os.kill(os.getpid(), 9)"
+    assert start(cli, "lock", "run", "/d", "--", sys.executable, "-c", kill).wait(30) == 137
+    assert start(cli, "lock", "run", "/d", "--", "no-such-command").wait(30) == 2
+    assert cli.json("lock", "ls")["held"] == []
+
+
+def test_a_broken_lock_is_audited_and_its_writes_are_refused(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "a"
+    source.write_bytes(b"mine")
+    go = tmp_path / "go"
+    put = " ".join(command("--vault", cli.vault, "put", source, "/d"))
+    script = f"while [ ! -e {go} ]; do sleep 0.05; done; exec {put}"
+    running = start(cli, "lock", "run", "/d", "--", "sh", "-c", script)
+    until(lambda: cli.json("lock", "ls")["held"])
+    [held] = cli.json("lock", "ls")["held"]
+    cli("lock", "break", held["token"])
+    assert cli.refused("lock", "break", held["token"]) == "not_found"
+    cli("put", source, "/d")
+    go.touch()
+    assert running.wait(30) != 0
+
+
+async def test_the_sdk_locks(tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    local.mkdir()
+    (local / "x").write_bytes(b"x")
+    async with vaultfs.open(tmp_path / "vault", create=True) as vault:
+        await vault.put("/a", b"one")
+        async with vault.lock("/a", "/b") as locked:
+            await locked.put("/a", b"two")
+            await locked.put_tree(local, "/b")
+            assert await locked.get("/b/x") == b"x"
+            with pytest.raises(Locked):
+                await vault.put("/a", b"three")
+            with pytest.raises(WouldBlock):
+                async with vault.lock(timeout=0):
+                    pass
+            with pytest.raises(LockTimedOut):
+                async with vault.lock("/a", mode=READ, timeout=0.05):
+                    pass
+        async with vault.lock(mode=READ), vault.lock("/a", mode=READ):
+            assert await vault.get("/a") == b"two"
+
+
+def test_plain_code_locks(tmp_path: Path) -> None:
+    with vaultfs.open_sync(tmp_path / "vault", create=True) as vault:
+        with vault.lock("/a") as locked:
+            locked.put("/a", b"one")
+            with pytest.raises(Locked):
+                vault.put("/a", b"two")
+        vault.put("/a", b"two")
+
+
+async def test_two_vaults_on_one_folder_see_each_others_locks(tmp_path: Path) -> None:
+    folder = tmp_path / "vault"
+    async with vaultfs.open(folder, create=True) as one, vaultfs.open(folder) as two:
+        async with one.lock("/a"):
+            with pytest.raises(Locked):
+                await two.put("/a", b"x")
+            async with anyio.create_task_group() as tasks:
+                got = anyio.Event()
+
+                async def wait() -> None:
+                    async with two.lock("/a"):
+                        got.set()
+
+                tasks.start_soon(wait)
+                await anyio.sleep(0.1)
+                assert not got.is_set()
+                tasks.cancel_scope.cancel()
+        async with two.lock("/a", timeout=5):
+            pass
