@@ -6,6 +6,7 @@ from typing import Final, TypeVar
 import anyio
 from attrs import define, field
 
+from vaultfs.domain.locks import LockTable
 from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.nodes import TreeId
 from vaultfs.ports.clock import Clock
@@ -26,7 +27,6 @@ class MemoryLockStore(LockStore):
     """Nothing outlives it, and nothing in it waits for anything."""
 
     clock: Clock
-    alone: bool = True
     _listener: Listener = _nobody
     _trees: dict[TreeId, TreeLocks] = field(factory=dict[TreeId, TreeLocks])
 
@@ -44,6 +44,9 @@ class MemoryLockStore(LockStore):
             locks = self._trees[tree] = TreeLocks()
         locks.table.tick(self.clock.monotonic())
         return locks
+
+    def at_once(self, tree: TreeId) -> LockTable | None:
+        return self._now(tree).table
 
     async def change(
         self,

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
+from vaultfs.domain.locks import LockTable
 from vaultfs.domain.locktrees import News, TreeLocks
 from vaultfs.domain.nodes import TreeId
 
@@ -20,9 +21,6 @@ class LockStore(ABC):
 
     __slots__ = ()
 
-    alone: bool
-    """Whether `change` and `look` never wait for anything, so that nothing can cancel them."""
-
     @property
     @abstractmethod
     def session(self) -> str:
@@ -38,6 +36,14 @@ class LockStore(ABC):
 
         Once of each, after it is durable, on the event loop; perhaps before the `change`
         that made one wait returns. There is one listener.
+        """
+
+    @abstractmethod
+    def at_once(self, tree: TreeId) -> LockTable | None:
+        """The table of `tree`, the time told, if this process has it alone; else None.
+
+        What is done to it is kept with that. Who does it tells those to whom it passes
+        something on. It is what `change` costs that is spared.
         """
 
     @abstractmethod

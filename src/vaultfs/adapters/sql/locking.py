@@ -36,7 +36,8 @@ def guard(tx: Transaction, unit: Unit) -> Program[None]:
     for operation in unit.operations:
         if type(operation) in _IN_TREES:
             change = cast("ops.FileOperation", operation)
-            locks = yield from locks_of(tx.locks, change.tree)
+            seen = tx.locks.seen.get(change.tree)
+            locks = (yield from locks_of(tx.locks, change.tree)) if seen is None else seen[1]
             if locks.table.grants or unit.presented:
                 yield from _check(tx, unit, change, locks)
 

@@ -20,6 +20,7 @@ from vaultfs.adapters.sql.lockview import LockView
 from vaultfs.adapters.sql.statements import Program
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.adapters.sql.writer import Job, Writer
+from vaultfs.domain.locks import LockTable
 from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.nodes import TreeId
 from vaultfs.ports.locks import Listener, LockStore
@@ -39,7 +40,6 @@ class SqliteLockStore(LockStore):
     def __init__(
         self, writer: Writer, read: Callable[[Query], Coroutine[Any, Any, Any]], *, alone: bool
     ) -> None:
-        self.alone = False
         self._writer = writer
         self._read = read
         self._shared = not alone
@@ -52,6 +52,9 @@ class SqliteLockStore(LockStore):
 
     def listen(self, listener: Listener) -> None:
         self._writer.locks.listener = listener
+
+    def at_once(self, tree: TreeId) -> LockTable | None:  # noqa: ARG002 a commit is to be waited for
+        return None
 
     async def change(
         self,

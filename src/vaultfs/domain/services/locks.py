@@ -33,6 +33,7 @@ from vaultfs.domain.intervals import Range
 from vaultfs.domain.lockitems import MAX_LOCKS, path_of, resource, told, who
 from vaultfs.domain.lockmodes import Mode, Resource, covers
 from vaultfs.domain.locknodes import (
+    NOTHING,
     Answer,
     Blocked,
     Blocker,
@@ -44,6 +45,7 @@ from vaultfs.domain.locknodes import (
     Presented,
     Waiting,
 )
+from vaultfs.domain.locks import LockTable
 from vaultfs.domain.locktrees import News, TreeLocks
 from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import TreeId, User
@@ -178,32 +180,57 @@ class Locks:
         wanted, spans = _normal(tree, items), _normal(tree, ranges)
         if not 0 < len(wanted) + len(spans) <= MAX_LOCKS:
             raise LockMisuse(f"{len(wanted) + len(spans)} paths: 1 to {MAX_LOCKS} can be locked")
-        session = self.store.session
         wait = timeout is None or timeout > 0
+        self._asking += 1
+        try:
+            table = self.store.at_once(tree)
+            if table is None:
+                answer = await self._ask(owner, tree, (wanted, spans), ttl, wait=wait)
+            else:
+                expires = None if ttl is None else table.now + ttl
+                answer = table.request(owner, wanted, ranges=spans, expires=expires, wait=wait)
+                self._pass_on(tree, table)
+            if isinstance(answer, Grant):
+                return answer.id
+            if not isinstance(answer, Waiting):
+                _refuse(answer, wanted, spans)
+            waiter = self._queue_up(tree, answer.id)
+        finally:
+            self._asking -= 1
+        token = await self._wait((tree, answer.id), waiter, timeout)
+        if ttl is not None:
+            await self._begin_lease(owner, tree, token, ttl)
+        return token
+
+    async def _ask(
+        self,
+        owner: Owner,
+        tree: TreeId,
+        wanted: tuple[dict[Resource, Mode], dict[Resource, tuple[Range, ...]]],
+        ttl: float | None,
+        *,
+        wait: bool,
+    ) -> Answer:
+        """The table's answer to a request, where others share the table."""
+        items, ranges = wanted
+        session = self.store.session
 
         def ask(locks: TreeLocks) -> tuple[Answer, int]:
             table = locks.table
             expires = None if ttl is None else table.now + ttl
-            answer = table.request(owner, wanted, ranges=spans, expires=expires, wait=wait)
-            if session:
-                locks.note(answer, session)
+            answer = table.request(owner, items, ranges=ranges, expires=expires, wait=wait)
+            locks.note(answer, session)
             return answer, answer.id if isinstance(answer, Grant | Waiting) else 0
 
-        self._asking += 1
-        try:
-            undo: Undo = partial(_undo, owner)
-            answer, number = await self.store.change(tree, ask, undo)
-            if isinstance(answer, Grant):
-                return number
-            if not isinstance(answer, Waiting):
-                _refuse(answer, wanted, spans)
-            waiter = self._queue_up(tree, number)
-        finally:
-            self._asking -= 1
-        token = await self._wait((tree, number), waiter, timeout)
-        if ttl is not None:
-            await self._begin_lease(owner, tree, token, ttl)
-        return token
+        undo: Undo = partial(_undo, owner)
+        return (await self.store.change(tree, ask, undo))[0]
+
+    def _pass_on(self, tree: TreeId, table: LockTable) -> None:
+        """Tell those who wait in this process, which has the table alone, what they got."""
+        passed = table.take_passed()
+        if passed is not NOTHING:
+            dropped = ((request, None) for request in passed.dropped)
+            self._hear(tree, (*((request, got.id) for request, got in passed.granted), *dropped))
 
     async def _begin_lease(self, owner: Owner, tree: TreeId, token: int, ttl: float) -> None:
         """Count the time of a lease that was waited for from now on."""
@@ -323,8 +350,12 @@ class Locks:
 
     async def let_go(self, owner: Owner, tree: TreeId, token: int) -> None:
         """Give a grant back, if it is still there; not to be cancelled."""
-        if self.store.alone:
-            await self.store.change(tree, partial(_release, owner, token))
+        table = self.store.at_once(tree)
+        if table is not None:
+            grant = table.grants.get(token)
+            if grant is not None and grant.owner == owner:
+                table.release(token)
+                self._pass_on(tree, table)
             return
         with anyio.CancelScope(shield=True):
             await self.store.change(tree, partial(_release, owner, token))
