@@ -9,14 +9,16 @@ deadlock each other. A call that fails, is cancelled or times out leaves nothing
 that waits is taken back, and a grant that comes at the same moment is given back.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Final, NoReturn, Self, TypeVar
 
 import anyio
+from anyio import from_thread
 from anyio.abc import TaskGroup
+from anyio.lowlevel import EventLoopToken, current_token
 from attrs import define, field, frozen
 
 from vaultfs.domain.errors import (
@@ -644,3 +646,40 @@ def _step(link: Link) -> str:
     where = path_of(link.resource)
     holds = told(Blocker(link.holder, link.resource, link.held))
     return f"{link.owner} waits for {where} ({link.wanted.name}), which {holds}"
+
+
+@frozen
+class ThreadLocks:
+    """The same locks for code in threads, which blocks while it waits.
+
+    Made by `from_threads` on the event loop. The waiting is a task on the loop; a thread
+    that waits cannot be cancelled, so give a `timeout`.
+    """
+
+    locks: Locks
+    _loop: EventLoopToken
+
+    @contextmanager
+    def lock_file_for_user(
+        self, user: User, path: Path, *, timeout: float | None = None
+    ) -> Generator[Hold, None, None]:
+        """See `Locks.lock_file_for_user`."""
+        with self.lock_user_files(user, (path,), timeout=timeout) as held:
+            yield held
+
+    @contextmanager
+    def lock_user_files(
+        self, user: User, paths: Iterable[Path] | None = None, *, timeout: float | None = None
+    ) -> Generator[Hold, None, None]:
+        """See `Locks.lock_user_files`."""
+        held = self.locks.lock_user_files(user, paths, timeout=timeout)
+        from_thread.run(held.__aenter__, token=self._loop)
+        try:
+            yield held
+        finally:
+            from_thread.run(held.__aexit__, None, None, None, token=self._loop)
+
+
+def from_threads(locks: Locks) -> ThreadLocks:
+    """The bridge for threads to `locks`, which belong to the loop that this is called on."""
+    return ThreadLocks(locks, current_token())
