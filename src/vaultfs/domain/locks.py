@@ -282,8 +282,14 @@ class LockTable:
     def _grantable(self, request: Waiting) -> bool:
         if self._over(request.expires):
             return False
+        nodes, owner, ranges = self.nodes, request.owner, request.ranges
         for resource, want in request.wants.items():
-            node = self.nodes[resource]
+            node = nodes[resource]
+            if not ranges and node.ranges is None:  # mostly nobody clashes, which counts tell
+                hold = node.holds.get(owner)
+                held = node.held if hold is None else node.held - FIELD[hold[1]]
+                if not (held + node.wanted - FIELD[want]) & CLASH[want]:
+                    continue
             if next(node.holders_against(request, want), None) is not None:
                 return False
             if next(node.waiters_against(request, want), None) is not None:
@@ -492,6 +498,8 @@ class LockTable:
                 if not self._try(request, failed):
                     if want is not Mode.X:
                         self._wake_behind(node, failed)
+                    break
+                if want is Mode.X:  # it has the node now, and clashes with all behind it
                     break
 
     def _wake_behind(self, node: Node, failed: set[int]) -> None:

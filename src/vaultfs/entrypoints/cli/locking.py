@@ -70,7 +70,8 @@ def run_locked(
     async def work() -> "ExitCode":
         wanted = _mode(mode)
         async with opened(call) as vault, _leased(call, vault, path, wanted, wait) as name:
-            return await _run(command, name)
+            names = [f"{owner}.{token}" for owner, token in vault.settings.presented]
+            return await _run(command, " ".join([*names, name]))
 
     run(call, work)
 
@@ -117,11 +118,10 @@ async def _renew(call: Session, vault: "Vault", owner: "Owner", token: int) -> N
             return
 
 
-async def _run(command: list[str], name: str) -> "ExitCode":
+async def _run(command: list[str], tokens: str) -> "ExitCode":
     """The exit code of `command`; a signal to us is one to it, and it has ended when we do."""
     import anyio
 
-    tokens = f"{os.environ.get(TOKENS, '')} {name}".strip()
     try:
         process = await anyio.open_process(
             command,
