@@ -105,7 +105,7 @@ async def circle(locks: Locks, size: int) -> float:
             held = locks.hold(owner, TREE, {("c", str(number)): Mode.X})
             await stack.enter_async_context(held)
         for number, owner in enumerate(owners[:-1]):
-            wanted = {("c", str(number + 1)): Mode.X}
+            wanted: dict[tuple[str, ...], Mode] = {("c", str(number + 1)): Mode.X}
             tasks.start_soon(locks.acquire, owner, TREE, wanted)
         await anyio.wait_all_tasks_blocked()
         started = time.perf_counter()
@@ -131,12 +131,12 @@ async def batch(locks: Locks) -> tuple[float, float]:
 async def batches(locks: Locks) -> float:
     """Locks a second; a deadlock would end it."""
     dice = Random(1)
-    paths = [("b", str(number)) for number in range(1000)]
+    paths: list[tuple[str, ...]] = [("b", str(number)) for number in range(1000)]
     drawn = [[dict.fromkeys(dice.sample(paths, 100), Mode.X) for _ in range(10)] for _ in range(64)]
 
     async def one(number: int) -> None:
         for wanted in drawn[number]:
-            async with locks.hold(Owner(f"t{number}"), TREE, {**wanted}):
+            async with locks.hold(Owner(f"t{number}"), TREE, wanted):
                 await asyncio.sleep(0)
 
     async def run() -> None:
