@@ -5,10 +5,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.contracts.locks import LockContract, SharedLockContract, both
+from tests.contracts.locks import TREE, A, B, C, F, LockContract, SharedLockContract, both
 
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.system import SystemClock
+from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.services.locks import Locks, open_locks
 
 
@@ -38,3 +39,48 @@ class TestTwo(SharedLockContract):
     @pytest.fixture
     def opened(self, tmp_path: Path) -> AbstractAsyncContextManager[tuple[Locks, Locks]]:
         return both(opened(tmp_path / "catalog.db"), opened(tmp_path / "catalog.db"))
+
+
+async def test_leases_survive_and_tokens_grow_across_openings(tmp_path: Path) -> None:
+    tokens: list[int] = []
+    for number in range(3):
+        async with opened(tmp_path / "catalog.db") as locks:
+            held = [each.token for each in (await locks.snapshot(TREE)).held]
+            assert held == tokens
+            path = ("d", str(number))
+            tokens.append(await locks.acquire(A, TREE, {path: Mode.X}, ttl=60))
+    assert tokens == sorted(set(tokens))
+
+
+async def test_a_catalog_that_was_brought_back_has_no_locks_and_larger_tokens() -> None:
+    one, other = await SqliteCatalog.open(None), await SqliteCatalog.open(None)
+    try:
+        clock = SystemClock()
+        async with open_locks(one.lock_store(), clock) as locks:
+            before = await locks.acquire(A, TREE, {F: Mode.X}, ttl=60)
+        await other.load(one.dump())
+        async with open_locks(other.lock_store(), clock) as locks:
+            assert (await locks.snapshot(TREE)).held == ()
+            assert await locks.acquire(A, TREE, {F: Mode.X}, ttl=60) > before + (1 << 31)
+    finally:
+        await one.aclose()
+        await other.aclose()
+
+
+async def test_a_transaction_that_fails_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vaultfs.adapters.sql import execution
+
+    async with opened(tmp_path / "catalog.db") as locks:
+        await locks.acquire(A, TREE, {F: Mode.X}, ttl=60)
+
+        def fail(_: object) -> None:
+            raise AttributeError("a bug")
+
+        monkeypatch.setattr(execution, "finish", fail)
+        with pytest.raises(AttributeError):
+            await locks.acquire(B, TREE, {("g",): Mode.X}, ttl=60)
+        monkeypatch.undo()
+        assert await locks.try_hold(C, TREE, {("g",): Mode.X}, ttl=60) is not None
+        assert {each.owner for each in (await locks.snapshot(TREE)).held} == {A, C}

@@ -1,13 +1,25 @@
 """The locks of one process, in its memory."""
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
 
+import anyio
 import pytest
-from tests.contracts.locks import LockContract
+from anyio.lowlevel import checkpoint
+from tests.contracts.locks import TREE, A, B, F, LockContract, queued
 
 from vaultfs.adapters.memorylocks import MemoryLockStore
 from vaultfs.adapters.system import SystemClock
+from vaultfs.domain.errors import Busy
+from vaultfs.domain.lockmodes import Mode
+from vaultfs.domain.locks import LockTable
+from vaultfs.domain.locktrees import TreeLocks
+from vaultfs.domain.nodes import TreeId
+from vaultfs.domain.services import locks as services
 from vaultfs.domain.services.locks import Locks, open_locks
+
+T = TypeVar("T")
 
 
 class TestInMemory(LockContract):
@@ -15,3 +27,58 @@ class TestInMemory(LockContract):
     def opened(self) -> AbstractAsyncContextManager[Locks]:
         clock = SystemClock()
         return open_locks(MemoryLockStore(clock), clock)
+
+
+class FailingStore(MemoryLockStore):
+    """A store that is shared, and fails a few times when it is told to."""
+
+    failures: int = 0
+
+    def at_once(self, tree: TreeId) -> LockTable | None:
+        return None
+
+    async def change(
+        self,
+        tree: TreeId,
+        work: Callable[[TreeLocks], T],
+        undo: Callable[[TreeLocks, T], None] | None = None,
+    ) -> T:
+        await checkpoint()
+        if self.failures:
+            self.failures -= 1
+            raise Busy("another process is writing")
+        return await super().change(tree, work, undo)
+
+
+async def test_what_cannot_be_given_back_now_is_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "RETRY_EVERY", 0.01)
+    clock = SystemClock()
+    store = FailingStore(clock)
+    async with open_locks(store, clock) as locks:
+        async with locks.hold(A, TREE, {F: Mode.X}):
+            store.failures = 3
+        assert store.failures == 2
+        with anyio.fail_after(5):
+            while store.failures:
+                await anyio.sleep(0.01)
+            async with locks.hold(B, TREE, {F: Mode.X}):
+                pass
+
+
+async def test_who_waits_is_told_when_nobody_can_tell_any_more() -> None:
+    clock = SystemClock()
+    store = FailingStore(clock)
+    async with open_locks(store, clock) as locks:
+        async with locks.hold(A, TREE, {F: Mode.X}):
+
+            async def wait() -> None:
+                with pytest.raises(Busy):
+                    await locks.acquire(B, TREE, {F: Mode.X})
+
+            with anyio.fail_after(5):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(wait)
+                    await queued(locks, B)
+                    store.failures = 1
+        snapshot = await locks.snapshot(TREE)
+        assert (snapshot.held, snapshot.queued) == ((), ())

@@ -9,17 +9,15 @@ from functools import lru_cache
 from typing import assert_never
 
 from vaultfs.domain import operations as ops
-from vaultfs.domain.errors import InvalidField, Locked, NotHeld, StaleToken, listed
+from vaultfs.domain.errors import Locked, NotHeld, StaleToken, listed
 from vaultfs.domain.lockmodes import Mode, Resource, covers
-from vaultfs.domain.locknodes import Blocker, Grant, Owner, Presented
+from vaultfs.domain.locknodes import Blocker, Grant, Presented
 from vaultfs.domain.locks import LockTable
 from vaultfs.domain.names import Path, check_path, format_path, key_of
 from vaultfs.domain.nodes import TreeId
 
 MAX_LOCKS = 1000
 """Paths that one request may lock."""
-MAX_OWNER = 100
-"""Characters that name an owner."""
 
 
 def resource(tree: TreeId, path: Path) -> Resource:
@@ -33,18 +31,6 @@ def resource(tree: TreeId, path: Path) -> Resource:
 @lru_cache(maxsize=4096)
 def _keys(path: Path) -> Path:
     return tuple(map(key_of, check_path(path)))
-
-
-def parse_presented(text: str) -> Presented:
-    """What `<lease>.<token>` says. Raises `InvalidField`."""
-    owner, dot, token = text.strip().rpartition(".")
-    if not dot or not owner or len(owner) > MAX_OWNER or not _is_token(token):
-        raise InvalidField(f"{text[:80]!r} is no lock: those are written <lease>.<token>")
-    return Presented(Owner(owner), int(token))
-
-
-def _is_token(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 19
 
 
 def path_of(of: Resource) -> str:

@@ -6,11 +6,14 @@ from typing import Final, NamedTuple, NewType
 
 from attrs import define, field, frozen
 
+from vaultfs.domain.errors import InvalidField
 from vaultfs.domain.intervals import Range, Ranges
 from vaultfs.domain.lockmodes import CLASH, FIELD, LUB, Mode, Resource, clash, strongest
 
 Owner = NewType("Owner", str)
 """Who locks: an upload, a batch, a client's session. Not a user, who may be several."""
+MAX_OWNER: Final = 100
+"""Characters that name an owner."""
 
 
 class Presented(NamedTuple):
@@ -18,6 +21,18 @@ class Presented(NamedTuple):
 
     owner: Owner
     token: int
+
+
+def parse_presented(text: str) -> Presented:
+    """What `<lease>.<token>` says. Raises `InvalidField`."""
+    owner, dot, token = text.strip().rpartition(".")
+    if not dot or not owner or len(owner) > MAX_OWNER or not _is_token(token):
+        raise InvalidField(f"{text[:80]!r} is no lock: those are written <lease>.<token>")
+    return Presented(Owner(owner), int(token))
+
+
+def _is_token(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19
 
 
 NO_RANGES: Final[Mapping[Resource, tuple[Range, ...]]] = {}

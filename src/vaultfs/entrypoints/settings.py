@@ -3,13 +3,14 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
 from vaultfs.domain.errors import InvalidField
-from vaultfs.domain.lockitems import parse_presented
-from vaultfs.domain.locknodes import Presented
+
+if TYPE_CHECKING:
+    from vaultfs.domain.locknodes import Presented
 
 MIB: Final = 1 << 20
 LEAST_BUDGET: Final = 64 * MIB
@@ -31,7 +32,7 @@ class Settings:
     """Bytes that all transfers of the process together may hold."""
     workers: int
     """Threads that cut, hash and compress."""
-    presented: tuple[Presented, ...] = ()
+    presented: "tuple[Presented, ...]" = ()
     """Locks that all changes come with."""
 
 
@@ -47,9 +48,17 @@ def read_settings(
     where = folder or given.get("VAULTFS_VAULT")
     if not where:
         raise InvalidField("which vault? name it with --vault DIR or VAULTFS_VAULT")
-    presented = tuple(map(parse_presented, given.get("VAULTFS_LOCK_TOKENS", "").split()))
     workers = max(2, len(os.sched_getaffinity(0)))
-    return Settings(Path(where), _budget(given), workers, presented)
+    return Settings(Path(where), _budget(given), workers, _presented(given))
+
+
+def _presented(given: Mapping[str, str]) -> "tuple[Presented, ...]":
+    shown = given.get("VAULTFS_LOCK_TOKENS", "").split()
+    if not shown:
+        return ()
+    from vaultfs.domain.locknodes import parse_presented
+
+    return tuple(map(parse_presented, shown))
 
 
 def _budget(given: Mapping[str, str]) -> int:

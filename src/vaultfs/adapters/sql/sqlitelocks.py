@@ -7,6 +7,7 @@ that every commit of another connection changes, and asking for it costs microse
 
 import sqlite3
 from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -20,6 +21,7 @@ from vaultfs.adapters.sql.lockview import LockView
 from vaultfs.adapters.sql.statements import Program
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.adapters.sql.writer import Job, Writer
+from vaultfs.domain.errors import VaultError
 from vaultfs.domain.locks import LockTable
 from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.nodes import TreeId
@@ -116,7 +118,8 @@ class SqliteLockStore(LockStore):
         while True:
             await anyio.sleep(lockview.BEAT)
             if self._shared and self._writer.locks.in_use:
-                await self._writer.do(Job(program=self._beat))
+                with suppress(VaultError):  # the next may be in time
+                    await self._writer.do(Job(program=self._beat))
 
     def _beat(self, tx: Transaction) -> Program[None]:
         return lockview.beat(tx.locks, self._writer.locks)

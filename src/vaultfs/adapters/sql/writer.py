@@ -13,9 +13,9 @@ from anyio import to_thread
 from attrs import define, field
 
 from vaultfs.adapters.sql.connections import Place, translated
-from vaultfs.adapters.sql.lockview import LockCache
 
 if TYPE_CHECKING:
+    from vaultfs.adapters.sql.lockview import LockCache
     from vaultfs.adapters.sql.statements import Program
     from vaultfs.adapters.sql.transaction import Transaction
     from vaultfs.domain.operations import Outcome, Unit
@@ -51,7 +51,7 @@ class Writer:
     """Held by whoever writes, for as long as a reindexing takes."""
     _using: anyio.Lock = field(factory=lambda: anyio.Lock(fast_acquire=True))
     """Held while a thread has the connection, which a catalog in memory also reads with."""
-    locks: LockCache = field(factory=LockCache)
+    _locks: "LockCache | None" = None
     _jobs: list[Job] = field(factory=list[Job])
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -100,7 +100,17 @@ class Writer:
         with anyio.CancelScope(shield=True):
             async with self._using:
                 await to_thread.run_sync(self._execute, jobs)
-        self.locks.tell()
+        if self._locks is not None:
+            self._locks.tell()
+
+    @property
+    def locks(self) -> "LockCache":
+        """What transactions leave to those after them of what they know of locks."""
+        if self._locks is None:
+            from vaultfs.adapters.sql.lockview import LockCache  # noqa: PLC0415 only writers need it
+
+            self._locks = LockCache()
+        return self._locks
 
     def _execute(self, jobs: "Sequence[Job]") -> None:
         # Those who only read a catalog are spared all that writing takes.

@@ -10,7 +10,7 @@ that waits is taken back, and a grant that comes at the same moment is given bac
 """
 
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import Final, NoReturn, Self, TypeVar
@@ -28,6 +28,7 @@ from vaultfs.domain.errors import (
     LockOwnerBusy,
     LockTimedOut,
     NotHeld,
+    VaultError,
     WouldBlock,
     listed,
 )
@@ -60,22 +61,35 @@ Undo = Callable[[TreeLocks, tuple[Answer, int]], None]
 
 NO_PATHS: Final[Mapping[Path, Mode]] = {}
 NO_RANGES: Final[Mapping[Path, tuple[Range, ...]]] = {}
+RETRY_EVERY: Final = 1.0
+"""Seconds between tries to give back what could not be given back."""
 
 
 class Waiter:
     """A request of this process that waits."""
 
-    __slots__ = ("event", "grant", "settled")
+    __slots__ = ("error", "event", "grant", "settled")
 
     def __init__(self) -> None:
         self.event = anyio.Event()
         self.settled = False
         self.grant: int | None = None
+        self.error: VaultError | None = None
 
     def settle(self, grant: int | None) -> None:
         """It became `grant`, or nothing."""
         self.settled, self.grant = True, grant
         self.event.set()
+
+    def fail(self, error: VaultError) -> None:
+        """Nobody can tell any more what becomes of it."""
+        self.error = error
+        self.event.set()
+
+    def check(self) -> None:
+        """Raise why nobody can tell, if that is so."""
+        if self.error is not None and not self.settled:
+            raise self.error
 
 
 @frozen
@@ -351,7 +365,10 @@ class Locks:
         return await self.store.look(tree, _snapshot)
 
     async def let_go(self, owner: Owner, tree: TreeId, token: int) -> None:
-        """Give a grant back, if it is still there; not to be cancelled."""
+        """Give a grant back, if it is still there; not to be cancelled.
+
+        Raises nothing: where the store cannot do it now, it is tried until it can.
+        """
         table = self.store.at_once(tree)
         if table is not None:
             grant = table.grants.get(token)
@@ -360,7 +377,18 @@ class Locks:
                 self._pass_on(tree, table)
             return
         with anyio.CancelScope(shield=True):
-            await self.store.change(tree, partial(_release, owner, token))
+            try:
+                await self.store.change(tree, partial(_release, owner, token))
+            except VaultError:
+                self._tasks.start_soon(self._let_go_later, owner, tree, token)
+
+    async def _let_go_later(self, owner: Owner, tree: TreeId, token: int) -> None:
+        """Give back what could not be given back now: nobody else would, while we live."""
+        while True:
+            await anyio.sleep(RETRY_EVERY)
+            with suppress(VaultError):
+                await self.store.change(tree, partial(_release, owner, token))
+                return
 
     # Waiting
 
@@ -399,6 +427,7 @@ class Locks:
             else:
                 with anyio.move_on_after(timeout):
                     await waiter.event.wait()
+            waiter.check()
             if not waiter.settled:
                 await self._give_up(key, waiter, timeout)
         except BaseException:
@@ -433,6 +462,7 @@ class Locks:
                     f"not had in {timeout:g} seconds: {who(blockers)}", blockers=blockers
                 )
             await waiter.event.wait()  # it is on its way
+            waiter.check()
 
     async def _take_back(
         self, key: tuple[TreeId, int], waiter: Waiter, before: dict[Resource, Mode] | None
@@ -465,6 +495,9 @@ class Locks:
                 await self.store.news({tree for tree, _ in self._waiters})
                 for tree in {tree for tree, _ in self._waiters}:
                     await self._look_at(tree)
+        except VaultError as error:
+            for waiter in self._waiters.values():
+                waiter.fail(error)
         finally:
             self._watching = False
 

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vaultfs.domain.errors import InvalidField, NotFound, TooLarge
-from vaultfs.domain.lockitems import MAX_LOCKS, parse_presented
+from vaultfs.domain.lockitems import MAX_LOCKS
+from vaultfs.domain.locknodes import parse_presented
 from vaultfs.domain.names import Address, check_user, key_of, parse_address, parse_path
 from vaultfs.domain.nodes import NO_PRECONDITIONS, Preconditions, User, VersionId
 from vaultfs.domain.services.browse import PAGE

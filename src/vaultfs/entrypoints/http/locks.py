@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from vaultfs.domain.errors import InvalidField, LeaseExpired, LockMisuse
 from vaultfs.domain.intervals import END, Range, byte_range
-from vaultfs.domain.lockitems import parse_presented, path_of
+from vaultfs.domain.lockitems import path_of
 from vaultfs.domain.lockmodes import READ, UPDATE, WRITE, Mode, Resource
-from vaultfs.domain.locknodes import Owner, Presented
+from vaultfs.domain.locknodes import Owner, Presented, parse_presented
 from vaultfs.domain.names import Path, parse_path
 from vaultfs.domain.nodes import TreeId
 from vaultfs.domain.services.locks import Held, Queued

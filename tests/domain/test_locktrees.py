@@ -1,0 +1,87 @@
+from vaultfs.domain.lockmodes import Mode
+from vaultfs.domain.locknodes import Grant, Owner, Waiting
+from vaultfs.domain.locktrees import TreeLocks, begin, load
+
+A, B = Owner("a"), Owner("b")
+F = ("1", "f")
+
+
+def ask(locks: TreeLocks, owner: Owner, session: str, ttl: float | None = None) -> int:
+    expires = None if ttl is None else locks.table.now + ttl
+    answer = locks.table.request(owner, {F: Mode.X}, expires=expires)
+    locks.note(answer, session)
+    assert isinstance(answer, Grant | Waiting)
+    return answer.id
+
+
+def again(locks: TreeLocks) -> TreeLocks:
+    state = load(locks.dump())
+    assert state.dump() == locks.dump()
+    return state
+
+
+def test_what_ended_with_a_session_is_given_back_and_passed_on() -> None:
+    locks = TreeLocks()
+    locks.tick(1, "boot")
+    held, waits = ask(locks, A, "one"), ask(locks, B, "two")
+    locks = again(locks)
+    assert locks.others("two") == {"one"}
+    locks.bury({"two"})
+    assert held not in locks.table.grants
+    [(request, grant)] = locks.settle("two")
+    assert request == waits
+    assert again(locks).sessions == {grant: "two"}
+
+
+def test_news_are_kept_for_the_session_that_waits() -> None:
+    locks = TreeLocks()
+    held, waits = ask(locks, A, "one"), ask(locks, B, "two")
+    locks.table.release(held)
+    assert locks.settle("one") == ()
+    locks = again(locks)
+    [(request, grant)] = locks.settle("two")
+    assert (request, grant) == (waits, max(locks.table.grants))
+    assert locks.settle("two") == ()
+    assert grant is not None
+    locks.table.release(grant)
+    assert again(locks).dump()["sessions"] == []
+
+
+def test_who_waits_in_a_dead_session_is_forgotten() -> None:
+    locks = TreeLocks()
+    ask(locks, A, "one")
+    ask(locks, B, "two")
+    locks.bury({"one"})
+    assert not locks.table.waiting
+    assert locks.settle("one") == ()
+
+
+def test_a_lease_ends_with_no_session() -> None:
+    locks = TreeLocks()
+    locks.tick(10, "boot")
+    held = ask(locks, A, "one", ttl=5)
+    locks.bury(set())
+    assert held in locks.table.grants
+    locks.tick(14.9, "boot")
+    assert locks.next_expiry == 15
+    locks.tick(15, "boot")
+    assert not locks.table.grants
+    assert locks.changed
+
+
+def test_after_a_start_of_the_machine_leases_have_the_time_that_was_left() -> None:
+    locks = TreeLocks()
+    locks.tick(1000, "before")
+    held = ask(locks, A, "one", ttl=30)
+    locks.tick(1010, "before")
+    locks = again(locks)
+    locks.tick(3, "after")
+    locks.tick(22.9, "after")
+    assert held in locks.table.grants
+    locks.tick(23.1, "after")
+    assert held not in locks.table.grants
+
+
+def test_tokens_begin_where_they_are_told_to() -> None:
+    locks = begin(1 << 40)
+    assert ask(locks, A, "one") == (1 << 40) + 1
