@@ -6,11 +6,12 @@ nodes by path (as of that point in the unit) or, where a path could not name the
 by id. What each refuses is said here once, for every catalog.
 """
 
+from typing import TYPE_CHECKING
+
 from attrs import field, frozen
 
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import InvalidField, VaultError
-from vaultfs.domain.locknodes import Presented
 from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
@@ -27,6 +28,9 @@ from vaultfs.domain.nodes import (
 from vaultfs.domain.packs import PackEntry
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.tokens import Token
+
+if TYPE_CHECKING:  # most units come with no locks
+    from vaultfs.domain.locknodes import Presented
 
 MAX_COPY = 10_000
 """Nodes that one copy may make."""
@@ -306,7 +310,7 @@ class Unit:
     op_id: str
     """Names the unit for ever: unique, at most 64 characters."""
     operations: tuple[Operation, ...]
-    presented: tuple[Presented, ...] = ()
+    presented: "tuple[Presented, ...]" = ()
     """The locks that the caller says it holds. Each operation is refused with `Locked` where
     somebody else has a lock on what it touches; with `StaleToken` if one of these is held no
     longer, and with `NotHeld` if they do not cover what it touches (`lockitems.needs`)."""

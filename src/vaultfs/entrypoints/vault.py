@@ -13,24 +13,23 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio import to_thread
-from attrs import evolve, frozen
+from anyio.abc import TaskGroup
+from attrs import define, evolve, frozen
 
 from vaultfs.adapters.sql import replacing
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.errors import Corrupt, Exists, NotAVault, Unsupported
-from vaultfs.domain.locknodes import Presented
 from vaultfs.domain.nodes import User, UserId, micros
 from vaultfs.domain.operations import AddUser, Refused, Unit
 from vaultfs.domain.services.budget import Budget
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.ingest import Ingest
 from vaultfs.domain.services.integrity import Integrity
-from vaultfs.domain.services.locks import Locks, open_locks
 from vaultfs.domain.services.packer import Packer
 from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.recovery import Backup, Recovery
@@ -42,8 +41,42 @@ from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.objects import ObjectExists, ObjectNotFound, ObjectStore, WrongStore
 
+if TYPE_CHECKING:  # most commands need no locks
+    from vaultfs.domain.locknodes import Presented
+    from vaultfs.domain.services.locks import Locks
+
 MARKER: Final = "marker/vault.json"
 FORMAT: Final = 1
+
+
+@define(eq=False)
+class LateLocks:
+    """The locks of a vault, made when somebody asks for them first."""
+
+    catalog: Catalog
+    clock: Clock
+    _tasks: TaskGroup
+    _locks: "Locks | None" = None
+
+    @property
+    def locks(self) -> "Locks":
+        """The one object of them."""
+        if self._locks is None:
+            from vaultfs.domain.services.locks import Locks
+
+            self._locks = Locks(self.catalog.lock_store(), self.clock, self._tasks)
+            self._locks.start()
+        return self._locks
+
+
+@asynccontextmanager
+async def late_locks(catalog: Catalog, clock: Clock) -> AsyncGenerator[LateLocks, None]:
+    """The locks that `catalog` keeps, as long as it is open."""
+    async with task_group() as tasks:
+        try:
+            yield LateLocks(catalog, clock, tasks)
+        finally:
+            tasks.cancel_scope.cancel()
 
 
 @frozen
@@ -61,11 +94,16 @@ class Vault:
     transfer: Transfer
     integrity: Integrity
     recovery: Recovery
-    locks: Locks
+    late_locks: "LateLocks"
     user: User
     """The user of an embedded vault."""
 
-    def presenting(self, *presented: Presented) -> "Vault":
+    @property
+    def locks(self) -> "Locks":
+        """Locks on paths, for all tasks of the process."""
+        return self.late_locks.locks
+
+    def presenting(self, *presented: "Presented") -> "Vault":
         """The same vault, for a caller whose changes come with these locks."""
         files = self.files.presenting(*presented)
         return evolve(self, files=files, transfer=evolve(self.transfer, files=files))
@@ -202,7 +240,7 @@ async def compose(
     user = await catalog.user(OWNER)
     budget = Budget(settings.budget)
     workers = anyio.CapacityLimiter(settings.workers)
-    async with open_locks(catalog.lock_store(), clock) as locks, task_group() as tasks:
+    async with late_locks(catalog, clock) as locks, task_group() as tasks:
         packer = Packer(store, catalog, clock, budget, workers, tasks)
         ingest = Ingest(catalog, packer, budget, workers)
         reader = Reader(store, catalog, budget, workers)

@@ -6,12 +6,12 @@ about a change to the catalog, which makes it in one transaction.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from attrs import define, evolve
 
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import NotFound
-from vaultfs.domain.locknodes import Presented
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
@@ -54,6 +54,9 @@ from vaultfs.ports.clock import Clock
 from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Source
 
+if TYPE_CHECKING:  # most changes come with no locks
+    from vaultfs.domain.locknodes import Presented
+
 PAGE = 1000
 """The most entries that a list gives at once."""
 
@@ -66,10 +69,10 @@ class Files(Browse):
     ingest: Ingest
     reader: Reader
     clock: Clock
-    presented: tuple[Presented, ...] = ()
+    presented: "tuple[Presented, ...]" = ()
     """The locks that all changes come with: see `Unit.presented`."""
 
-    def presenting(self, *presented: Presented) -> "Files":
+    def presenting(self, *presented: "Presented") -> "Files":
         """The same, for a caller that holds these locks."""
         return evolve(self, presented=(*self.presented, *presented))
 

@@ -144,6 +144,10 @@ class Locks:
     def __attrs_post_init__(self) -> None:
         self.store.listen(self._hear)
 
+    def start(self) -> None:
+        """Let other processes know that this one lives, as long as the task group does."""
+        self._tasks.start_soon(self.store.live)
+
     # Scoped
 
     def hold(
@@ -566,9 +570,10 @@ class Hold:
 async def open_locks(store: LockStore, clock: Clock) -> AsyncGenerator[Locks, None]:
     """The locks that `store` keeps, which stays the caller's to close."""
     async with task_group() as tasks:
-        tasks.start_soon(store.live)
+        locks = Locks(store, clock, tasks)
+        locks.start()
         try:
-            yield Locks(store, clock, tasks)
+            yield locks
         finally:
             tasks.cancel_scope.cancel()
 
