@@ -59,7 +59,7 @@ def put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcom
     folder = yield from _folder(tx, units[0], puts[0])
     if folder is None or len(set(keys)) != len(keys) or (yield from _any_there(folder, keys)):
         return None
-    if (yield from any_locked(tx, units)):
+    if (yield from any_locked(tx, folder.tree, units)):
         return None
     try:
         yield from charge(tx, folder.tree, sum(put.content.manifest.size for put in puts))

@@ -22,7 +22,7 @@ from vaultfs.domain.lockitems import (
 )
 from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.names import Path
-from vaultfs.domain.nodes import NodeId
+from vaultfs.domain.nodes import NodeId, TreeId
 from vaultfs.domain.operations import Result, Unit
 
 _IN_TREES: Final = frozenset(get_args(ops.FileOperation))
@@ -62,8 +62,11 @@ def _place(node: NodeId) -> Program[Path]:
     return tuple(each.name for each in chain if each.parent is not None)
 
 
-def any_locked(tx: Transaction, units: Sequence[Unit]) -> Program[bool]:
-    """Whether a lock stands in the way of any of `units`."""
+def any_locked(tx: Transaction, tree: TreeId, units: Sequence[Unit]) -> Program[bool]:
+    """Whether a lock stands in the way of any of `units`, which are all about `tree`."""
+    locks = yield from locks_of(tx.locks, tree)
+    if not locks.table.grants and not any(unit.presented for unit in units):
+        return False
     try:
         for unit in units:
             yield from guard(tx, unit)
