@@ -219,19 +219,23 @@ class PostgresReindexing(Reindexing):
 # Another catalog in the place of one
 
 
-async def drop_fresh(database: Database) -> None:
-    """Remove what an interrupted call has left of `FRESH`."""
+async def drop_fresh(url: str) -> None:
+    """Make `FRESH` an empty schema; remove what an interrupted call has left of it."""
+    database = Database(url)
     with translated(database.name):
         async with whole(database) as connection:
-            await connection.execute(f"DROP SCHEMA IF EXISTS {quoted(FRESH)} CASCADE")
+            await connection.execute(
+                f"DROP SCHEMA IF EXISTS {quoted(FRESH)} CASCADE; CREATE SCHEMA {quoted(FRESH)}"
+            )
 
 
-async def replace(database: Database, aside: str) -> None:
+async def replace(url: str, aside: str) -> None:
     """Move the tables in `FRESH` to where the catalog's are; set those aside.
 
     They get into a schema called `aside`, or like it if that is taken. One transaction,
     which waits for those who write and has others wait: a crash leaves the old catalog.
     """
+    database = Database(url)
     with translated(database.name):
         async with whole(database) as connection, connection.transaction():
             place = await connection.fetchval("SELECT current_schema()")
