@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
-from attrs import frozen
+from attrs import field, frozen
 
-from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.errors import InvalidField, Unsupported
+from vaultfs.entrypoints.configuration import PLACE, Named, named, read_configuration
 
 MIB: Final = 1 << 20
 LEAST_BUDGET: Final = 64 * MIB
@@ -25,24 +27,81 @@ class Settings:
     """Where a vault is and what it may use."""
 
     folder: Path
+    """That of the vault, or of its store if the catalog is in a database."""
     budget: int
     """Bytes that all transfers of the process together may hold."""
     workers: int
     """Threads that cut, hash and compress."""
+    database: str | None = field(default=None, repr=False)
+    """The address of the database that many servers share, with whatever secret is in it."""
+
+    @property
+    def objects(self) -> Path:
+        """Where the object store is."""
+        return self.folder / "objects" if self.database is None else self.folder
+
+    @property
+    def name(self) -> str:
+        """The vault, for messages."""
+        if self.database is None:
+            return str(self.folder)
+        parts = urlsplit(self.database)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def read_settings(
-    folder: str | Path | None, environment: Mapping[str, str] | None = None
+    folder: str | Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    database: str | None = None,
+    store: str | None = None,
 ) -> Settings:
-    """The settings for the vault in `folder`, or in the one that `VAULTFS_VAULT` names.
+    """The settings for the vault in `folder`, or in `database` and `store`.
 
-    `VAULTFS_BUDGET_MIB` sets the budget. Raises `InvalidField` if no folder is named.
+    If none is named, the environment (`VAULTFS_VAULT`, or `VAULTFS_DATABASE` and
+    `VAULTFS_STORE`) or the file that `VAULTFS_CONFIG` names says which. `VAULTFS_BUDGET_MIB`
+    sets the budget. Raises `InvalidField` if no vault is named, or more than one.
     """
     given = os.environ if environment is None else environment
-    where = folder or given.get("VAULTFS_VAULT")
-    if not where:
-        raise InvalidField("which vault? name it with --vault DIR or VAULTFS_VAULT")
-    return Settings(Path(where), _budget(given), max(2, len(os.sched_getaffinity(0))))
+    flags = {"vault": folder and str(folder), "database": database, "store": store}
+    if folder and not (database or store):  # then no file need be read
+        place = Named(str(folder), None, None)
+    else:
+        filled = {name: text for name, text in given.items() if text}
+        place = named(read_configuration(flags, filled, None, PLACE))
+    return settings_of(place, given)
+
+
+def settings_of(place: Named, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings for the vault that was named. Raises `InvalidField` if none was."""
+    given = os.environ if environment is None else environment
+    folder = place.vault
+    if place.database is not None and place.store is not None:
+        _check_scheme("database", place.database, "postgresql", "postgres")
+        folder = _folder_of(place.store)
+    if folder is None:
+        raise InvalidField(
+            "which vault? name it with --vault DIR or VAULTFS_VAULT, or, for many servers, with"
+            " --database and --store"
+        )
+    workers = max(2, len(os.sched_getaffinity(0)))
+    return Settings(Path(folder), _budget(given), workers, place.database)
+
+
+def _check_scheme(name: str, url: str, *known: str) -> None:
+    scheme, colon, _ = url.partition("://")
+    if not colon or scheme not in known:
+        shown = scheme if colon else url
+        raise Unsupported(f"--{name} {shown}: this release knows {known[0]}://")
+
+
+def _folder_of(store: str) -> str:
+    """The folder that a store's address names."""
+    _check_scheme("store", store, "file")
+    parts = urlsplit(store)
+    if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
+        raise InvalidField(f"--store {store}: a folder is written file:///FOLDER, from / on")
+    return unquote(parts.path)
 
 
 def _budget(given: Mapping[str, str]) -> int:

@@ -8,9 +8,9 @@ from attrs import define
 
 from vaultfs.adapters.sql.bulk import groups, put_new_files
 from vaultfs.adapters.sql.connections import Place, drive, translated
+from vaultfs.adapters.sql.grouping import Job
 from vaultfs.adapters.sql.programs import finish, run_unit
 from vaultfs.adapters.sql.transaction import Transaction
-from vaultfs.adapters.sql.writer import Job
 from vaultfs.domain.errors import OutcomeUnknown, VaultError
 from vaultfs.domain.operations import Done, Outcome, Refused, Result, Unit
 

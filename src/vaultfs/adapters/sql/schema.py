@@ -197,7 +197,10 @@ ACCOUNTS: Final = (
     "INSERT INTO counters(name, next) VALUES ('audit', 1)",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES, ACCOUNTS)
+# `placement`: raised when the places of objects change; a commit reads it in its transaction.
+PLACEMENT: Final = ("INSERT INTO epochs(name, value) VALUES ('placement', 0)",)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES, ACCOUNTS, PLACEMENT)
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 
 SCHEMA: Final = len(MIGRATIONS)

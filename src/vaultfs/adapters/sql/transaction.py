@@ -5,7 +5,7 @@ that a thousand puts into one folder look it up once.
 """
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from attrs import Factory, define, field
 
@@ -69,11 +69,15 @@ def next_id(tx: Transaction, kind: str) -> Program[int]:
     return start
 
 
+RESERVE: Final = "UPDATE counters SET next = next + $2 WHERE name = $1 RETURNING next"
+"""Takes ids; a database with many writers may do so outside the transaction."""
+TREE: Final = "SELECT id, root, seq, used, quota FROM trees WHERE id = $1"
+"""A tree's row, which a database with many writers has locked already."""
+
+
 def reserve(tx: Transaction, kind: str, count: int) -> Program[int]:
     """The first of `count` ids in a row that nothing of their kind has had."""
-    rows = yield Run(
-        "UPDATE counters SET next = next + $2 WHERE name = $1 RETURNING next", (kind, count)
-    )
+    rows = yield Run(RESERVE, (kind, count))
     tx.reserved += 1
     return int(rows[0][0]) - count
 
@@ -82,7 +86,7 @@ def tree_row(tx: Transaction, number: TreeId) -> Program[Tree]:
     """The tree as it is at this point of the transaction. Raises `NotFound`."""
     tree = tx.trees.get(number)
     if tree is None:
-        rows = yield Run("SELECT id, root, seq, used, quota FROM trees WHERE id = $1", (number,))
+        rows = yield Run(TREE, (number,))
         if not rows:
             raise NotFound("there is no such tree")
         tree = tx.trees[number] = Tree._make(rows[0])

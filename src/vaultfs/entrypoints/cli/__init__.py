@@ -10,7 +10,13 @@ from typer.core import TyperGroup
 
 from vaultfs.entrypoints.cli import contents, looking, nodes, server, session, upkeep
 from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode
-from vaultfs.entrypoints.cli.session import JsonOption, QuietOption, VaultOption
+from vaultfs.entrypoints.cli.session import (
+    DatabaseOption,
+    JsonOption,
+    QuietOption,
+    StoreOption,
+    VaultOption,
+)
 
 _UsageError: Final[type[BaseException]] = typer.BadParameter.__mro__[1]
 """The class above it, whose module is another one from release to release of Typer."""
@@ -76,6 +82,8 @@ def _show_version(value: bool) -> None:
 @app.callback()
 def options(
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: Annotated[
@@ -87,6 +95,8 @@ def options(
 ) -> None:
     """Options that can stand before any command, and most of them behind it too."""
     session.defaults.vault = vault
+    session.defaults.database = database
+    session.defaults.store = store
     session.defaults.json = as_json
     session.defaults.quiet = quiet
     session.defaults.debug = debug

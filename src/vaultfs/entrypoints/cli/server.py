@@ -12,9 +12,11 @@ import typer
 
 from vaultfs.domain.errors import InvalidField
 from vaultfs.entrypoints.cli.session import (
+    DatabaseOption,
     JsonOption,
     QuietOption,
     Session,
+    StoreOption,
     VaultOption,
     human,
     local_time,
@@ -24,7 +26,12 @@ from vaultfs.entrypoints.cli.session import (
     shown,
     table,
 )
-from vaultfs.entrypoints.configuration import SETTINGS, read_configuration
+from vaultfs.entrypoints.configuration import (
+    SETTINGS,
+    named,
+    read_configuration,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import User
@@ -73,6 +80,8 @@ def serve(
     ] = None,
     config: ConfigOption = None,
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -89,7 +98,7 @@ def serve(
         "trash_days": trash_days,
         "backup_hours": backup_hours,
     }
-    call = session(folder or vault, as_json=as_json, quiet=quiet)
+    call = session(folder or vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         import signal
@@ -97,20 +106,17 @@ def serve(
         import anyio
 
         from vaultfs.entrypoints.http.serving import first_token, serving
-        from vaultfs.entrypoints.opening import catalog_file
-        from vaultfs.entrypoints.settings import read_settings
-        from vaultfs.entrypoints.vault import init_vault
+        from vaultfs.entrypoints.settings import settings_of
+        from vaultfs.entrypoints.vault import have_vault, open_vault
 
-        found = read_configuration({**flags, "vault": call.vault}, os.environ, config)
-        call.vault = found["vault"].value
+        found = read_configuration({**flags, **_place(call)}, os.environ, config)
         where = _listening({name: each.value for name, each in found.items()}, log=not quiet)
-        place = read_settings(call.vault).folder
-        if not catalog_file(place).exists() and not (place / "objects").exists():
-            await init_vault(place)
-        async with opened(call) as vault:
+        settings = settings_of(named(found))
+        await have_vault(settings)
+        async with open_vault(settings) as vault:
             secret = await first_token(vault)
             async with serving(vault, where) as address:
-                value = {"address": address, "token": secret, "vault": str(place)}
+                value = {"address": address, "token": secret, "vault": settings.name}
                 call.answer(value, _welcome(address, secret))
                 sys.stdout.flush()
                 with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -119,6 +125,11 @@ def serve(
                         break  # a second one is not waited for
 
     run(call, work)
+
+
+def _place(call: Session) -> dict[str, str | None]:
+    """What the flags of a call say about which vault it is."""
+    return {"vault": call.vault, "database": call.database, "store": call.store}
 
 
 def _listening(values: dict[str, Any], *, log: bool) -> "Listening":
@@ -148,13 +159,20 @@ def _welcome(address: str, secret: str | None) -> str:
 
 
 def show_config(
-    config: ConfigOption = None, vault: VaultOption = None, as_json: JsonOption = False
+    config: ConfigOption = None,
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what `serve` would be told, and by whom: flag, environment, file or nobody."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
-        found = read_configuration({"vault": call.vault}, os.environ, config)
+        told = read_configuration(_place(call), os.environ, config)
+        found = {
+            name: each._replace(value=without_password(each.value)) for name, each in told.items()
+        }
         rows = [
             (name, "-" if each.value is None else str(each.value), each.source)
             for name, each in found.items()
@@ -184,10 +202,12 @@ def maintain(
     trash_days: TrashOption = 30,
     backup_hours: BackupOption = 24,
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Forget old versions and old trash, and back the catalog up, as far as that is due."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
         from vaultfs.domain.services.upkeep import Upkeep
