@@ -35,6 +35,10 @@ LONGEST_WAIT: Final = 30.0
 """Seconds."""
 
 
+HIGHEST: Final = 10**18 - 1
+"""No version or revision has a higher number, nor can an entity tag."""
+
+
 class ServerError(VaultError):
     """The server failed, or could not be reached however often it was tried."""
 
@@ -45,9 +49,9 @@ def conditions(preconditions: Preconditions) -> dict[str, str]:
     if preconditions.if_absent:
         found["If-None-Match"] = "*"
     if preconditions.if_version is not None:
-        found["If-Match"] = f'"v{preconditions.if_version}"'
+        found["If-Match"] = f'"v{min(preconditions.if_version, HIGHEST)}"'
     elif preconditions.if_revision is not None:
-        found["If-Match"] = f'"r{preconditions.if_revision}"'
+        found["If-Match"] = f'"r{min(preconditions.if_revision, HIGHEST)}"'
     elif preconditions.if_present:
         found["If-Match"] = "*"
     return found

@@ -8,7 +8,7 @@ from vaultfs.domain.names import Address, key_of, parse_address
 from vaultfs.domain.nodes import Node, User, Version
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.browse import Browse
-from vaultfs.entrypoints.surface import Look
+from vaultfs.entrypoints.look import Look
 from vaultfs.ports.catalog import Trashed
 
 

@@ -1,11 +1,10 @@
 """What a vault can be asked for, whether it is in a folder here or behind a server.
 
-`Look` is what the catalog alone answers; `Surface` is all of it. The command line and
-the blocking SDK know nothing else, so that there is one of each command. Paths are
-texts such as `/a/b`, or `user:/a/b` for another user's tree.
+The command line and the blocking SDK know nothing else of a vault, so that there is one
+of each command. Paths are texts such as `/a/b`, or `user:/a/b` for another user's tree.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from os import PathLike
@@ -13,19 +12,17 @@ from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import InvalidField, NotFound
+from vaultfs.domain.errors import InvalidField
 from vaultfs.domain.metadata import Json, format_metadata, parse_metadata
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
-    Kind,
     Node,
     NodeId,
     Preconditions,
     Version,
 )
-from vaultfs.domain.operations import MAX_METADATA
 from vaultfs.domain.retention import Retention
-from vaultfs.ports.catalog import Trashed
+from vaultfs.entrypoints.look import Look
 from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Source
 
@@ -44,54 +41,6 @@ class Stored(NamedTuple):
     node: Node
     changed: int
     """Versions made: 0 or 1."""
-
-
-class Look(ABC):
-    """A vault to look at."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    async def stat(self, path: str) -> Node:
-        """The node at `path`. Raises `NotFound`."""
-
-    @abstractmethod
-    async def version(self, path: str, number: int | None = None) -> Version:
-        """The current version of a file, or version `number`; its manifest may be empty.
-
-        Raises `NotFound`, `IsAFolder`.
-        """
-
-    @abstractmethod
-    def list(self, path: str = "/") -> AsyncGenerator[Node, None]:
-        """The nodes of a folder, by name; fetched a thousand at a time."""
-
-    @abstractmethod
-    def versions(self, path: str) -> AsyncGenerator[Version, None]:
-        """The versions of a file, newest first."""
-
-    @abstractmethod
-    def trash(self) -> AsyncGenerator[Trashed, None]:
-        """What is in the trash, oldest node first."""
-
-    @abstractmethod
-    async def retention(self) -> Retention:
-        """Which old versions are kept."""
-
-    async def kind(self, path: str) -> Kind | None:
-        """What is at `path`; None if nothing is."""
-        try:
-            return (await self.stat(path)).kind
-        except NotFound:
-            return None
-
-    async def exists(self, path: str) -> bool:
-        """Whether anything is at `path`."""
-        return await self.kind(path) is not None
-
-    async def metadata(self, path: str) -> dict[str, Json]:
-        """The metadata of a node."""
-        return parse_metadata((await self.stat(path)).metadata)
 
 
 class Surface(Look):
@@ -270,6 +219,8 @@ class Surface(Look):
 
     async def set_metadata(self, path: str, patch: dict[str, Json]) -> dict[str, Json]:
         """Change metadata by a JSON merge patch: a value of None removes its key."""
+        from vaultfs.domain.operations import MAX_METADATA
+
         text = format_metadata(patch, most=MAX_METADATA)
         return parse_metadata((await self.patch_metadata(path, text)).metadata)
 

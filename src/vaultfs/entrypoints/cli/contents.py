@@ -13,11 +13,13 @@ from attrs import define, field
 
 from vaultfs.domain.errors import (
     Conflict,
+    Exists,
     InvalidField,
     IsAFolder,
     NotAFolder,
     NotFound,
     SourceChanged,
+    VersionMismatch,
 )
 from vaultfs.domain.names import Address, check_name
 from vaultfs.entrypoints.cli.errors import ExitCode
@@ -39,7 +41,7 @@ from vaultfs.entrypoints.cli.session import (
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import Preconditions, Version
     from vaultfs.domain.services.transfer import Report
-    from vaultfs.entrypoints.surface import Stored, Surface
+    from vaultfs.entrypoints.surface import Content, Surface
 
 Existing = Annotated[
     int | None, typer.Option("--if-version", metavar="ID", help="Only if this is its version.")
@@ -238,10 +240,7 @@ async def _put_one(
 
     if source == "-":
         stream = StreamSource(partial(os.read, sys.stdin.fileno()))
-        stored = await vault.store(
-            written(target), stream, preconditions=wanted, progress=bar.advance
-        )
-        _stored(outcome, stored, target)
+        await _store(vault, stream, target, wanted, outcome, bar)
     elif Path(source).is_dir():
         outcome.take(await vault.put_tree(source, written(target), progress=bar.advance))
     else:
@@ -259,18 +258,29 @@ async def _put_file(
 ) -> None:
     try:
         # The user named it: a link stands for what it leads to.
-        stored = await vault.store(
-            written(target), Path(source).resolve(), preconditions=wanted, progress=bar.advance
-        )
+        await _store(vault, Path(source).resolve(), target, wanted, outcome, bar)
     except SourceChanged:
         if tries == 1:
             raise
         await _put_file(vault, source, target, wanted, outcome, bar, tries - 1)
-    else:
-        _stored(outcome, stored, target)
 
 
-def _stored(outcome: _Outcome, stored: "Stored", target: Address) -> None:
+async def _store(
+    vault: "Surface",
+    content: "Content",
+    target: Address,
+    wanted: "Preconditions",
+    outcome: _Outcome,
+    bar: Bar,
+) -> None:
+    try:
+        stored = await vault.store(
+            written(target), content, preconditions=wanted, progress=bar.advance
+        )
+    except VersionMismatch as error:
+        if wanted.if_absent:  # what HTTP calls a precondition is a name that is taken
+            raise Exists(error.message) from error
+        raise
     outcome.files += 1
     outcome.size += stored.node.size
     outcome.changed += stored.changed

@@ -25,7 +25,7 @@ from vaultfs.entrypoints.cli.session import (
 
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import Node
-    from vaultfs.entrypoints.surface import Look
+    from vaultfs.entrypoints.look import Look
 
 PathArgument = Annotated[str, typer.Argument(metavar="/PATH")]
 

@@ -27,7 +27,8 @@ from vaultfs.entrypoints.cli.session import (
 
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import Node
-    from vaultfs.entrypoints.surface import Look, Surface
+    from vaultfs.entrypoints.look import Look
+    from vaultfs.entrypoints.surface import Surface
     from vaultfs.ports.catalog import Trashed
 
 Force = Annotated[

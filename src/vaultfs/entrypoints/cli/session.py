@@ -17,7 +17,8 @@ from vaultfs.entrypoints.cli.errors import ExitCode, error_code, exit_code
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import User
     from vaultfs.domain.services.browse import Browse
-    from vaultfs.entrypoints.surface import Look, Surface
+    from vaultfs.entrypoints.look import Look
+    from vaultfs.entrypoints.surface import Surface
     from vaultfs.entrypoints.vault import Vault
     from vaultfs.ports.progress import Progress
 
