@@ -327,7 +327,9 @@ WITHOUT_VAULT = {"init"}
 
 def test_the_table_has_every_command() -> None:
     command: Any = get_command(app)
-    assert {*COMMANDS, "cat", "demo", "serve", "user", "token", "config"} == set(command.commands)
+    assert {*COMMANDS, "cat", "demo", "serve", "user", "token", "config", "login", "logout"} == set(
+        command.commands
+    )
 
 
 def placed(name: str, place: str, tmp_path: Path, vault: Path) -> Called:

@@ -56,8 +56,9 @@ class Running:
 
 
 @contextmanager
-def serve(folder: Path, token: str = "") -> Generator[Running, None, None]:
+def serve(folder: Path, token: str = "", *more: object) -> Generator[Running, None, None]:
     command = [sys.executable, "-m", "vaultfs", "serve", str(folder), "--port", "0", "--json"]
+    command += map(str, more)
     log = (folder.parent / f"{time.monotonic()}.log").open("wb")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT) as process:
         try:

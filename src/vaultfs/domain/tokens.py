@@ -82,7 +82,10 @@ class Identity:
     def require(self, scope: Scope) -> None:
         """Raise `Forbidden` unless the token allows it."""
         if scope not in self.scopes:
-            raise Forbidden(f"this token does not allow it: the scope {scope} is needed")
+            raise Forbidden(
+                f"this token does not allow it: the scope {scope} is needed"
+                " (`vaultfs token add --scopes`)"
+            )
 
 
 def write_scopes(scopes: frozenset[Scope]) -> str:

@@ -84,6 +84,11 @@ def settings_of(place: Named, environment: Mapping[str, str] | None = None) -> S
             "which vault? name it with --vault DIR or VAULTFS_VAULT, or, for many servers, with"
             " --database and --store"
         )
+    if is_server(folder):
+        raise InvalidField(
+            f"{folder} is a server, and this works on the vault's folder:"
+            " run it where that is, with --vault DIR"
+        )
     workers = max(2, len(os.sched_getaffinity(0)))
     return Settings(Path(folder), _budget(given), workers, place.database)
 
@@ -102,6 +107,36 @@ def _folder_of(store: str) -> str:
     if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
         raise InvalidField(f"--store {store}: a folder is written file:///FOLDER, from / on")
     return unquote(parts.path)
+
+
+SCHEMES: Final = ("http://", "https://")
+
+
+def is_server(name: str) -> bool:
+    """Whether a vault of that name is behind a server."""
+    return name.lower().startswith(SCHEMES)
+
+
+def server_named(name: str | None, environment: Mapping[str, str] | None = None) -> str | None:
+    """The server's address, if `name` or `VAULTFS_VAULT` is one; None for a folder."""
+    given = os.environ if environment is None else environment
+    where = name or given.get("VAULTFS_VAULT") or ""
+    return where if is_server(where) else None
+
+
+def token_given(environment: Mapping[str, str] | None = None) -> str:
+    """The token that `VAULTFS_TOKEN` holds, or nothing."""
+    given = os.environ if environment is None else environment
+    return given.get("VAULTFS_TOKEN", "").strip()
+
+
+def config_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Where a user's own settings are (XDG base directories)."""
+    given = os.environ if environment is None else environment
+    top = given.get("XDG_CONFIG_HOME", "")
+    # The specification: a relative path is to be ignored.
+    base = Path(top) if top.startswith("/") else Path(given.get("HOME") or "~").expanduser()
+    return base / "vaultfs" if top.startswith("/") else base / ".config" / "vaultfs"
 
 
 def _budget(given: Mapping[str, str]) -> int:

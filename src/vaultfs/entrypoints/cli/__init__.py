@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from vaultfs.entrypoints.cli import contents, looking, nodes, server, session, upkeep
+from vaultfs.entrypoints.cli import contents, credentials, looking, nodes, server, session, upkeep
 from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
@@ -62,7 +62,7 @@ def _message(error: BaseException) -> str:
 app = typer.Typer(
     name="vaultfs",
     cls=Commands,
-    help="A versioned, deduplicating file vault in a folder of your own.",
+    help="A versioned, deduplicating file vault in a folder of your own, or behind a server.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -102,7 +102,7 @@ def options(
     session.defaults.debug = debug
 
 
-for module in (upkeep, contents, looking, nodes, server):
+for module in (upkeep, contents, looking, nodes, server, credentials):
     module.add_to(app)
 
 

@@ -25,6 +25,7 @@ from vaultfs.entrypoints.cli.session import (
     session,
     shown,
     table,
+    working,
 )
 from vaultfs.entrypoints.configuration import (
     SETTINGS,
@@ -35,10 +36,11 @@ from vaultfs.entrypoints.configuration import (
 
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import User
-    from vaultfs.domain.services.accounts import Accounts, Issued
+    from vaultfs.domain.services.accounts import Issued
     from vaultfs.domain.services.upkeep import Plan
-    from vaultfs.domain.tokens import Identity, Scope, Token
+    from vaultfs.domain.tokens import Scope, Token
     from vaultfs.entrypoints.http.serving import Listening
+    from vaultfs.entrypoints.people import People
 
 users = typer.Typer(no_args_is_help=True, help="Users of a served vault, and their quotas.")
 tokens = typer.Typer(no_args_is_help=True, help="Tokens: who may do what over HTTP.")
@@ -225,13 +227,25 @@ def maintain(
 
 
 @asynccontextmanager
-async def _accounts(call: Session) -> AsyncGenerator["tuple[Accounts, Identity]", None]:
-    """The accounts of the vault that the call is about, for whoever can open its folder."""
+async def _people(call: Session) -> AsyncGenerator["People", None]:
+    """The users of the vault that the call is about: for whoever has its folder, or a token."""
+    from vaultfs.entrypoints.settings import server_named
+
+    if server_named(call.vault) is not None:
+        from vaultfs.entrypoints.client import RemoteVault
+        from vaultfs.entrypoints.remote_people import RemotePeople
+
+        async with working(call) as remote:
+            assert isinstance(remote, RemoteVault)
+            yield RemotePeople(remote.calls, remote.user)
+        return
     from vaultfs.domain.services.accounts import Accounts
     from vaultfs.domain.tokens import ALL_SCOPES, Identity
+    from vaultfs.entrypoints.people import EmbeddedPeople
 
     async with opened(call) as vault:
-        yield Accounts(vault.catalog, vault.clock), Identity(vault.user, ALL_SCOPES)
+        owner = Identity(vault.user, ALL_SCOPES)
+        yield EmbeddedPeople(Accounts(vault.catalog, vault.clock), owner)
 
 
 # Users
@@ -265,8 +279,8 @@ def add_user(
 
     async def work() -> None:
         most = _size(quota)
-        async with _accounts(call) as (accounts, owner):
-            user = await accounts.add_user(owner, name, most)
+        async with _people(call) as people:
+            user = await people.add_user(name, most)
         call.answer(
             _user_json(user),
             f"made user {shown(name)}; give a token with: vaultfs token add --user {shown(name)}",
@@ -281,8 +295,8 @@ def list_users(vault: VaultOption = None, as_json: JsonOption = False) -> None:
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with _accounts(call) as (accounts, owner):
-            found = await accounts.users(owner)
+        async with _people(call) as people:
+            found = await people.users()
         rows = list(map(_user_row, found))
         call.answer([_user_json(each) for each in found], lambda: table(rows))
 
@@ -306,8 +320,8 @@ def set_quota(
 
     async def work() -> None:
         most = _size(quota)
-        async with _accounts(call) as (accounts, owner):
-            user = await accounts.set_quota(owner, name, most)
+        async with _people(call) as people:
+            user = await people.set_quota(name, most)
         call.answer(_user_json(user), lambda: "  ".join(_user_row(user)))
 
     run(call, work)
@@ -315,7 +329,9 @@ def set_quota(
 
 # Tokens
 
-UserOption = Annotated[str, typer.Option("--user", help="Whose token it is.")]
+UserOption = Annotated[
+    str | None, typer.Option("--user", help="Whose token it is; your own if missing.")
+]
 ExpiresOption = Annotated[
     int | None, typer.Option("--days", min=1, max=36_500, help="Expires after so many days.")
 ]
@@ -358,7 +374,7 @@ def _tell(issued: "Issued") -> str:
 @tokens.command("add")
 def add_token(
     name: Annotated[str, typer.Argument(help="What it is for.")] = "",
-    user: UserOption = "me",
+    user: UserOption = None,
     scopes: Annotated[
         str, typer.Option("--scopes", metavar="read,write,admin", help="What it allows.")
     ] = "read,write",
@@ -371,8 +387,8 @@ def add_token(
 
     async def work() -> None:
         wanted = _scopes(scopes)
-        async with _accounts(call) as (accounts, owner):
-            issued = await accounts.add_token(owner, user, name, wanted, _expiry(days))
+        async with _people(call) as people:
+            issued = await people.add_token(user or people.own, name, wanted, _expiry(days))
         call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
 
     run(call, work)
@@ -380,14 +396,14 @@ def add_token(
 
 @tokens.command("ls")
 def list_tokens(
-    user: UserOption = "me", vault: VaultOption = None, as_json: JsonOption = False
+    user: UserOption = None, vault: VaultOption = None, as_json: JsonOption = False
 ) -> None:
     """List a user's tokens; their secrets are known to nobody."""
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with _accounts(call) as (accounts, owner):
-            found = await accounts.tokens(owner, user)
+        async with _people(call) as people:
+            found = await people.tokens(user or people.own)
         call.answer(
             [_token_json(each) for each in found],
             lambda: table(list(map(_token_row, found))) if found else "",
@@ -405,7 +421,7 @@ def _token_row(token: "Token") -> tuple[str, ...]:
 @tokens.command("rotate")
 def rotate_token(
     number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
-    user: UserOption = "me",
+    user: UserOption = None,
     overlap: Annotated[
         int, typer.Option("--overlap", min=0, help="Seconds the old secret stays good.")
     ] = 86_400,
@@ -417,9 +433,9 @@ def rotate_token(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with _accounts(call) as (accounts, owner):
-            issued = await accounts.rotate_token(
-                owner, user, number, overlap=timedelta(seconds=overlap), expires=_expiry(days)
+        async with _people(call) as people:
+            issued = await people.rotate_token(
+                user or people.own, number, timedelta(seconds=overlap), _expiry(days)
             )
         call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
 
@@ -429,7 +445,7 @@ def rotate_token(
 @tokens.command("revoke")
 def revoke_token(
     number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
-    user: UserOption = "me",
+    user: UserOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -437,8 +453,8 @@ def revoke_token(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with _accounts(call) as (accounts, owner):
-            await accounts.revoke_token(owner, user, number)
+        async with _people(call) as people:
+            await people.revoke_token(user or people.own, number)
         call.answer({"revoked": number}, f"token {shown(number)} is good for nothing any more")
 
     run(call, work)

@@ -17,13 +17,19 @@ from vaultfs.entrypoints.cli.errors import ExitCode, error_code, exit_code
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import User
     from vaultfs.domain.services.browse import Browse
+    from vaultfs.entrypoints.look import Look
     from vaultfs.entrypoints.settings import Settings
+    from vaultfs.entrypoints.surface import Surface
     from vaultfs.entrypoints.vault import Vault
     from vaultfs.ports.progress import Progress
 
 VaultOption = Annotated[
     str | None,
-    typer.Option("--vault", metavar="DIR", help="The vault's folder. [env: VAULTFS_VAULT]"),
+    typer.Option(
+        "--vault",
+        metavar="DIR|URL",
+        help="The vault's folder, or its server: https://HOST[:PORT]. [env: VAULTFS_VAULT]",
+    ),
 ]
 DatabaseOption = Annotated[
     str | None,
@@ -273,8 +279,44 @@ def _silence_stdout() -> None:
 
 
 @asynccontextmanager
+async def looking(call: Session) -> "AsyncGenerator[Look, None]":
+    """The vault that the call is about, to look at: of one in a folder, only the catalog."""
+    from vaultfs.entrypoints.settings import server_named
+
+    server = server_named(call.vault)
+    if server is not None:
+        from vaultfs.entrypoints.client import connect
+
+        async with connect(server) as vault:
+            yield vault
+        return
+    from vaultfs.entrypoints.embedded import EmbeddedLook
+
+    async with browsing(call) as (browse, user):
+        yield EmbeddedLook(browse, user)
+
+
+@asynccontextmanager
+async def working(call: Session) -> "AsyncGenerator[Surface, None]":
+    """The vault that the call is about, to work with, in a folder or behind a server."""
+    from vaultfs.entrypoints.settings import server_named
+
+    server = server_named(call.vault)
+    if server is not None:
+        from vaultfs.entrypoints.client import connect
+
+        async with connect(server) as remote:
+            yield remote
+        return
+    from vaultfs.entrypoints.sdk import as_client
+
+    async with opened(call) as vault, as_client(vault) as client:
+        yield client
+
+
+@asynccontextmanager
 async def opened(call: Session) -> "AsyncGenerator[Vault, None]":
-    """The vault that the call is about."""
+    """The vault that the call is about, which has to be in reach itself."""
     from vaultfs.entrypoints.vault import open_vault
 
     async with open_vault(call.settings) as vault:

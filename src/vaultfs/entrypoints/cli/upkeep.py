@@ -20,13 +20,13 @@ from vaultfs.entrypoints.cli.session import (
     session,
     shown,
     table,
+    working,
 )
 
 if TYPE_CHECKING:
     from vaultfs.domain.integrity import Findings
     from vaultfs.domain.retention import Retention
     from vaultfs.domain.services.recovery import Backup, Usage
-    from vaultfs.entrypoints.vault import Vault
 
 
 def add_to(app: typer.Typer) -> None:
@@ -79,11 +79,11 @@ def retention(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with opened(call) as vault:
+        async with working(call) as vault:
             if keep is not None:
-                await vault.files.set_retention(vault.user, vault.user.name, _parse(keep))
-            policy = await vault.catalog.retention(vault.user.tree)
-            pruned = await vault.files.prune(vault.user, vault.user.name) if apply else None
+                await vault.set_retention(_parse(keep))
+            policy = await vault.retention()
+            pruned = await vault.prune() if apply else None
         text = _described(policy) + ("" if pruned is None else f"; {pruned} versions forgotten")
         call.answer(
             {
@@ -292,18 +292,18 @@ def stats(vault: VaultOption = None, as_json: JsonOption = False) -> None:
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with opened(call) as vault:
-            usage = await vault.recovery.usage()
-            value = _usage_json(vault, usage)
+        async with working(call) as vault:
+            usage = await vault.usage()
+            value = _usage_json(vault.place, usage)
         call.answer(value, lambda: _usage(usage))
 
     run(call, work)
 
 
-def _usage_json(vault: "Vault", usage: "Usage") -> dict[str, Any]:
+def _usage_json(place: str, usage: "Usage") -> dict[str, Any]:
     found = usage.catalog
     return {
-        "vault": vault.settings.name,
+        "vault": place,
         "users": found.users,
         "folders": found.folders,
         "files": found.files,

@@ -115,7 +115,6 @@ async def get_file(call: Call) -> Response:
     headers["Content-Length"] = str(stop - start)
     if partial:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{version.size}"
-        headers.pop("Repr-Digest", None)
     status = 206 if partial else 200
     if call.request.method == "HEAD":
         return Response(status_code=status, headers=headers)
@@ -139,6 +138,7 @@ def _headers(node: Node, version: Version, etag: str) -> dict[str, str]:
         "Last-Modified": version.created.strftime("%a, %d %b %Y %H:%M:%S GMT"),
         "Cache-Control": "private, no-cache",
         "Vaultfs-Version": str(version.number),
+        "Vaultfs-Created": str(version.created_us),
         "Vaultfs-Node": f"{node.id}; revision={node.revision}",
     }
     if version.mtime_us is not None:

@@ -199,6 +199,41 @@ class Limits(msgspec.Struct):
     requests_burst: int
 
 
+class RetentionBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Which old versions are kept: the last so many, or those of so long; all with neither."""
+
+    last: int | None = None
+    age_seconds: int | None = None
+
+
+class Pruned(msgspec.Struct):
+    """What was forgotten."""
+
+    versions: int
+
+
+class UsageOut(msgspec.Struct):
+    """What the vault of all users holds; bytes unless they are counts of things."""
+
+    users: int
+    folders: int
+    files: int
+    versions: int
+    trashed: int
+    logical: int
+    """Of all versions, as if nothing were deduplicated or compressed."""
+    current: int
+    packs: int
+    packed: int
+    """Of all packs."""
+    chunks: int
+    live: int
+    unreferenced: int
+    """Of packs that no version needs."""
+    damaged: int
+    """Versions whose manifests are not whole."""
+
+
 class Health(msgspec.Struct):
     """How a part of the server is."""
 
