@@ -180,6 +180,17 @@ def test_length_and_encoding_together_are_refused(running: Running) -> None:
         assert client.get("/v1/files/me/smuggled").status_code == 404
 
 
+def test_a_request_says_which_host_it_is_for(running: Running) -> None:
+    with running.socket() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+        got = answer_of(connection)
+    assert got.startswith(b"HTTP/1.1 400")
+    assert b'"invalid_field"' in got
+    with running.socket() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert answer_of(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_what_is_refused_is_not_read(running: Running) -> None:
     with running.socket() as connection:
         head = f"POST /v1/move HTTP/1.1\r\nContent-Length: {64 * MIB}"

@@ -60,7 +60,7 @@ class Vault(EmbeddedLook, Surface):
 
     @property
     def place(self) -> str:
-        return str(self.folder)
+        return self.vault.settings.name
 
     # Contents
 

@@ -3,7 +3,7 @@
 import json
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.statements import (
@@ -187,4 +187,8 @@ def to_path(rows: Iterable[Row]) -> Path:
 
 
 def _keys(path: Path) -> str:
-    return json.dumps(tuple(map(key_of, path)), ensure_ascii=False)
+    return _encode(tuple(map(key_of, path)))
+
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False).encode
+"""`json.dumps` makes another encoder at each call, which takes as long as the encoding."""

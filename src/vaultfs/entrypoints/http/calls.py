@@ -2,7 +2,7 @@
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -10,9 +10,10 @@ import msgspec
 from attrs import define, frozen
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope as AsgiScope
 
 from vaultfs.domain.errors import InvalidField, NotFound, TooLarge
-from vaultfs.domain.names import Address, check_user, key_of, parse_address, parse_path
+from vaultfs.domain.names import Address, check_user, key_of, parse_address, split_path
 from vaultfs.domain.nodes import NO_PRECONDITIONS, Preconditions, User, VersionId
 from vaultfs.domain.services.browse import PAGE
 from vaultfs.domain.tokens import Identity, Scope
@@ -27,28 +28,62 @@ T = TypeVar("T")
 _ETAG = re.compile(r'"([vr])(\d{1,18})"')
 
 
+class Answer(Response):
+    """A response that is known as a whole: a Starlette one, made in a third of the time."""
+
+    def __init__(
+        self, body: bytes, status: int, kind: bytes, headers: dict[str, str] | None = None
+    ) -> None:
+        self.body, self.status_code, self.background = body, status, None
+        self.raw_headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
+        for name, value in (headers or {}).items():
+            self.raw_headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+
+
+def read_headers(scope: AsgiScope) -> dict[str, str]:
+    """Headers by their names in small letters; one that came several times has commas between
+    its values (RFC 9110, 5.3).
+    """
+    found: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
 @define(eq=False, slots=False)
 class Call:
     """A request that was understood, from a caller who is known."""
 
     server: "Server"
     request: Request
+    headers: dict[str, str]
     identity: Identity
     request_id: str
-    params: dict[str, Any]
+    params: dict[str, str]
 
     @property
     def user(self) -> User:
         return self.identity.user
 
     def header(self, name: str) -> str | None:
-        """A header, or None."""
-        return self.request.headers.get(name)
+        """The header `name`, which is written in small letters, or None."""
+        return self.headers.get(name)
+
+    @property
+    def length(self) -> int | None:
+        """The bytes that the body is announced to have. Raises `InvalidField`."""
+        text = self.headers.get("content-length")
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdecimal()) or len(text) > 18:
+            raise InvalidField("Content-Length is a number of bytes")
+        return int(text)
 
     @cached_property
     def address(self) -> Address:
         """What `{user}` and `{path}` in the route name."""
-        return Address(self.tree, parse_path("/" + self.params.get("path", "")))
+        return Address(self.tree, split_path("/" + self.params.get("path", "")))
 
     @property
     def tree(self) -> str:
@@ -61,16 +96,21 @@ class Call:
 
     # Query
 
+    @cached_property
+    def query(self) -> Mapping[str, str]:
+        """The parameters behind the question mark."""
+        return self.request.query_params if self.request.scope["query_string"] else {}
+
     def flag(self, name: str) -> bool:
         """A yes or no of the query; no if it is not there."""
-        text = self.request.query_params.get(name, "false").lower()
+        text = self.query.get(name, "false").lower()
         if text not in {"true", "false", "1", "0", ""}:
             raise InvalidField(f"{name}={text}: true or false")
         return text in {"true", "1", ""}
 
     def number(self, name: str, *, most: int = (1 << 63) - 1) -> int | None:
         """A number of the query from 1 on, or None if it is not there."""
-        text = self.request.query_params.get(name)
+        text = self.query.get(name)
         if text is None:
             return None
         return whole(text, name, most)
@@ -82,7 +122,7 @@ class Call:
 
     def cursor(self, kind: str) -> str | None:
         """Where a list goes on: what `write_cursor` was given. Raises `InvalidField`."""
-        text = self.request.query_params.get("cursor")
+        text = self.query.get("cursor")
         if text is None:
             return None
         try:
@@ -130,8 +170,8 @@ class Call:
 
     async def raw_body(self, most: int = MAX_JSON) -> bytes:
         """The body, whole. Raises `TooLarge` before more than that is read."""
-        announced = self.header("content-length")
-        if announced is not None and int(announced) > most:
+        announced = self.length
+        if announced is not None and announced > most:
             raise TooLarge(f"the body has {announced} bytes; {most} is the most here")
         data = bytearray()
         async for piece in self.request.stream():
@@ -142,16 +182,9 @@ class Call:
 
     # Answers
 
-    def json(
-        self, value: Any, status: int = 200, headers: dict[str, str] | None = None
-    ) -> Response:
+    def json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
         """An answer in JSON."""
-        return Response(
-            msgspec.json.encode(value),
-            status_code=status,
-            headers=headers,
-            media_type="application/json",
-        )
+        return Answer(msgspec.json.encode(value), status, b"application/json", headers)
 
 
 def whole(text: str, name: str, most: int = (1 << 63) - 1) -> int:

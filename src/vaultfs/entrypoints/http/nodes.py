@@ -26,6 +26,7 @@ from vaultfs.entrypoints.http.wire import (
     TrashList,
     VersionIn,
     VersionList,
+    entries_out,
     node_etag,
     node_out,
     trashed_out,
@@ -72,7 +73,7 @@ async def list_folder(call: Call) -> Response:
         call.user, address, after=call.cursor("name") or "", limit=limit
     )
     more = write_cursor("name", key_of(nodes[-1].name)) if len(nodes) == limit else None
-    return call.json(NodeList([node_out(node, (*address.path, node.name)) for node in nodes], more))
+    return call.json(NodeList(entries_out(nodes, address.path), more))
 
 
 async def make_folder(call: Call) -> Response:

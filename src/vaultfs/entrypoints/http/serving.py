@@ -191,6 +191,7 @@ def _config(vault: Vault, where: Listening) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         date_header=True,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,
         ssl_certfile=where.certificate,

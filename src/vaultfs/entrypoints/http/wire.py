@@ -1,5 +1,6 @@
 """What travels as JSON: the bodies of requests and of answers."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -243,8 +244,18 @@ class Health(msgspec.Struct):
 
 def node_out(node: Node, path: Path) -> NodeOut:
     """A node at `path` of its tree."""
+    return _node_out(node, format_path(path))
+
+
+def entries_out(nodes: Iterable[Node], folder: Path) -> list[NodeOut]:
+    """The nodes of the folder at `folder` of its tree."""
+    above = format_path(folder) if not folder else format_path(folder) + "/"
+    return [_node_out(node, above + node.name) for node in nodes]
+
+
+def _node_out(node: Node, path: str) -> NodeOut:
     return NodeOut(
-        format_path(path),
+        path,
         node.name,
         node.kind,
         node.id,
@@ -252,8 +263,8 @@ def node_out(node: Node, path: Path) -> NodeOut:
         node.version,
         node.number or None,
         node.size,
-        node.created,
-        node.modified,
+        moment(node.created_us),
+        moment(node.modified_us),
         msgspec.json.decode(node.metadata),
         node_etag(node),
     )
