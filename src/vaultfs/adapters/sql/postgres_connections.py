@@ -78,10 +78,10 @@ class Database:
         )
 
     async def pool(self) -> "Pool":
-        """Connections to read with, one of which is open when this returns."""
+        """Connections to read with, opened when they are needed."""
         return await asyncpg.create_pool(
             self.url,
-            min_size=1,
+            min_size=0,
             max_size=READERS,
             timeout=CONNECT_WITHIN,
             statement_cache_size=256,
