@@ -65,8 +65,9 @@ class Server:
 
 
 @contextmanager
-def serve(folder: Path) -> Generator[Server, None, None]:
-    words = ("serve", str(folder), "--port", "0", "--json", "--quiet", "--rate", "100000000")
+def serve(*where: object) -> Generator[Server, None, None]:
+    """A server of a vault, in a folder or as flags name it."""
+    words = ("serve", *map(str, where), "--port", "0", "--json", "--quiet", "--rate", "100000000")
     command = [sys.executable, "-m", "vaultfs", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
