@@ -112,7 +112,8 @@ class PostgresCatalog(SqlCatalog):
         return await self._read(run)
 
     async def children(self, folder: NodeId, *, after: str = "", limit: int = 1000) -> list[Node]:
-        return list(map(to_node, await self._rows(CHILDREN, folder, after, limit)))
+        rows = await self._rows(CHILDREN, folder, after, limit)
+        return [to_node(row[:]) for row in rows]  # which makes a tuple of it, and is quicker
 
     async def current_versions(self, nodes: Sequence[NodeId]) -> dict[NodeId, Version]:
         rows = await self._rows(CURRENT, list(nodes))
