@@ -65,6 +65,7 @@ bench:
     {{bin}}/python -m bench.upload
     {{bin}}/python -m bench.small_files
     {{bin}}/python -m bench.metadata
+    {{bin}}/python -m bench.postgres
     {{bin}}/python -m bench.verify
     {{bin}}/python -m bench.large
     {{bin}}/python -m bench.http

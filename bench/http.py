@@ -51,12 +51,12 @@ uvicorn.run(app, port=int(sys.argv[1]), http="httptools", loop="asyncio", log_le
 """
 SERVE = "from vaultfs.__main__ import main; main()"
 UNGROUPED = f"""
-from vaultfs.adapters.sql import writer
+from vaultfs.adapters.sql import grouping
 from vaultfs.domain.services.packer import Packer
 def poke(packer):
     if packer._open is not None and (packer._open.builder.full or packer._open.wanted):
         packer._seal()
-writer.ROUND, Packer._poke = 1, poke
+grouping.ROUND, Packer._poke = 1, poke
 {SERVE}
 """
 
@@ -79,8 +79,9 @@ class Server:
 
 
 @contextmanager
-def serve(folder: Path, program: str = SERVE) -> Generator[Server, None, None]:
-    words = ("serve", str(folder), "--port", "0", "--json", "--quiet", "--rate", "100000000")
+def serve(*where: object, program: str = SERVE) -> Generator[Server, None, None]:
+    """A server of a vault, in a folder or as flags name it."""
+    words = ("serve", *map(str, where), "--port", "0", "--json", "--quiet", "--rate", "100000000")
     command = [sys.executable, "-c", program, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
@@ -169,7 +170,7 @@ def small(folder: Path, number: int) -> list[Run]:
     runs: list[Run] = []
     contents = [os.urandom(10_240) for _ in range(FILES)]
     for name, program in ((OURS, SERVE), ("ungrouped", UNGROUPED)):
-        with fresh_folder(folder) as place, serve(place / "served", program) as server:
+        with fresh_folder(folder) as place, serve(place / "served", program=program) as server:
             puts = [
                 request("PUT", f"/v1/files/me/{index}", server.token, data)
                 for index, data in enumerate(contents)

@@ -47,6 +47,7 @@ from vaultfs.domain.names import Path as VaultPath
 from vaultfs.domain.nodes import Content, DigestState, NodeId, TreeId, UserId
 from vaultfs.domain.operations import AddUser, Move, PutFile, Refused, Unit
 from vaultfs.domain.operations import Outcome as Answer
+from vaultfs.ports.catalog import Catalog
 
 METADATA = "metadata"
 RAW = "sqlite3"
@@ -345,14 +346,14 @@ class Raw:
 class Ours:
     """The catalog behind its port."""
 
-    catalog: SqliteCatalog
+    catalog: Catalog
     folders: dict[str, NodeId]
     wanted: tuple[list[Digest], ...]
     puts: dict[int, list[Unit]]
     moves: dict[int, list[Unit]]
 
     @staticmethod
-    async def ready(catalog: SqliteCatalog, shape: Shape, runs: int) -> "Ours":
+    async def ready(catalog: Catalog, shape: Shape, runs: int) -> "Ours":
         """With all values made that a caller would have at hand."""
         return Ours(
             catalog,

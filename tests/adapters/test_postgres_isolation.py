@@ -17,11 +17,10 @@ from attrs import define, evolve, field
 from tests.contracts.callers import Caller, add_user
 
 from vaultfs.adapters.sql.postgres import PostgresCatalog
-from vaultfs.adapters.sql.postgres_connections import Database
+from vaultfs.adapters.sql.postgres_connections import Database, Readers
 from vaultfs.adapters.sql.postgres_driver import Ids
 from vaultfs.adapters.sql.postgres_locks import EPOCHS, TREES, Locks
 from vaultfs.adapters.sql.postgres_writer import PostgresWriter
-from vaultfs.adapters.sql.transaction import RESERVE
 from vaultfs.domain.errors import Busy
 from vaultfs.domain.operations import AddToken, Done, Outcome, Refused, TouchToken, Unit
 from vaultfs.domain.tokens import Token
@@ -66,13 +65,9 @@ class Stage:
         self, locks: Locks, *, stops: bool = False, now: int = 0
     ) -> AsyncGenerator[Server, None]:
         database = Database(self.url)
-        pool = await database.pool()
-
-        async def reserve(kind: str, count: int) -> int:
-            return int(await pool.fetchval(RESERVE, kind, count))
-
-        writer = SteppedWriter(database, Ids(reserve), locks, stops=stops)
-        catalog = PostgresCatalog(database, pool, writer, "the vault")
+        readers = Readers(database)
+        writer = SteppedWriter(database, Ids(readers.reserve), locks, stops=stops)
+        catalog = PostgresCatalog(database, readers, writer, "the vault")
         try:
             yield Server(catalog, writer, Caller(catalog, await catalog.user("me"), now=now))
         finally:

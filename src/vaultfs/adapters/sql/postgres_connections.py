@@ -1,17 +1,19 @@
 """Connections to PostgreSQL: opening a database, migrating it, and what its errors mean."""
 
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
+import anyio
 import asyncpg
 from asyncpg import exceptions as pg
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from vaultfs.adapters.sql.postgres_dialect import native_table
 from vaultfs.adapters.sql.schema import MIGRATIONS, SCHEMA
+from vaultfs.adapters.sql.transaction import RESERVE
 from vaultfs.domain.errors import (
     Busy,
     CatalogUnavailable,
@@ -22,12 +24,9 @@ from vaultfs.domain.errors import (
 )
 
 if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
-
     Connection = asyncpg.Connection[asyncpg.Record]
-    Borrowed = PoolConnectionProxy[asyncpg.Record]
-    """A connection of the pool."""
-    Pool = asyncpg.Pool[asyncpg.Record]
+
+T = TypeVar("T")
 
 READERS: Final = 8
 """Connections of a process that read; one more writes."""
@@ -77,21 +76,47 @@ class Database:
             server_settings=self._settings,
         )
 
-    async def pool(self) -> "Pool":
-        """Connections to read with, one of which is open when this returns."""
-        return await asyncpg.create_pool(
-            self.url,
-            min_size=1,
-            max_size=READERS,
-            timeout=CONNECT_WITHIN,
-            statement_cache_size=256,
-            server_settings=self._settings,
-            reset=_nothing,
-        )
 
+@define(eq=False)
+class Readers:
+    """The connections that read, opened when they are needed and kept for the next reader.
 
-async def _nothing(_: object) -> None:
-    """What a connection of ours needs between two readers: they leave nothing behind."""
+    A pool of asyncpg's takes as long to lend a connection as a server to answer with a row.
+    """
+
+    database: Database
+    _idle: "list[Connection]" = field(factory=list["Connection"])
+    _room: anyio.Semaphore = field(
+        factory=lambda: anyio.Semaphore(READERS, max_value=READERS, fast_acquire=True)
+    )
+
+    async def run(self, query: "Callable[[Connection], Awaitable[T]]") -> T:
+        """What `query` returns; a connection on which it failed is used no more."""
+        async with self._room:
+            connection = self._take() or await self.database.connect()
+            try:
+                result = await query(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+            self._idle.append(connection)
+            return result
+
+    def _take(self) -> "Connection | None":
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return None
+
+    async def reserve(self, kind: str, count: int) -> int:
+        """Take so many ids of a kind, in a transaction of its own; the first behind them."""
+        return int(await self.run(lambda connection: connection.fetchval(RESERVE, kind, count)))
+
+    async def aclose(self) -> None:
+        """Let go of all of them, once nobody has one."""
+        while connection := self._take():
+            await connection.close()
 
 
 def quoted(name: str) -> str:
@@ -186,7 +211,7 @@ def _said(error: BaseException) -> str:
 # The database
 
 
-async def prepare(connection: "Borrowed", database: Database, *, create: bool) -> str:
+async def prepare(connection: "Connection", database: Database, *, create: bool) -> str:
     """See that the database has this release's schema; the vault's id.
 
     Raises `NotAVault` if it has none and none is to be made, `Unsupported` if a newer
@@ -204,7 +229,7 @@ async def prepare(connection: "Borrowed", database: Database, *, create: bool) -
     return str(await connection.fetchval("SELECT value FROM meta WHERE key = 'vault_id'"))
 
 
-def _check_server(connection: "Borrowed", database: Database) -> None:
+def _check_server(connection: "Connection", database: Database) -> None:
     version = connection.get_server_version()
     if version.major < OLDEST:
         raise Unsupported(
@@ -217,7 +242,7 @@ def _check_server(connection: "Borrowed", database: Database) -> None:
         )
 
 
-async def _known_schema(connection: "Borrowed", database: Database) -> int | None:
+async def _known_schema(connection: "Connection", database: Database) -> int | None:
     """The schema that the database has. Raises `Unsupported` or `NotAVault`."""
     tables = await connection.fetch(
         "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
@@ -236,7 +261,7 @@ async def _known_schema(connection: "Borrowed", database: Database) -> int | Non
     return found
 
 
-async def _migrate(connection: "Borrowed", found: int) -> None:
+async def _migrate(connection: "Connection", found: int) -> None:
     """Lead the database from schema `found` to this release's, in the caller's transaction."""
     for statements in MIGRATIONS[found:]:
         for statement in statements:

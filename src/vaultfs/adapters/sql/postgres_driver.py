@@ -1,7 +1,6 @@
 """Running programs on PostgreSQL, and the ids that they take."""
 
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asyncpg import exceptions as pg
@@ -77,35 +76,39 @@ class Driver:
             return await self._run(step)
         if step.rows:
             self.writes += 1
-            with _refused_values():
+            try:
                 await self.connection.executemany(self.text(step.sql), step.rows)
+            except _DOES_NOT_FIT as error:
+                raise _refused(error) from error
         return []
 
     async def _run(self, step: Run) -> list[Row]:
-        if step.sql == RESERVE and step.parameters[0] not in _IN_TRANSACTION:
-            kind, count = step.parameters
+        sql, parameters = step
+        if sql == RESERVE and parameters[0] not in _IN_TRANSACTION:
+            kind, count = parameters
             return [(await self.ids.take(kind, count) + count,)]
-        if step.sql == TREE and step.parameters[0] in self.trees:
-            return [self.trees[step.parameters[0]]]
-        if not step.sql.lstrip().startswith(("SELECT", "WITH")):
+        if sql == TREE and parameters[0] in self.trees:
+            return [self.trees[parameters[0]]]
+        if not sql.startswith(_READS):
             self.writes += 1
-        return await self.fetch(step.sql, *step.parameters)
+        return await self.fetch(sql, *parameters)
 
     async def fetch(self, sql: str, *parameters: Any) -> list[Row]:
         """The rows of one statement."""
-        with _refused_values():
-            try:
-                rows: list[Any] = await self.connection.fetch(self.text(sql), *parameters)
-            except pg.PostgresError:
-                self.writes += 1
-                raise
+        try:
+            rows: list[Any] = await self.connection.fetch(self.text(sql), *parameters)
+        except pg.PostgresError as error:
+            self.writes += 1
+            if isinstance(error, _DOES_NOT_FIT):
+                raise _refused(error) from error
+            raise
         return rows
 
 
-@contextmanager
-def _refused_values() -> Generator[None, None, None]:
-    """Let a value that does not fit be the fault of one unit: the others are to go on."""
-    try:
-        yield
-    except (pg.DataError, pg.CharacterNotInRepertoireError) as error:
-        raise InvalidField(f"a value that the catalog cannot hold: {error}") from error
+_READS: Final = ("SELECT", "\n    WITH")
+_DOES_NOT_FIT: Final = (pg.DataError, pg.CharacterNotInRepertoireError)
+
+
+def _refused(error: Exception) -> InvalidField:
+    """For a value that is the fault of one unit: the others are to go on."""
+    return InvalidField(f"a value that the catalog cannot hold: {error}")
