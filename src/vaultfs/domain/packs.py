@@ -199,9 +199,29 @@ def decode_chunk(pack_part: Buffer, digest: Digest) -> Buffer:
     stored = memoryview(pack_part)[HEADER_SIZE:]
     if found != digest or size != len(stored):
         raise Corrupt(f"another chunk stands where {digest.hex()} should be")
-    data = _decode(codec, stored, length)
-    if digest_of(data) != digest:
-        raise Corrupt(f"the bytes of chunk {digest.hex()} do not have its digest")
+    return content_of(StoredChunk(digest, length, codec, Kind.DATA, stored))
+
+
+def read_chunk(data: Buffer, at: int) -> tuple[StoredChunk, int] | None:
+    """The chunk whose header is at `at`, a view of `data`, and where what follows it begins.
+
+    None if its end is not in `data`. Nothing is verified but the header's own bounds: see
+    `content_of`. Raises `Corrupt`, `Unsupported`.
+    """
+    if len(data) - at < HEADER_SIZE:
+        return None
+    codec, kind, digest, length, size = _parse_header(data, at)
+    start, stop = at + HEADER_SIZE, at + HEADER_SIZE + size
+    if len(data) < stop:
+        return None
+    return StoredChunk(digest, length, codec, kind, memoryview(data)[start:stop]), stop
+
+
+def content_of(chunk: StoredChunk) -> Buffer:
+    """The content of `chunk`, verified. Takes as little memory as `decode_chunk`; raises as it."""
+    data = _decode(chunk.codec, memoryview(chunk.stored), chunk.length)
+    if digest_of(data) != chunk.digest:
+        raise Corrupt(f"the bytes of chunk {chunk.digest.hex()} do not have its digest")
     return data
 
 
