@@ -199,14 +199,17 @@ def decode_chunk(pack_part: Buffer, digest: Digest) -> Buffer:
     stored = memoryview(pack_part)[HEADER_SIZE:]
     if found != digest or size != len(stored):
         raise Corrupt(f"another chunk stands where {digest.hex()} should be")
-    return content_of(StoredChunk(digest, length, codec, Kind.DATA, stored))
+    data = _decode(codec, stored, length)
+    if digest_of(data) != digest:
+        raise Corrupt(f"the bytes of chunk {digest.hex()} do not have its digest")
+    return data
 
 
 def read_chunk(data: Buffer, at: int) -> tuple[StoredChunk, int] | None:
     """The chunk whose header is at `at`, a view of `data`, and where what follows it begins.
 
     None if its end is not in `data`. Nothing is verified but the header's own bounds: see
-    `content_of`. Raises `Corrupt`, `Unsupported`.
+    `contents_of`. Raises `Corrupt`, `Unsupported`.
     """
     if len(data) - at < HEADER_SIZE:
         return None
@@ -217,12 +220,27 @@ def read_chunk(data: Buffer, at: int) -> tuple[StoredChunk, int] | None:
     return StoredChunk(digest, length, codec, kind, memoryview(data)[start:stop]), stop
 
 
-def content_of(chunk: StoredChunk) -> Buffer:
-    """The content of `chunk`, verified. Takes as little memory as `decode_chunk`; raises as it."""
-    data = _decode(chunk.codec, memoryview(chunk.stored), chunk.length)
-    if digest_of(data) != chunk.digest:
-        raise Corrupt(f"the bytes of chunk {chunk.digest.hex()} do not have its digest")
-    return data
+def contents_of(chunks: Sequence[StoredChunk]) -> list[Buffer]:
+    """The content of each of `chunks`, verified; in one go, for the reason of `encode_chunks`.
+
+    Takes as much memory as their lengths together, which the caller bounds. Raises `Corrupt`.
+    """
+    framed = [chunk for chunk in chunks if chunk.codec is Codec.ZSTD]
+    try:
+        for chunk in framed:
+            if zstandard.frame_content_size(chunk.stored) != chunk.length:
+                raise Corrupt("a zstd frame does not hold what the chunk's header says")
+        results = _coders.expand([chunk.stored for chunk in framed]) if framed else ()
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a zstd frame is damaged: {error}") from error
+    expanded = iter(results[index].tobytes() for index in range(len(results)))
+    contents: list[Buffer] = []
+    for chunk in chunks:
+        data = chunk.stored if chunk.codec is Codec.RAW else next(expanded)
+        if len(data) != chunk.length or digest_of(data) != chunk.digest:
+            raise Corrupt(f"the bytes of chunk {chunk.digest.hex()} do not have its digest")
+        contents.append(data)
+    return contents
 
 
 def _decode(codec: Codec, stored: memoryview, length: int) -> Buffer:

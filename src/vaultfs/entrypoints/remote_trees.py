@@ -60,10 +60,10 @@ class PutTree:
     report: Report = field(factory=Report)
     groups: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(GROUPS))
     large: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(LARGE))
+    top: Address = field(init=False)
 
-    @property
-    def top(self) -> Address:
-        return parse_address(self.path, own=self.vault.user)
+    def __attrs_post_init__(self) -> None:
+        self.top = parse_address(self.path, own=self.vault.user)
 
     async def run(self) -> Report:
         """Send it all; only a failure of the server itself is raised."""

@@ -12,6 +12,7 @@ their order, for then they pass through here as the file does; what was claimed 
 match. Otherwise it stays a claim.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import anyio
@@ -20,7 +21,7 @@ from attrs import define, field, frozen
 from blake3 import blake3
 
 from vaultfs.domain.chunks import chunking
-from vaultfs.domain.digests import Digest, digest_of
+from vaultfs.domain.digests import Buffer, Digest, digest_of
 from vaultfs.domain.errors import (
     ChunksMissing,
     Corrupt,
@@ -30,12 +31,12 @@ from vaultfs.domain.errors import (
     VaultError,
     listed,
 )
-from vaultfs.domain.frames import HEAD_SIZE, MAX_FRAME, End, Entry, check_head, read_frame
+from vaultfs.domain.frames import HEAD_SIZE, MAX_FRAME, End, Entry, Frame, check_head, read_frame
 from vaultfs.domain.manifests import INLINE_ENTRIES, Manifest
 from vaultfs.domain.names import parse_path
 from vaultfs.domain.nodes import Content, DigestState, TreeId, User, micros
 from vaultfs.domain.operations import MakeFolder, Outcome, PutFile, Refused, Result, Unit
-from vaultfs.domain.packs import Codec, Kind, StoredChunk, content_of
+from vaultfs.domain.packs import Codec, Kind, StoredChunk, contents_of
 from vaultfs.domain.services.budget import BLOCK, Budget, Use
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.ingest import Ingested
@@ -78,6 +79,8 @@ class _Reader:
     _begun: bool = False
     _run: list[Digest] = field(factory=list[Digest])
     """Chunks since the last entry."""
+    _first: Buffer | None = None
+    """The content of the first of them, until it is hashed: mostly it is the only one."""
     _whole: blake3 = field(factory=blake3)
     """Of the contents of the run."""
 
@@ -93,23 +96,28 @@ class _Reader:
         if not self._begun:
             check_head(data[:HEAD_SIZE])
             at, self._begun = HEAD_SIZE, True
+        held: list[Frame] = []
+        size = 0
         while not self.ended:
             found = read_frame(data, at)
             if found is None:
                 break
             frame, at = found
-            match frame:
-                case StoredChunk():
-                    self._take_chunk(frame, chunks)
-                case Entry():
-                    self._take_entry(frame)
-                case End():
-                    self._finish(frame)
+            held.append(frame)
+            if isinstance(frame, StoredChunk):
+                self._check(frame)
+                size += frame.length
+            if size > BLOCK or isinstance(frame, End):
+                self._take(held, chunks)
+                held, size = [], 0
+        self._take(held, chunks)
+        self._hash_first()  # it may be a view of the block
         if self.ended and at < len(data):
             raise Corrupt("something stands behind the end of the frames")
         return _Parsed(chunks, bytes(data[at:]))
 
-    def _take_chunk(self, chunk: StoredChunk, chunks: list[StoredChunk]) -> None:
+    def _check(self, chunk: StoredChunk) -> None:
+        """Refuse what is not to be decoded at all."""
         self._chunks += 1
         if self._chunks > MOST_CHUNKS:
             raise TooLarge(f"more than {MOST_CHUNKS} chunks in one request")
@@ -117,10 +125,26 @@ class _Reader:
             raise Unsupported("pages of manifests are not taken yet: put large files by themselves")
         if not chunk.length or (chunk.codec is not Codec.RAW and len(chunk.stored) >= chunk.length):
             raise Corrupt(f"chunk {chunk.digest.hex()} is empty, or longer than its content")
-        content = content_of(chunk)
-        if len(self._run) <= INLINE_ENTRIES:
-            self._run.append(chunk.digest)
+
+    def _take(self, frames: Sequence[Frame], chunks: list[StoredChunk]) -> None:
+        """Verify `frames` in their order, and add what is new of them to `chunks`."""
+        contents = iter(contents_of([each for each in frames if isinstance(each, StoredChunk)]))
+        for frame in frames:
+            match frame:
+                case StoredChunk():
+                    self._take_chunk(frame, next(contents), chunks)
+                case Entry():
+                    self._take_entry(frame)
+                case End():
+                    self._finish(frame)
+
+    def _take_chunk(self, chunk: StoredChunk, content: Buffer, chunks: list[StoredChunk]) -> None:
+        if not self._run:
+            self._first = content
+        elif len(self._run) <= INLINE_ENTRIES:
+            self._hash_first()
             self._whole.update(content)
+        self._run.append(chunk.digest)
         if chunk.digest in self.lengths:
             return
         self.lengths[chunk.digest] = chunk.length
@@ -128,11 +152,17 @@ class _Reader:
             chunk = chunk._replace(stored=bytes(chunk.stored))
         chunks.append(chunk)
 
+    def _hash_first(self) -> None:
+        if self._first is not None:
+            self._whole.update(self._first)
+            self._first = None
+
     def _take_entry(self, entry: Entry) -> None:
         if len(self.entries) >= MOST_ENTRIES:
             raise TooLarge(f"more than {MOST_ENTRIES} entries in one request")
         self.entries.append((entry, self._verified(entry.manifest)))
         self._run.clear()
+        self._first = None
         self._whole.reset()
 
     def _verified(self, manifest: Manifest | None) -> Digest | None:
@@ -173,7 +203,7 @@ class Intake:
         What became of each entry, in their order; durable on return. Raises, and commits
         nothing, `InvalidField` for what are no frames, `Unsupported` for those of a newer
         release, `TooLarge`, and what `source` raises. Memory: one block, charged, and the
-        rest of one frame; the contents of one chunk beside it.
+        rest of one frame; some 5 MiB of decoded chunks beside it, in the thread that verifies.
         """
         where = await self.files.tree(caller, tree)
         if size is not None and _bounded(size) < BLOCK:
