@@ -71,7 +71,7 @@ def test_zip_archives_are_written_and_read(vault: SyncRemoteVault) -> None:
     with vault.open("/z.zip", "wb") as file, zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a", b"text" * 100_000)
         archive.writestr("b", CONTENT)
-    with vault.open("/z.zip") as file, zipfile.ZipFile(file) as archive:
+    with vault.open("/z.zip") as zipped, zipfile.ZipFile(zipped) as archive:
         assert archive.read("a") == b"text" * 100_000
         assert archive.testzip() is None
 
