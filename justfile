@@ -69,6 +69,7 @@ bench:
     {{bin}}/python -m bench.verify
     {{bin}}/python -m bench.large
     {{bin}}/python -m bench.http
+    {{bin}}/python -m bench.http_files
 
 # Write the description of the HTTP API into docs/openapi.json.
 openapi:

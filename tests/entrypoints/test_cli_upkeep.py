@@ -277,9 +277,11 @@ def test_retention(cli: Cli) -> None:
 def test_the_demonstration(tmp_path: Path) -> None:
     done = call("--json", "demo", "--small", "--keep", tmp_path / "demo")
     assert done.code == 0
-    assert done.value["clean"] is True
-    assert done.value["differences"] == []
-    assert Cli(tmp_path / "demo/vault").json("verify")["clean"] is True
+    for title, folder in (("embedded", "vault"), ("over HTTP", "served")):
+        assert done.value[title]["clean"] is True
+        assert done.value[title]["differences"] == []
+        assert len(done.value[title]["steps"]) == 4
+        assert Cli(tmp_path / "demo" / folder).json("verify")["clean"] is True
 
 
 # JSON, everywhere

@@ -115,17 +115,25 @@ def refuse(status: int, data: bytes, headers: Mapping[str, str]) -> NoReturn:
             ) from None
         text = code.replace("_", " ")
         problem = Problem("", status, text, code, headers.get("X-Request-Id", ""))
-    text = problem.detail
-    if problem.code == "version_mismatch":
-        raise errors.VersionMismatch(text, expected=None, found=None)
-    if problem.code == "rate_limited":
-        raise errors.RateLimited(text, retry_after=LONGEST_WAIT)
-    if problem.code == "damaged_content":
-        raise errors.DamagedContent(text, digest=b"")
-    kind = _kinds(VaultError).get(problem.code)
-    if kind is None or kind is VaultError:
-        raise ServerError(f"{text} (request {problem.request_id})")
-    raise kind(text)
+    raise error_of(problem.code, problem.detail, problem.request_id)
+
+
+def error_of(code: str, text: str, request_id: str) -> VaultError:
+    """What the code of a problem stands for."""
+    match code:
+        case "version_mismatch":
+            return errors.VersionMismatch(text, expected=None, found=None)
+        case "rate_limited":
+            return errors.RateLimited(text, retry_after=LONGEST_WAIT)
+        case "damaged_content":
+            return errors.DamagedContent(text, digest=b"")
+        case "chunks_missing":
+            return errors.ChunksMissing(text)
+        case _:
+            kind = _kinds(VaultError).get(code)
+            if kind is None or kind is VaultError:
+                return ServerError(f"{text} (request {request_id})")
+            return kind(text)
 
 
 def to_node(entry: wire.NodeOut) -> Node:

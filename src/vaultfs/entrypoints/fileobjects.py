@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import Busy, VaultError
-from vaultfs.domain.nodes import Node, Version
+from vaultfs.domain.nodes import NO_PRECONDITIONS, Node, Preconditions, Version
 from vaultfs.entrypoints.surface import Surface
 
 READ_SIZE = 1 << 20
@@ -143,6 +143,7 @@ class _Put:
 
     vault: Surface
     path: str
+    preconditions: Preconditions
     pipe: _Pipe
     send: MemoryObjectSendStream[bytes]
     done: anyio.Event = field(factory=anyio.Event)
@@ -152,7 +153,9 @@ class _Put:
     async def run(self) -> None:
         try:
             async with self.pipe.pieces:
-                self.node = await self.vault.put(self.path, self.pipe)
+                self.node = await self.vault.put(
+                    self.path, self.pipe, preconditions=self.preconditions
+                )
         except Exception as error:  # noqa: BLE001 raised in the writing thread
             self.error = error
         finally:
@@ -186,10 +189,12 @@ class WriteFile(io.BufferedIOBase):
         self._size = 0
 
     @classmethod
-    async def start(cls, vault: Surface, path: str) -> "WriteFile":
+    async def start(
+        cls, vault: Surface, path: str, preconditions: Preconditions = NO_PRECONDITIONS
+    ) -> "WriteFile":
         """Begin a put of what will be written."""
         send, receive = anyio.create_memory_object_stream[bytes](1)
-        put = _Put(vault, path, _Pipe(receive), send)
+        put = _Put(vault, path, preconditions, _Pipe(receive), send)
         vault.loop.tasks.start_soon(put.run)
         return cls(put)
 

@@ -1,82 +1,194 @@
 """Whole trees to a server and back: what `domain.services.transfer` does in a vault at hand."""
 
+from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Final
+from urllib.parse import quote
 
 import anyio
+from anyio import to_thread
 from attrs import define, field
 from blake3 import blake3
 
 from vaultfs.adapters.files import LocalSource, LocalTarget
-from vaultfs.domain.errors import NotAFolder, VaultError
-from vaultfs.domain.names import Path, format_path
+from vaultfs.domain.chunks import Chunker
+from vaultfs.domain.digests import Buffer, Digest
+from vaultfs.domain.errors import InvalidName, NotAFolder, VaultError
+from vaultfs.domain.frames import (
+    HEAD,
+    MEDIA_TYPE,
+    End,
+    Entry,
+    write_chunk,
+    write_end,
+    write_entry,
+)
+from vaultfs.domain.names import Address, Path, check_path, format_path, parse_address
 from vaultfs.domain.nodes import DigestState, Node
+from vaultfs.domain.services.budget import BLOCK
+from vaultfs.domain.services.ingest import SMALL as SMALL_FILE
+from vaultfs.domain.services.ingest import Compressibility, cut_content, encode, manifest_of
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.transfer import FILE_ERRORS, Report
-from vaultfs.entrypoints.answers import origin_headers, version_of
+from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES, Report
+from vaultfs.entrypoints.answers import error_of, origin_headers, version_of
+from vaultfs.entrypoints.calling import Slices
 from vaultfs.entrypoints.client import SMALL, Body, RemoteVault, check_digest
+from vaultfs.entrypoints.http.wire import FrameOut, FramesOut
 from vaultfs.ports.progress import Progress
 from vaultfs.ports.trees import Item, Skipped
 
 AT_ONCE: Final = 16
-"""Files that are on their way at the same time."""
+"""Files that are on their way to this machine at the same time."""
+GROUPS: Final = 4
+"""Groups of small files that are on their way to a server at the same time."""
+LARGE: Final = 4
+"""Large files."""
 
 
 @define(eq=False)
 class PutTree:
-    """One local folder on its way to a server."""
+    """One local folder on its way to a server.
+
+    Small files go in groups, as frames; each large one by itself. An interruption leaves
+    whole files, and running the same again goes on.
+    """
 
     vault: RemoteVault
     source: LocalSource
     path: str
     progress: Progress
     report: Report = field(factory=Report)
-    room: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(AT_ONCE))
+    groups: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(GROUPS))
+    large: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(LARGE))
+    top: Address = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.top = parse_address(self.path, own=self.vault.user)
 
     async def run(self) -> Report:
         """Send it all; only a failure of the server itself is raised."""
         await self.vault.mkdir(self.path, parents=True, exist_ok=True)
-        async with task_group() as tasks:
-            async for batch in self.source.walk():
+        group: list[Item] = []
+        size = 0
+        async with task_group() as tasks, aclosing(self.source.walk()) as batches:
+            async for batch in batches:
                 for item in batch:
                     if isinstance(item, Skipped):
                         self.report.skipped.append(item)
-                    elif item.kind == "folder":
-                        await self.vault.mkdir(self._at(item.path), exist_ok=True)
-                        self.report.folders += 1
+                    elif (refused := self._too_long(item.path)) is not None:
+                        self._fail(item.path, refused)
+                    elif item.size > SMALL_FILE:
+                        await self.large.acquire()
+                        tasks.start_soon(self._send_large, item)
                     else:
-                        await self.room.acquire()
-                        tasks.start_soon(self._send, item)
+                        group.append(item)
+                        size += item.size
+                        if size > BLOCK - 2 * SMALL_FILE or len(group) >= GROUP_FILES:
+                            await self.groups.acquire()
+                            tasks.start_soon(self._send_group, group)
+                            group, size = [], 0
+            await self.groups.acquire()
+            await self._send_group(group)
         return self.report
 
     def _at(self, path: Path) -> str:
         return self.path.rstrip("/") + format_path(path)
 
-    async def _send(self, item: Item) -> None:
+    def _too_long(self, path: Path) -> InvalidName | None:
+        """Why the vault has no room for such a path, if it has none."""
         try:
-            changed = await self._put(item)
+            check_path((*self.top.path, *path))
+        except InvalidName as error:
+            return error
+        return None
+
+    async def _send_large(self, item: Item) -> None:
+        headers = origin_headers(item.origin)
+        try:
+            async with self.source.open(item) as opened:
+                body = Body(opened, self.progress)
+                stored = await self.vault.send(
+                    self._at(item.path), body, item.size, headers, parents=True
+                )
         except FILE_ERRORS as error:
-            self.report.failed.append(Skipped(format_path(item.path), error.message))
+            self._fail(item.path, error)
         else:
             self.report.files += 1
             self.report.size += item.size
-            self.report.changed += changed
+            self.report.changed += stored.changed
         finally:
-            self.room.release()
+            self.large.release()
 
-    async def _put(self, item: Item) -> int:
-        """Put one file; how many versions that made."""
-        headers, path = origin_headers(item.origin), self._at(item.path)
-        if item.size <= SMALL:
-            [data] = await self.source.load([item])
-            if isinstance(data, VaultError):
-                raise data
-            stored = await self.vault.send(path, data, item.size, headers, parents=True)
-            self.progress(item.size)
+    async def _send_group(self, items: Sequence[Item]) -> None:
+        try:
+            files = [item for item in items if item.kind == "file"]
+            found: list[tuple[Item, bytes | None]] = [
+                (item, None) for item in items if item.kind == "folder"
+            ]
+            for item, data in zip(files, await self.source.load(files), strict=True):
+                if isinstance(data, VaultError):
+                    self._fail(item.path, data)
+                else:
+                    found.append((item, data))
+            if found:
+                body = await to_thread.run_sync(_framed, self.top.path, found)
+                for (item, _), out in zip(found, await self._post(body), strict=True):
+                    self._note(item, out)
+        finally:
+            self.groups.release()
+
+    async def _post(self, body: bytes) -> list[FrameOut]:
+        calls = self.vault.calls
+        answer = await calls.ask(
+            "POST",
+            calls.url(f"frames/{quote(self.top.tree, safe='')}"),
+            headers={"Content-Type": MEDIA_TYPE},
+            data=Slices(body) if len(body) > SMALL else body,
+            again=False,  # somebody else's version may stand between a first and a second time
+        )
+        out: FramesOut = calls.decode(answer, FramesOut)
+        return out.entries
+
+    def _note(self, item: Item, out: FrameOut) -> None:
+        if out.code is not None:
+            error = error_of(out.code, out.detail or "", "")
+            if not isinstance(error, FILE_ERRORS):
+                raise error
+            self._fail(item.path, error)
+        elif item.kind == "folder":
+            self.report.folders += 1
         else:
-            async with self.source.open(item) as opened:
-                body = Body(opened, self.progress)
-                stored = await self.vault.send(path, body, item.size, headers, parents=True)
-        return stored.changed
+            self.progress(item.size)
+            self.report.files += 1
+            self.report.size += item.size
+            self.report.changed += out.changed or 0
+
+    def _fail(self, path: Path, error: VaultError) -> None:
+        self.report.failed.append(Skipped(format_path(path), error.message))
+
+
+def _framed(top: Path, items: Sequence[tuple[Item, bytes | None]]) -> bytes:
+    """The frames of small files and of folders, which have no bytes. CPU work."""
+    parts: list[Buffer] = [HEAD]
+    sent: set[Digest] = set()
+    count = 0
+    contents = [b"" if data is None else data for _, data in items]
+    chunker = Chunker()
+    pieces = [cut_content(data, chunker) for data in contents]
+    encoded = iter(encode([cut for cuts, _ in pieces for cut in cuts], Compressibility()))
+    for (item, data), (cuts, digest) in zip(items, pieces, strict=True):
+        for _ in cuts:
+            chunk = next(encoded)
+            if len(cuts) > 1 or chunk.digest not in sent:  # several in order prove the whole
+                parts += write_chunk(chunk)
+                sent.add(chunk.digest)
+                count += 1
+        path = format_path((*top, *item.path))
+        manifest = None if data is None else manifest_of(cuts)
+        claimed = None if data is None else digest
+        parts.append(write_entry(Entry(path, manifest, item.origin, claimed)))
+    parts.append(write_end(End(count, len(items))))
+    return b"".join(parts)
 
 
 @define(eq=False)

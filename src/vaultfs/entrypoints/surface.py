@@ -12,7 +12,7 @@ from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.errors import Exists, InvalidField
 from vaultfs.domain.metadata import Json, format_metadata, parse_metadata
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
@@ -137,20 +137,24 @@ class Surface(Look):
         self, path: str, mode: Literal["rb"] = "rb", *, version: int | None = None
     ) -> "ReadFile": ...
     @overload
-    async def open(self, path: str, mode: Literal["wb"]) -> "WriteFile": ...
+    async def open(self, path: str, mode: Literal["wb", "xb"]) -> "WriteFile": ...
     async def open(
-        self, path: str, mode: Literal["rb", "wb"] = "rb", *, version: int | None = None
+        self, path: str, mode: Literal["rb", "wb", "xb"] = "rb", *, version: int | None = None
     ) -> "ReadFile | WriteFile":
         """A binary file object, for code that blocks: use it in a worker thread.
 
         Read, it is seekable. Written, it becomes a version when it is closed, and nothing
-        if the `with` block is left by an exception.
+        if the `with` block is left by an exception. `xb` is for a file that is not there yet:
+        it raises `Exists`, or when it is closed `Conflict` if somebody else was faster.
         """
         from vaultfs.entrypoints.fileobjects import ReadFile, WriteFile
 
-        if mode == "wb":
-            return await WriteFile.start(self, path)
-        return ReadFile(self, path, await self.version(path, version))
+        if mode == "rb":
+            return ReadFile(self, path, await self.version(path, version))
+        if mode == "xb" and await self.exists(path):
+            raise Exists(f"{path} is there already")
+        wanted = Preconditions(if_absent=mode == "xb")
+        return await WriteFile.start(self, path, wanted)
 
     # Trees
 

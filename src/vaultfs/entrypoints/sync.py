@@ -74,14 +74,14 @@ class SyncSurface(Generic[V]):
         self, path: str, mode: Literal["rb"] = "rb", *, version: int | None = None
     ) -> ReadFile: ...
     @overload
-    def open(self, path: str, mode: Literal["wb"]) -> WriteFile: ...
+    def open(self, path: str, mode: Literal["wb", "xb"]) -> WriteFile: ...
     def open(
-        self, path: str, mode: Literal["rb", "wb"] = "rb", *, version: int | None = None
+        self, path: str, mode: Literal["rb", "wb", "xb"] = "rb", *, version: int | None = None
     ) -> ReadFile | WriteFile:
         """A binary file object, seekable when reading."""
-        if mode == "wb":
-            return self._call(lambda: self.vault.open(path, "wb"))
-        return self._call(lambda: self.vault.open(path, "rb", version=version))
+        if mode == "rb":
+            return self._call(lambda: self.vault.open(path, "rb", version=version))
+        return self._call(lambda: self.vault.open(path, mode))
 
     def put_tree(self, local: str | PathLike[str], path: str) -> Report:
         """Store a local folder."""

@@ -31,6 +31,7 @@ from vaultfs.domain.operations import AddUser, Refused, Unit
 from vaultfs.domain.services.budget import Budget
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.ingest import Ingest
+from vaultfs.domain.services.intake import Intake
 from vaultfs.domain.services.integrity import Integrity
 from vaultfs.domain.services.packer import Packer
 from vaultfs.domain.services.reader import Reader
@@ -66,6 +67,7 @@ class Vault:
     files: Files
     reader: Reader
     transfer: Transfer
+    intake: Intake
     integrity: Integrity
     recovery: Recovery
     user: User
@@ -291,6 +293,7 @@ async def compose(
                 files,
                 reader,
                 transfer,
+                Intake(files, budget, workers),
                 Integrity(store, catalog, reader, workers),
                 Recovery(store, catalog, reader, clock),
                 user,

@@ -355,7 +355,7 @@ def demo(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the main job on real files: put, change, put again, get, compare, verify."""
+    """Show the main job on real files, in a folder and over HTTP: put, change, get, compare."""
     call = session(None, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:

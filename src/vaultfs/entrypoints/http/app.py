@@ -36,7 +36,15 @@ from vaultfs.domain.rates import Rate, take
 from vaultfs.domain.services.accounts import Accounts
 from vaultfs.domain.tokens import Identity
 from vaultfs.domain.tokens import Scope as TokenScope
-from vaultfs.entrypoints.http import accounts, contents, keeping, nodes, operating, problems
+from vaultfs.entrypoints.http import (
+    accounts,
+    contents,
+    frames,
+    keeping,
+    nodes,
+    operating,
+    problems,
+)
 from vaultfs.entrypoints.http.calls import Answer, Call, Route, read_headers
 from vaultfs.entrypoints.http.description import describe
 from vaultfs.entrypoints.http.operating import READY_FOR, Metrics
@@ -46,6 +54,7 @@ log = logging.getLogger("vaultfs.http")
 
 ROUTES: Final = (
     *contents.ROUTES,
+    *frames.ROUTES,
     *nodes.ROUTES,
     *keeping.ROUTES,
     *accounts.ROUTES,

@@ -200,6 +200,32 @@ class Limits(msgspec.Struct):
     requests_burst: int
 
 
+class FrameOut(msgspec.Struct, omit_defaults=True):
+    """What became of a file or folder that came as frames: as if it had been put by itself."""
+
+    path: str
+    status: int
+    """200 or 201, or that of a refusal."""
+    changed: int | None = None
+    """Versions made: 0 or 1."""
+    id: int | None = None
+    revision: int | None = None
+    version: int | None = None
+    number: int | None = None
+    size: int | None = None
+    code: str | None = None
+    """Why it was refused, for programs."""
+    detail: str | None = None
+    missing: list[str] | None = None
+    """The digests of chunks that were neither sent nor the sender's."""
+
+
+class FramesOut(msgspec.Struct):
+    """What became of each entry, in the order in which they came."""
+
+    entries: list[FrameOut]
+
+
 class RetentionBody(msgspec.Struct, forbid_unknown_fields=True):
     """Which old versions are kept: the last so many, or those of so long; all with neither."""
 
