@@ -663,7 +663,27 @@ def test_the_committed_description_is_that_of_the_code() -> None:
 
 async def test_the_description_is_served(api: Client) -> None:
     assert await api.ok("GET", "/openapi.json", token="") == describe(ROUTES)
+
+
+async def test_the_page_for_people_asks_nobody_else(api: Client) -> None:
     page = await api("GET", "/docs", token="")
-    assert "/v1/files/{user}/{path}" in page.text
-    assert "<script" not in page.text
-    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    references = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(references) == 4
+    assert re.findall(r"<script(?! src=)|\son\w+=|javascript:", page.text) == []
+    for reference in references:
+        if reference != "data:,":
+            assert re.fullmatch(r"docs/[\w.-]+", reference)  # beside the page, on this very host
+            part = await api("GET", f"/{reference}", token="")
+            assert part.status_code == 200
+            kind = "text/css" if reference.endswith("css") else "text/javascript"
+            assert part.headers["content-type"].startswith(kind)
+            assert b"sourceMappingURL" not in part.content
+            assert not re.search(rb"(url\(|@import)\s*['\"]?https?:", part.content)
+    start = (await api("GET", "/docs/start.js", token="")).text
+    assert 'url: "openapi.json"' in start
+    assert "validatorUrl: null" in start
+    await api.refused(404, "GET", "/docs/LICENSE", token="")

@@ -36,7 +36,7 @@ from vaultfs.domain.rates import Rate, take
 from vaultfs.domain.services.accounts import Accounts
 from vaultfs.domain.tokens import Identity
 from vaultfs.domain.tokens import Scope as TokenScope
-from vaultfs.entrypoints.http import accounts, contents, nodes, operating, problems
+from vaultfs.entrypoints.http import accounts, contents, nodes, operating, pages, problems
 from vaultfs.entrypoints.http.calls import Answer, Call, Route, read_headers
 from vaultfs.entrypoints.http.description import describe
 from vaultfs.entrypoints.http.operating import READY_FOR, Metrics
@@ -44,7 +44,13 @@ from vaultfs.entrypoints.vault import Vault
 
 log = logging.getLogger("vaultfs.http")
 
-ROUTES: Final = (*contents.ROUTES, *nodes.ROUTES, *accounts.ROUTES, *operating.ROUTES)
+ROUTES: Final = (
+    *contents.ROUTES,
+    *nodes.ROUTES,
+    *accounts.ROUTES,
+    *operating.ROUTES,
+    *pages.ROUTES,
+)
 DEFAULT_RATE: Final = Rate(per_second=1000, burst=4000)
 MOST_BUCKETS: Final = 10_000
 """Callers whose rates are kept; those whose buckets are full are forgotten first."""

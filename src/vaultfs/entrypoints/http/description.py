@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from html import escape
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -125,41 +124,3 @@ def _responses(route: Route) -> dict[str, Any]:
     if 304 in route.failures:
         found["304"] = {"description": "Not Modified"}
     return found
-
-
-# For people
-
-
-_STYLE: Final = (
-    "body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "code{background:#eee;padding:.1em .3em}h2{margin-top:2rem;font-size:1.1rem}"
-    "td{padding:.1rem 1rem .1rem 0;vertical-align:top}"
-)
-
-
-def page(document: dict[str, Any]) -> str:
-    """A page that shows the document, without scripts and without asking anybody else."""
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>VaultFS API</title>",
-        f"<style>{_STYLE}</style><h1>VaultFS {escape(document['info']['version'])}</h1>",
-        '<p>For programs: <a href="/openapi.json">openapi.json</a></p>',
-    ]
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            parts.append(_section(method.upper(), path, operation))
-    return "".join(parts) + "</html>"
-
-
-def _section(method: str, path: str, operation: dict[str, Any]) -> str:
-    rows = [
-        (f"{each['name']} ({each['in']})", each["description"]) for each in operation["parameters"]
-    ]
-    rows += [(status, each["description"]) for status, each in operation["responses"].items()]
-    cells = "".join(
-        f"<tr><td><code>{escape(name)}</code></td><td>{escape(text)}</td></tr>"
-        for name, text in rows
-    )
-    text = f"{operation['summary']} {operation.get('description', '')}"
-    return (
-        f"<h2><code>{method} {escape(path)}</code></h2><p>{escape(text)}</p><table>{cells}</table>"
-    )
