@@ -219,6 +219,17 @@ def test_heads_that_are_too_large_are_refused(running: Running, head: str) -> No
         assert client.get("/healthz").status_code == 200
 
 
+def test_a_head_in_two_reads_with_much_behind_it_is_none_too_large(running: Running) -> None:
+    body = os.urandom(MIB)
+    whole = request(f"PUT /v1/files/me/two HTTP/1.1\r\nContent-Length: {MIB}", running, body)
+    with running.socket() as connection:
+        connection.sendall(whole[:50])
+        time.sleep(0.2)
+        connection.sendall(whole[50:])
+        connection.settimeout(10)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 201")
+
+
 def test_the_port_is_taken(running: Running, tmp_path: Path) -> None:
     called = call("serve", tmp_path / "other", "--port", running.port)
     assert called.code == 2

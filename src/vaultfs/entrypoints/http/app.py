@@ -16,12 +16,14 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+import anyio
 from attrs import define, field
 from starlette.requests import Request
 from starlette.routing import compile_path
 from starlette.types import Message, Receive, Scope, Send
 
 from vaultfs.domain.errors import (
+    Busy,
     InvalidField,
     InvalidName,
     NotAuthenticated,
@@ -176,6 +178,13 @@ class Api:
             route, call = await self._understand(scope, headers, seen)
             response = await route.handler(call)
             await response(scope, seen.take, seen.forward)
+        except anyio.get_cancelled_exc_class():
+            seen.error = "cut"
+            if not seen.status:  # a server that ends has waited long enough
+                with anyio.move_on_after(1, shield=True):
+                    stopping = Busy("the server is stopping: try again")
+                    await _refusal(scope, headers, seen, stopping)(scope, seen.take, seen.forward)
+            raise
         except Exception as error:
             seen.error = _told(error)
             if not isinstance(error, VaultError):

@@ -262,7 +262,7 @@ def _wanted_digests(header: str | None) -> list[tuple[str, _Hasher, bytes]]:
 
 async def put_file(call: Call) -> Response:
     """The body becomes the newest version of the file."""
-    preconditions = call.preconditions
+    preconditions = await call.preconditions(call.address)
     length = call.length
     if length is not None and length > MOST:
         raise TooLarge(f"a body of {length} bytes: {MOST} is the most")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +12,11 @@ from vaultfs._version import __version__
 from vaultfs.entrypoints.http.calls import Parameter, Route
 from vaultfs.entrypoints.http.problems import Problem
 
+EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = msgspec.json.decode(
+    (Path(__file__).parent / "examples.json").read_bytes()
+)
+"""Requests and what they are answered with, by operation; the tests send them. An answer that
+is missing is empty, or too long to be told."""
 _TEMPLATE: Final = re.compile(r"{(\w+)(?::(\w+))?}")
 _REF: Final = "#/components/schemas/{name}"
 _ALWAYS: Final = (400, 401, 403, 404, 429, 503)
@@ -60,7 +66,26 @@ def _operation(route: Route) -> dict[str, Any]:
         found["description"] = f"Needs a token with the scope `{route.scope}`."
     if route.body is not None:
         found["requestBody"] = {"required": True, "content": _content(route.body)}
+    for example in EXAMPLES.get(route.name, ()):
+        _show(example, found)
     return found
+
+
+def _show(example: dict[str, Any], operation: dict[str, Any]) -> None:
+    """Put the parts of an example where OpenAPI has them; its name keeps them together."""
+    name = example["name"]
+    given = {**example["path"], **example.get("query", {}), **example.get("headers", {})}
+    for parameter in operation["parameters"]:
+        if parameter["name"] in given:
+            value = {"value": given[parameter["name"]]}
+            parameter.setdefault("examples", {})[name] = value
+    parts = {
+        "body": operation.get("requestBody", {}),
+        "answer": operation["responses"][str(example["status"])],
+    }
+    for part, described in parts.items():
+        for content in described.get("content", {}).values() if part in example else ():
+            content.setdefault("examples", {})[name] = {"value": example[part]}
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
