@@ -48,7 +48,7 @@ async def ask(api: Client, name: str, example: dict[str, Any], state: dict[str, 
 
 def shape(value: Any) -> Any:
     """What kind of thing it is, all the way down; of lists, the first."""
-    kind = type(value)
+    kind: type[Any] = type(value)
     if kind is dict:
         return {key: shape(each) for key, each in value.items()}
     return [shape(each) for each in value[:1]] if kind is list else kind.__name__

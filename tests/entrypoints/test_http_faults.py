@@ -14,6 +14,14 @@ FILE = "/v1/files/me/a"
 OLD, NEW = random_bytes(700_000, "old"), random_bytes(700_000, "new")
 
 
+async def _wait() -> Any:
+    await anyio.sleep_forever()
+
+
+async def _ignore(_: Any) -> None:
+    """Take what nobody reads."""
+
+
 @pytest.fixture
 async def api() -> AsyncIterator[Client]:
     async with open_api() as client:
@@ -85,3 +93,34 @@ async def test_names_that_look_alike_are_names_of_their_own(api: Client) -> None
     assert (await api("GET", FILE)).content == b"latin"
     entries = (await api.ok("GET", "/v1/folders/me/"))["entries"]
     assert [each["name"] for each in entries] == ["a", "\u0430", "\uff0e\uff0e"]
+
+
+async def test_uploads_of_one_user_that_stand_still_hold_up_nobody_else(api: Client) -> None:
+    bob = await api.new_user("bob")
+    headers = {"host": "x", "authorization": f"Bearer {bob}", "transfer-encoding": "chunked"}
+
+    async def stalled(number: int) -> None:
+        path = f"/v1/files/bob/{number}"
+        scope: dict[str, Any] = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "PUT",
+            "query_string": b"",
+            "path": path,
+            "raw_path": path.encode(),
+            "headers": [(name.encode(), text.encode()) for name, text in headers.items()],
+        }
+        await api.app(scope, _wait, _ignore)
+
+    budget = api.vault.budget
+    async with anyio.create_task_group() as tasks:
+        for number in range(40):
+            tasks.start_soon(stalled, number)
+        await anyio.wait_all_tasks_blocked()
+        assert 0 < budget.total - budget.free <= budget.total // 2
+        with anyio.fail_after(5):
+            await api.ok("PUT", FILE, content=OLD)
+            await api.ok("PUT", "/v1/files/bob/small", token=bob, content=b"x")
+        tasks.cancel_scope.cancel()
+    assert budget.free == budget.total
+    await api.ok("PUT", "/v1/files/bob/large", token=bob, content=NEW)

@@ -36,6 +36,7 @@ from vaultfs.domain.nodes import User as VaultUser
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.rates import Rate, take
 from vaultfs.domain.services.accounts import Accounts
+from vaultfs.domain.services.budget import BLOCK, Use
 from vaultfs.domain.tokens import Identity
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.entrypoints.http import accounts, contents, nodes, operating, pages, problems
@@ -73,12 +74,25 @@ class Server:
     metrics: Metrics = field(init=False)
     description: dict[str, Any] = field(init=False)
     _full_at: dict[str, float] = field(factory=dict[str, float])
+    _shares: dict[UserId, anyio.Semaphore] = field(factory=dict[UserId, anyio.Semaphore])
     _ready: tuple[float, dict[str, str]] = (-1e9, {})
 
     def __attrs_post_init__(self) -> None:
         self.accounts = Accounts(self.vault.catalog, self.vault.clock)
         self.metrics = Metrics(self.vault)
         self.description = describe(ROUTES)
+
+    def share_of(self, user: UserId) -> anyio.Semaphore:
+        """What each large upload of `user` goes through.
+
+        One that stands still holds a block of the budget that others wait for, for as long
+        as `contents.IDLE` says; together a user's hold no more than half of what uploads may.
+        """
+        found = self._shares.get(user)
+        if found is None:
+            blocks = self.vault.budget.total * Use.WRITE.value // 8 // BLOCK
+            found = self._shares[user] = anyio.Semaphore(max(1, blocks // 2))
+        return found
 
     async def ready(self) -> dict[str, str]:
         """How catalog and store are, as seen at most `READY_FOR` seconds ago."""
