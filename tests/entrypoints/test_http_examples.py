@@ -48,10 +48,10 @@ async def ask(api: Client, name: str, example: dict[str, Any], state: dict[str, 
 
 def shape(value: Any) -> Any:
     """What kind of thing it is, all the way down; of lists, the first."""
-    kind: type[Any] = type(value)
-    if kind is dict:
+    kind: str = value.__class__.__name__
+    if kind == "dict":
         return {key: shape(each) for key, each in value.items()}
-    return [shape(each) for each in value[:1]] if kind is list else kind.__name__
+    return [shape(each) for each in value[:1]] if kind == "list" else kind
 
 
 @pytest.mark.parametrize(("name", "example"), CASES, ids=[f"{n}-{e['name']}" for n, e in CASES])
