@@ -16,12 +16,14 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+import anyio
 from attrs import define, field
 from starlette.requests import Request
 from starlette.routing import compile_path
 from starlette.types import Message, Receive, Scope, Send
 
 from vaultfs.domain.errors import (
+    Busy,
     InvalidField,
     InvalidName,
     NotAuthenticated,
@@ -34,6 +36,7 @@ from vaultfs.domain.nodes import User as VaultUser
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.rates import Rate, take
 from vaultfs.domain.services.accounts import Accounts
+from vaultfs.domain.services.budget import BLOCK, Use
 from vaultfs.domain.tokens import Identity
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.entrypoints.http import (
@@ -43,6 +46,7 @@ from vaultfs.entrypoints.http import (
     keeping,
     nodes,
     operating,
+    pages,
     problems,
 )
 from vaultfs.entrypoints.http.calls import Answer, Call, Route, read_headers
@@ -59,6 +63,7 @@ ROUTES: Final = (
     *keeping.ROUTES,
     *accounts.ROUTES,
     *operating.ROUTES,
+    *pages.ROUTES,
 )
 DEFAULT_RATE: Final = Rate(per_second=1000, burst=4000)
 MOST_BUCKETS: Final = 10_000
@@ -80,12 +85,25 @@ class Server:
     metrics: Metrics = field(init=False)
     description: dict[str, Any] = field(init=False)
     _full_at: dict[str, float] = field(factory=dict[str, float])
+    _shares: dict[UserId, anyio.Semaphore] = field(factory=dict[UserId, anyio.Semaphore])
     _ready: tuple[float, dict[str, str]] = (-1e9, {})
 
     def __attrs_post_init__(self) -> None:
         self.accounts = Accounts(self.vault.catalog, self.vault.clock)
         self.metrics = Metrics(self.vault)
         self.description = describe(ROUTES)
+
+    def share_of(self, user: UserId) -> anyio.Semaphore:
+        """What each large upload of `user` goes through.
+
+        One that stands still holds a block of the budget that others wait for, for as long
+        as `contents.IDLE` says; together a user's hold no more than half of what uploads may.
+        """
+        found = self._shares.get(user)
+        if found is None:
+            blocks = self.vault.budget.total * Use.WRITE.value // 8 // BLOCK
+            found = self._shares[user] = anyio.Semaphore(max(1, blocks // 2))
+        return found
 
     async def ready(self) -> dict[str, str]:
         """How catalog and store are, as seen at most `READY_FOR` seconds ago."""
@@ -185,6 +203,13 @@ class Api:
             route, call = await self._understand(scope, headers, seen)
             response = await route.handler(call)
             await response(scope, seen.take, seen.forward)
+        except anyio.get_cancelled_exc_class():
+            seen.error = "cut"
+            if not seen.status:  # a server that ends has waited long enough
+                with anyio.move_on_after(1, shield=True):
+                    stopping = Busy("the server is stopping: try again")
+                    await _refusal(scope, headers, seen, stopping)(scope, seen.take, seen.forward)
+            raise
         except Exception as error:
             seen.error = _told(error)
             if not isinstance(error, VaultError):

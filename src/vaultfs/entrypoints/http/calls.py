@@ -3,6 +3,7 @@
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -144,23 +145,27 @@ class Call:
 
     # Preconditions
 
-    @property
-    def preconditions(self) -> Preconditions:
-        """What `If-Match` and `If-None-Match` demand of a write."""
+    async def preconditions(self, address: Address) -> Preconditions:
+        """What `If-Match` and `If-None-Match` demand of a write to `address`.
+
+        Of several tags the one that holds now is demanded, and checked with the change.
+        """
         match, none_match = self.header("if-match"), self.header("if-none-match")
         if none_match is not None and none_match.strip() != "*":
             raise InvalidField("If-None-Match of a write is * or nothing")
+        absent = none_match is not None
         if match is None:
-            return Preconditions(if_absent=True) if none_match else NO_PRECONDITIONS
+            return Preconditions(if_absent=True) if absent else NO_PRECONDITIONS
         if match.strip() == "*":
-            return Preconditions(if_present=True, if_absent=none_match is not None)
-        found = _ETAG.fullmatch(match.strip())
-        if found is None:
-            raise InvalidField(f"If-Match: {match[:40]} is no entity tag of this server")
-        kind, value = found[1], int(found[2])
-        if kind == "v":
-            return Preconditions(if_version=VersionId(value), if_absent=none_match is not None)
-        return Preconditions(if_revision=value, if_absent=none_match is not None)
+            return Preconditions(if_present=True, if_absent=absent)
+        demands = [_demand(tag.strip(), absent=absent) for tag in match.split(",")]
+        if len(demands) > 1:
+            with suppress(NotFound):
+                node = await self.server.vault.files.stat(self.user, address)
+                for each in demands:
+                    if each.if_revision == node.revision or each.if_version == (node.version or 0):
+                        return each
+        return demands[0]
 
     # Bodies
 
@@ -185,6 +190,16 @@ class Call:
     def json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
         """An answer in JSON."""
         return Answer(msgspec.json.encode(value), status, b"application/json", headers)
+
+
+def _demand(tag: str, *, absent: bool) -> Preconditions:
+    """What an entity tag demands."""
+    found = _ETAG.fullmatch(tag)
+    if found is None:
+        raise InvalidField(f"If-Match: {tag[:40]} is no entity tag of this server")
+    if found[1] == "v":
+        return Preconditions(if_version=VersionId(int(found[2])), if_absent=absent)
+    return Preconditions(if_revision=int(found[2]), if_absent=absent)
 
 
 def whole(text: str, name: str, most: int = (1 << 63) - 1) -> int:

@@ -4,7 +4,7 @@ import mimetypes
 import re
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, nullcontext
 from hashlib import sha256
 from typing import Any, Final, Protocol
 from urllib.parse import quote
@@ -24,6 +24,7 @@ from vaultfs.domain.errors import (
     VersionMismatch,
 )
 from vaultfs.domain.nodes import DigestState, Node, Origin, Version
+from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.entrypoints.http.calls import (
@@ -262,22 +263,24 @@ def _wanted_digests(header: str | None) -> list[tuple[str, _Hasher, bytes]]:
 
 async def put_file(call: Call) -> Response:
     """The body becomes the newest version of the file."""
-    preconditions = call.preconditions
+    preconditions = await call.preconditions(call.address)
     length = call.length
     if length is not None and length > MOST:
         raise TooLarge(f"a body of {length} bytes: {MOST} is the most")
     if call.header("if-unmodified-since") is not None:
         raise InvalidField("times are too coarse for this: use If-Match")
+    large = length is None or length > SMALL
     try:
-        result = await call.server.vault.files.put(
-            call.user,
-            call.address,
-            BodySource(call),
-            size=length,
-            origin=_origin(call),
-            preconditions=preconditions,
-            parents=call.flag("parents"),
-        )
+        async with call.server.share_of(call.user.id) if large else nullcontext():
+            result = await call.server.vault.files.put(
+                call.user,
+                call.address,
+                BodySource(call),
+                size=length,
+                origin=_origin(call),
+                preconditions=preconditions,
+                parents=call.flag("parents"),
+            )
     except Exists as error:
         if preconditions.if_absent:
             raise VersionMismatch(error.message, expected=None, found=None) from error

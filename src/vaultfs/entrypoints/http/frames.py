@@ -16,12 +16,11 @@ from vaultfs.entrypoints.http.wire import FrameOut, FramesOut
 
 async def take_frames(call: Call) -> Response:
     """Commit the files whose chunks are in the body; a status for each (`docs/format.md`)."""
-    length = call.header("content-length")
     taken = await call.server.vault.intake.take(
         call.user,
         call.tree,
         BodySource(call),
-        size=None if length is None else int(length),
+        size=call.length,
     )
     return call.json(FramesOut([_told(call, each) for each in taken]))
 

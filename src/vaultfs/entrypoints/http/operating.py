@@ -16,7 +16,7 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import MAX_DEPTH, MAX_NAME, MAX_PATH
@@ -152,16 +152,6 @@ async def openapi(call: Call) -> Response:
     return Response(msgspec.json.encode(call.server.description), media_type="application/json")
 
 
-async def docs(call: Call) -> Response:
-    """The same for people."""
-    from vaultfs.entrypoints.http.description import page
-
-    return HTMLResponse(
-        page(call.server.description),
-        headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},
-    )
-
-
 ROUTES: Final = (
     Route(*("GET", "/healthz", healthz, "healthz", "Does the process answer?"), answer=Health),
     Route(
@@ -175,5 +165,4 @@ ROUTES: Final = (
         *("GET", "/openapi.json", openapi, "openapi", "This API (OpenAPI 3.1)."),
         answer="application/json",
     ),
-    Route(*("GET", "/docs", docs, "docs", "This API, for people."), answer="text/html"),
 )
