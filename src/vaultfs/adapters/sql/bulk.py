@@ -3,13 +3,12 @@
 What comes out is what putting them one by one would give; a test compares the two.
 """
 
-import json
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final, cast
 
 from vaultfs.adapters.sql.files import INSERT_VERSION
-from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from vaultfs.adapters.sql.statements import Program, Run, RunMany, to_array
 from vaultfs.adapters.sql.transaction import (
     INSERT_CHANGE,
     INSERT_NODE,
@@ -82,7 +81,7 @@ def _any_there(folder: Node, keys: Sequence[str]) -> Program[bool]:
     rows = yield Run(
         "SELECT 1 FROM json_each($2) e JOIN nodes n ON n.parent = $1 AND n.key = e.value"
         " AND n.trashed IS NULL LIMIT 1",
-        (folder.id, json.dumps(keys, ensure_ascii=False)),
+        (folder.id, to_array(keys)),
     )
     return bool(rows)
 

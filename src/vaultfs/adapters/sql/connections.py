@@ -34,20 +34,21 @@ def native(sql: str) -> str:
 
 
 @cache
-def _order(sql: str) -> tuple[int, ...] | None:
-    """Which parameter each `?` of `native(sql)` stands for; None if they come in order."""
+def _prepared(sql: str) -> tuple[str, tuple[int, ...] | None]:
+    """`native(sql)`, and which parameter each `?` stands for; None if they come in order."""
     order = tuple(int(number) - 1 for number in _PARAMETER.findall(sql))
-    return None if order == tuple(range(len(order))) else order
+    return native(sql), None if order == tuple(range(len(order))) else order
 
 
 def execute(
     connection: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()
 ) -> sqlite3.Cursor:
     """Execute a statement whose parameters are written `$1`, `$2` ..."""
-    order = _order(sql)
-    given = parameters if order is None else [parameters[index] for index in order]
+    text, order = _prepared(sql)
     try:
-        return connection.execute(native(sql), given)
+        if order is None:
+            return connection.execute(text, parameters)
+        return connection.execute(text, [parameters[index] for index in order])
     except OverflowError as error:  # of one unit: the others of its transaction are to go on
         raise InvalidField("a number is too large for the catalog") from error
 

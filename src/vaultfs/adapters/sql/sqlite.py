@@ -38,6 +38,7 @@ from vaultfs.adapters.sql.statements import (
     VERSION,
     Row,
     parse_retention,
+    to_array,
     to_change,
     to_location,
     to_node,
@@ -239,7 +240,7 @@ class SqliteCatalog(Catalog):
         nodes = list(map(to_node, await self._few(CHILDREN, folder, after, min(limit, FEW))))
         if len(nodes) == FEW < limit:
             last = key_of(nodes[-1].name)
-            nodes += map(to_node, await self._rows(CHILDREN, folder, last, limit - FEW))
+            nodes += await self._read(partial(_children, (folder, last, limit - FEW)))
         return nodes
 
     async def versions(
@@ -423,7 +424,12 @@ def _path(rows: Iterable[Row]) -> Path:
 
 
 def _keys(path: Path) -> str:
-    return json.dumps(tuple(map(key_of, path)), ensure_ascii=False)
+    return to_array(map(key_of, path))
+
+
+def _children(parameters: Sequence[Any], connection: sqlite3.Connection) -> list[Node]:
+    # From the cursor, in its thread: a row is gone before the next one is made.
+    return list(map(to_node, execute(connection, CHILDREN, parameters)))
 
 
 def _close(connections: Iterable[sqlite3.Connection]) -> None:
