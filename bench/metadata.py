@@ -37,10 +37,11 @@ from bench.report import OURS, Claim, Faster, Scenario, parser, publish
 
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.connections import connect, native
+from vaultfs.adapters.sql.execution import execute as execute_jobs
 from vaultfs.adapters.sql.schema import SCHEMA
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.sql.statements import NODE, RESOLVE
-from vaultfs.adapters.sql.writer import Writer
+from vaultfs.adapters.sql.writer import Job, Writer
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.manifests import Manifest
 from vaultfs.domain.names import Path as VaultPath
@@ -288,7 +289,9 @@ async def rehearse(file: Path, shape: Shape, runs: int) -> Script:
             for unit in puts(run):
                 done(await writer.apply([unit]))
                 script.puts[run].append(connection.take())
-            done(await writer.apply(moves(run)))
+            jobs = [Job((unit,)) for unit in moves(run)]  # of one caller each: not grouped
+            execute_jobs(connection, writer.name, writer.place, jobs)
+            done([job.outcomes[0] for job in jobs])
             script.moves[run] = connection.take()
         for step, sql in (("known", queries.KNOWN), ("locate", queries.LOCATE)):
             script.reads[step] = []

@@ -49,8 +49,8 @@ def execute(
         if order is None:
             return connection.execute(text, parameters)
         return connection.execute(text, [parameters[index] for index in order])
-    except OverflowError as error:  # of one unit: the others of its transaction are to go on
-        raise InvalidField("a number is too large for the catalog") from error
+    except OverflowError as error:
+        raise _too_large() from error
 
 
 @contextmanager
@@ -94,13 +94,22 @@ def _widened(sql: str) -> str:
 
 def _execute_many(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Any]]) -> None:
     whole = 0
-    if sql.startswith("INSERT"):
-        whole = len(rows) - len(rows) % ROWS_AT_ONCE
-        for start in range(0, whole, ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
-            connection.execute(_widened(sql), [*chain.from_iterable(part)])
-    for row in rows[whole:]:
-        execute(connection, sql, row)
+    try:
+        if sql.startswith("INSERT"):
+            whole = len(rows) - len(rows) % ROWS_AT_ONCE
+            for start in range(0, whole, ROWS_AT_ONCE):
+                part = rows[start : start + ROWS_AT_ONCE]
+                connection.execute(_widened(sql), [*chain.from_iterable(part)])
+        text, order = _prepared(sql)
+        assert order is None, sql
+        connection.executemany(text, rows[whole:])
+    except OverflowError as error:
+        raise _too_large() from error
+
+
+def _too_large() -> InvalidField:
+    """For one unit alone: the others of its transaction are to go on."""
+    return InvalidField("a number is too large for the catalog")
 
 
 def drive(connection: sqlite3.Connection, program: Program[T]) -> T:
