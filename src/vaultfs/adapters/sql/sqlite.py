@@ -156,7 +156,7 @@ class SqliteCatalog(Catalog):
         A hop to another costs several times as much as such a query, and readers wait for
         nobody in a write-ahead log (`docs/decisions/0008-point-reads.md`).
         """
-        return await self._here(lambda connection: execute(connection, sql, parameters).fetchall())
+        return await self._here(partial(_fetch, sql, parameters))
 
     async def _here(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """What `query` returns, run at once."""
@@ -169,7 +169,7 @@ class SqliteCatalog(Catalog):
             return query(self._near)
 
     async def _rows(self, sql: str, *parameters: Any) -> list[Row]:
-        return await self._read(lambda connection: execute(connection, sql, parameters).fetchall())
+        return await self._read(partial(_fetch, sql, parameters))
 
     async def outcome(self, op_id: str) -> tuple[Change, ...]:
         rows = await self._rows(
@@ -237,10 +237,13 @@ class SqliteCatalog(Catalog):
         return nodes, to_version(rows[-1][NODE_WIDTH:])
 
     async def children(self, folder: NodeId, *, after: str = "", limit: int = 1000) -> list[Node]:
-        nodes = list(map(to_node, await self._few(CHILDREN, folder, after, min(limit, FEW))))
-        if len(nodes) == FEW < limit:
-            last = key_of(nodes[-1].name)
-            nodes += await self._read(partial(_children, (folder, last, limit - FEW)))
+        nodes: list[Node] = []
+        if limit <= FEW or not after:  # else the folder has shown to be a large one
+            nodes += map(to_node, await self._few(CHILDREN, folder, after, min(limit, FEW)))
+            if not len(nodes) == FEW < limit:
+                return nodes
+            after = key_of(nodes[-1].name)
+        nodes += await self._read(partial(_children, (folder, after, limit - len(nodes))))
         return nodes
 
     async def versions(
@@ -425,6 +428,10 @@ def _path(rows: Iterable[Row]) -> Path:
 
 def _keys(path: Path) -> str:
     return to_array(map(key_of, path))
+
+
+def _fetch(sql: str, parameters: Sequence[Any], connection: sqlite3.Connection) -> list[Row]:
+    return execute(connection, sql, parameters).fetchall()
 
 
 def _children(parameters: Sequence[Any], connection: sqlite3.Connection) -> list[Node]:

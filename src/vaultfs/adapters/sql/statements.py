@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
+from json.encoder import encode_basestring
 from typing import Any, NamedTuple, TypeVar
 
 from vaultfs.domain.digests import Digest
@@ -89,12 +90,9 @@ RESOLVE = f"""
 """The nodes along a path: tree, JSON array of the names' keys."""
 
 
-_quoted: Callable[[str], str] = json.JSONEncoder(ensure_ascii=False).encode
-
-
 def to_array(texts: Iterable[str]) -> str:
-    """A JSON array of strings, a third of the time that `json.dumps` takes."""
-    return f"[{','.join(map(_quoted, texts))}]"
+    """A JSON array of strings, in a fraction of the time that `json.dumps` takes."""
+    return f"[{','.join(map(encode_basestring, texts))}]"
 
 
 def format_retention(retention: Retention) -> str:
