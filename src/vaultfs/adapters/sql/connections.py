@@ -34,22 +34,23 @@ def native(sql: str) -> str:
 
 
 @cache
-def _order(sql: str) -> tuple[int, ...] | None:
-    """Which parameter each `?` of `native(sql)` stands for; None if they come in order."""
+def _prepared(sql: str) -> tuple[str, tuple[int, ...] | None]:
+    """`native(sql)`, and which parameter each `?` stands for; None if they come in order."""
     order = tuple(int(number) - 1 for number in _PARAMETER.findall(sql))
-    return None if order == tuple(range(len(order))) else order
+    return native(sql), None if order == tuple(range(len(order))) else order
 
 
 def execute(
     connection: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()
 ) -> sqlite3.Cursor:
     """Execute a statement whose parameters are written `$1`, `$2` ..."""
-    order = _order(sql)
-    given = parameters if order is None else [parameters[index] for index in order]
+    text, order = _prepared(sql)
     try:
-        return connection.execute(native(sql), given)
-    except OverflowError as error:  # of one unit: the others of its transaction are to go on
-        raise InvalidField("a number is too large for the catalog") from error
+        if order is None:
+            return connection.execute(text, parameters)
+        return connection.execute(text, [parameters[index] for index in order])
+    except OverflowError as error:
+        raise _too_large() from error
 
 
 class translated:  # noqa: N801 used as a verb; a class costs a quarter of a generator
@@ -100,13 +101,22 @@ def _widened(sql: str) -> str:
 
 def _execute_many(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Any]]) -> None:
     whole = 0
-    if sql.startswith("INSERT"):
-        whole = len(rows) - len(rows) % ROWS_AT_ONCE
-        for start in range(0, whole, ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
-            connection.execute(_widened(sql), [*chain.from_iterable(part)])
-    for row in rows[whole:]:
-        execute(connection, sql, row)
+    try:
+        if sql.startswith("INSERT"):
+            whole = len(rows) - len(rows) % ROWS_AT_ONCE
+            for start in range(0, whole, ROWS_AT_ONCE):
+                part = rows[start : start + ROWS_AT_ONCE]
+                connection.execute(_widened(sql), [*chain.from_iterable(part)])
+        text, order = _prepared(sql)
+        assert order is None, sql
+        connection.executemany(text, rows[whole:])
+    except OverflowError as error:
+        raise _too_large() from error
+
+
+def _too_large() -> InvalidField:
+    """For one unit alone: the others of its transaction are to go on."""
+    return InvalidField("a number is too large for the catalog")
 
 
 def drive(connection: sqlite3.Connection, program: Program[T]) -> T:

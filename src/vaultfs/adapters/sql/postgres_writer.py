@@ -9,7 +9,7 @@ import anyio
 from asyncpg import exceptions as pg
 from attrs import define, field
 
-from vaultfs.adapters.sql.bulk import groups, put_new_files
+from vaultfs.adapters.sql.bulk import groups, together
 from vaultfs.adapters.sql.grouping import GroupCommit, Job
 from vaultfs.adapters.sql.postgres_connections import (
     BUSY_AFTER,
@@ -202,7 +202,7 @@ class PostgresWriter(GroupCommit):
         outcomes: list[Outcome] = []
         for group in groups(units):
             try:
-                done = await driver.drive(put_new_files(tx, group))
+                done = await driver.drive(together(tx, group))
             except InvalidField as error:
                 raise _SavepointNeededError from error
             outcomes += [await run(driver, tx, unit) for unit in group] if done is None else done

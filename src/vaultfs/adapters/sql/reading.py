@@ -1,9 +1,8 @@
 """What a catalog in SQL answers: the questions that are one text for every database."""
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.statements import (
@@ -16,6 +15,7 @@ from vaultfs.adapters.sql.statements import (
     VERSION,
     Row,
     parse_retention,
+    to_array,
     to_change,
     to_location,
     to_node,
@@ -187,8 +187,4 @@ def to_path(rows: Iterable[Row]) -> Path:
 
 
 def _keys(path: Path) -> str:
-    return _encode(tuple(map(key_of, path)))
-
-
-_encode: Final = json.JSONEncoder(ensure_ascii=False).encode
-"""`json.dumps` makes another encoder at each call, which takes as long as the encoding."""
+    return to_array(map(key_of, path))

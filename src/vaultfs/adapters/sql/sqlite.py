@@ -138,7 +138,7 @@ class SqliteCatalog(SqlCatalog):
         A hop to another costs several times as much as such a query, and readers wait for
         nobody in a write-ahead log (`docs/decisions/0008-point-reads.md`).
         """
-        return await self._here(lambda connection: execute(connection, sql, parameters).fetchall())
+        return await self._here(partial(_fetch, sql, parameters))
 
     async def _here(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """What `query` returns, run at once."""
@@ -151,13 +151,16 @@ class SqliteCatalog(SqlCatalog):
             return query(self._near)
 
     async def _rows(self, sql: str, *parameters: Any) -> list[Row]:
-        return await self._read(lambda connection: execute(connection, sql, parameters).fetchall())
+        return await self._read(partial(_fetch, sql, parameters))
 
     async def children(self, folder: NodeId, *, after: str = "", limit: int = 1000) -> list[Node]:
-        nodes = list(map(to_node, await self._few(CHILDREN, folder, after, min(limit, FEW))))
-        if len(nodes) == FEW < limit:
-            last = key_of(nodes[-1].name)
-            nodes += map(to_node, await self._rows(CHILDREN, folder, last, limit - FEW))
+        nodes: list[Node] = []
+        if limit <= FEW or not after:  # else the folder has shown to be a large one
+            nodes += map(to_node, await self._few(CHILDREN, folder, after, min(limit, FEW)))
+            if not len(nodes) == FEW < limit:
+                return nodes
+            after = key_of(nodes[-1].name)
+        nodes += await self._read(partial(_children, (folder, after, limit - len(nodes))))
         return nodes
 
     async def current_versions(self, nodes: Sequence[NodeId]) -> dict[NodeId, Version]:
@@ -273,6 +276,15 @@ class SqliteCatalog(SqlCatalog):
                     await to_thread.run_sync(loader.feed, piece)
                 number = await to_thread.run_sync(loader.finish)
         self._id = number
+
+
+def _fetch(sql: str, parameters: Sequence[Any], connection: sqlite3.Connection) -> list[Row]:
+    return execute(connection, sql, parameters).fetchall()
+
+
+def _children(parameters: Sequence[Any], connection: sqlite3.Connection) -> list[Node]:
+    # From the cursor, in its thread: a row is gone before the next one is made.
+    return list(map(to_node, execute(connection, CHILDREN, parameters)))
 
 
 def _close(connections: Iterable[sqlite3.Connection]) -> None:

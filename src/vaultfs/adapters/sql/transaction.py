@@ -4,12 +4,11 @@ What a transaction has learned of trees and folders is kept in a `Transaction`, 
 that a thousand puts into one folder look it up once.
 """
 
-import json
 from typing import Any, Final, NamedTuple
 
 from attrs import Factory, define, field
 
-from vaultfs.adapters.sql.statements import NODE, RESOLVE, Program, Run, to_node
+from vaultfs.adapters.sql.statements import NODE, RESOLVE, Program, Run, to_array, to_node
 from vaultfs.domain.access import Action, may
 from vaultfs.domain.errors import Exists, NotAFolder, NotFound, ParentNotFound, QuotaExceeded
 from vaultfs.domain.names import Path, format_path, key_of
@@ -102,14 +101,14 @@ def charge(tx: Transaction, number: TreeId, size: int) -> Program[None]:
             f"{size} more bytes would make {used}; the quota is {tree.quota}: purge the trash,"
             " prune old versions or raise the quota"
         )
-    tx.trees[number] = tree._replace(used=used)
+    tx.trees[number] = Tree(tree.id, tree.root, tree.seq, used, tree.quota)
 
 
 def log(tx: Transaction, unit: Unit, kind: str, node: Node) -> Program[None]:
     """Add an entry to the tree's feed."""
     tree = yield from tree_row(tx, node.tree)
     seq = tree.seq + 1
-    tx.trees[tree.id] = tree._replace(seq=seq)
+    tx.trees[tree.id] = Tree(tree.id, tree.root, seq, tree.used, tree.quota)
     yield Run(INSERT_CHANGE, change_row(unit, seq, kind, node))
 
 
@@ -132,7 +131,7 @@ def chain_to(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[t
     keys = tuple(map(key_of, path))
     chain = tx.folders.get((tree, keys))
     if chain is None:
-        rows = yield Run(RESOLVE, (tree, json.dumps(keys, ensure_ascii=False)))
+        rows = yield Run(RESOLVE, (tree, to_array(keys)))
         chain = tuple(map(to_node, rows))
         if len(chain) == len(path) + 1:
             folders = len(path) if chain[-1].is_folder else len(path) - 1
@@ -236,11 +235,11 @@ def update(tx: Transaction, unit: Unit, node: Node, kind: str) -> Program[Node]:
     """Write all of `node`, its revision raised, and log it as `kind`."""
     node = node._replace(revision=node.revision + 1, modified_us=unit.at_us)
     yield Run(
-        "UPDATE nodes SET parent = $2, name = $3, key = $4, revision = $5, version = $6,"
-        " number = $7, size = $8, metadata = $9, modified = $10, trashed = $11 WHERE id = $1",
+        "UPDATE nodes SET parent = $1, name = $2, key = $3, revision = $4, version = $5,"
+        " number = $6, size = $7, metadata = $8, modified = $9, trashed = $10 WHERE id = $11",
         (
-            *(node.id, node.parent, node.name, key_of(node.name), node.revision, node.version),
-            *(node.number, node.size, node.metadata, node.modified_us, node.trashed_us),
+            *(node.parent, node.name, key_of(node.name), node.revision, node.version),
+            *(node.number, node.size, node.metadata, node.modified_us, node.trashed_us, node.id),
         ),
     )
     yield from log(tx, unit, kind, node)
