@@ -65,9 +65,11 @@ bench:
     {{bin}}/python -m bench.upload
     {{bin}}/python -m bench.small_files
     {{bin}}/python -m bench.metadata
+    {{bin}}/python -m bench.postgres
     {{bin}}/python -m bench.verify
     {{bin}}/python -m bench.large
     {{bin}}/python -m bench.http
+    {{bin}}/python -m bench.http_files
     {{bin}}/python -m bench.locks
 
 # Write the description of the HTTP API into docs/openapi.json.

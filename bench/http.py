@@ -1,16 +1,18 @@
 """Claims: over HTTP a large file goes in and out at 0.6 times the embedded speed or more, in
 little memory; small files that many put at once are not much slower than borg's local archive of
-them; a look at a node or folder takes no more than twice as long as the least that Starlette can
-answer.
+them, and several times as fast as without grouping; a look at a node or folder takes no more
+than twice as long as the least that Starlette can answer.
 
 The server is `vaultfs serve` with logs off, in a process of its own. Large files go through
-curl; small requests through plain sockets of this process, which is the load. `bare` is a
-Starlette route that answers a constant in JSON, under the same uvicorn. Peaks are the server's.
+curl, small ones through plain sockets of this process, which is the load; looks through wrk.
+`ungrouped` is the same server with a pack and a transaction for each put. `bare` is a Starlette
+route that answers a constant in JSON, under the same uvicorn. Peaks are the server's.
 """
 
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,13 +28,15 @@ from bench.report import OURS, Claim, Faster, Lighter, Scenario, parser, publish
 LARGE, SMALL, LOOKS = "1 GiB", "10 KB at once", "requests"
 MEMORY = 256_000_000
 FILES, AT_ONCE = 2000, 64
-REQUESTS, CLIENTS = 2000, 16
+REQUESTS, CLIENTS, LOOKING = 2000, 16, 2
+"""Requests that times are given for; connections of wrk; seconds that it runs."""
 CLAIMS: tuple[Claim, ...] = (
     Faster(LARGE, "put", "embedded", 0.6),
     Faster(LARGE, "get", "embedded", 0.6),
     Lighter(LARGE, "put", MEMORY),
     Lighter(LARGE, "get", MEMORY),
     Faster(SMALL, "put", "borg", 0.5),
+    Faster(SMALL, "put", "ungrouped", 3.0),
     Faster(LOOKS, "stat", "bare", 0.5),
     Faster(LOOKS, "list of 10", "bare", 0.5),
 )
@@ -44,6 +48,16 @@ from starlette.routing import Route
 async def answer(request): return JSONResponse({"path": "/a", "size": 5})
 app = Starlette(routes=[Route("/bare", answer)])
 uvicorn.run(app, port=int(sys.argv[1]), http="httptools", loop="asyncio", log_level="error")
+"""
+SERVE = "from vaultfs.__main__ import main; main()"
+UNGROUPED = f"""
+from vaultfs.adapters.sql import grouping
+from vaultfs.domain.services.packer import Packer
+def poke(packer):
+    if packer._open is not None and (packer._open.builder.full or packer._open.wanted):
+        packer._seal()
+grouping.ROUND, Packer._poke = 1, poke
+{SERVE}
 """
 
 
@@ -65,9 +79,10 @@ class Server:
 
 
 @contextmanager
-def serve(folder: Path) -> Generator[Server, None, None]:
-    words = ("serve", str(folder), "--port", "0", "--json", "--quiet", "--rate", "100000000")
-    command = [sys.executable, "-m", "vaultfs", *words]
+def serve(*where: object, program: str = SERVE) -> Generator[Server, None, None]:
+    """A server of a vault, in a folder or as flags name it."""
+    words = ("serve", *map(str, where), "--port", "0", "--json", "--quiet", "--rate", "100000000")
+    command = [sys.executable, "-c", program, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
@@ -154,13 +169,14 @@ def small(folder: Path, number: int) -> list[Run]:
     """Many single durable puts of 10 KB at the same time, and borg with the same files."""
     runs: list[Run] = []
     contents = [os.urandom(10_240) for _ in range(FILES)]
-    with fresh_folder(folder) as place, serve(place / "served") as server:
-        puts = [
-            request("PUT", f"/v1/files/me/{index}", server.token, data)
-            for index, data in enumerate(contents)
-        ]
-        seconds = measure(lambda: send(server.port, puts, AT_ONCE))
-        runs.append(Run(SMALL, OURS, "put", number, seconds, server.peak))
+    for name, program in ((OURS, SERVE), ("ungrouped", UNGROUPED)):
+        with fresh_folder(folder) as place, serve(place / "served", program=program) as server:
+            puts = [
+                request("PUT", f"/v1/files/me/{index}", server.token, data)
+                for index, data in enumerate(contents)
+            ]
+            seconds = measure(lambda: send(server.port, puts, AT_ONCE))  # noqa: B023 called here
+            runs.append(Run(SMALL, name, "put", number, seconds, server.peak))
     with fresh_folder(folder) as place:
         files = place / "files"
         files.mkdir()
@@ -183,19 +199,24 @@ def looks(folder: Path, number: int) -> list[Run]:
         ]
         asyncio.run(send(server.port, setup, 1))
         paths = {"stat": "/v1/nodes/me/d/d/0", "list of 10": "/v1/folders/me/d/d"}
-        for step, path in paths.items():
-            again = [request("GET", path, server.token)] * REQUESTS
-            asyncio.run(send(server.port, again[:100], CLIENTS))
-            seconds = measure(lambda again=again: send(server.port, again, CLIENTS))  # type: ignore[misc]
-            runs.append(Run(LOOKS, OURS, step, number, seconds, server.peak))
         port = server.port + 1 if server.port < 65_000 else server.port - 1
         with bare(port):
-            for step in paths:
-                again = [request("GET", "/bare", "")] * REQUESTS
-                asyncio.run(send(port, again[:100], CLIENTS))
-                seconds = measure(lambda again=again: send(port, again, CLIENTS))  # type: ignore[misc]
+            for step, path in paths.items():
+                seconds = looking(server.address + path, server.token)
+                runs.append(Run(LOOKS, OURS, step, number, seconds, server.peak))
+                seconds = looking(f"http://127.0.0.1:{port}/bare", "")
                 runs.append(Run(LOOKS, "bare", step, number, seconds, 0))
     return runs
+
+
+def looking(url: str, token: str) -> float:
+    """Seconds that `REQUESTS` answers take, by wrk."""
+    words = ("wrk", "-t1", f"-c{CLIENTS}", f"-d{LOOKING}s", "-H", f"Authorization: Bearer {token}")
+    told = subprocess.run([*words, url], check=True, capture_output=True, text=True).stdout
+    assert "Non-2xx" not in told, told
+    found = re.search(r"Requests/sec:\s+([\d.]+)", told)
+    assert found is not None, told
+    return REQUESTS / float(found[1])
 
 
 def main() -> int:
@@ -213,7 +234,7 @@ def main() -> int:
             outcome += Outcome(tuple(runs))
     tables = (
         Scenario(LARGE, ("embedded",), chosen.size / 1e6, "MB"),
-        Scenario(SMALL, ("borg",), FILES, "files"),
+        Scenario(SMALL, ("borg", "ungrouped"), FILES, "files"),
         Scenario(LOOKS, ("bare",), REQUESTS, "requests"),
     )
     return publish(tables, CLAIMS, outcome, chosen)

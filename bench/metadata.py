@@ -12,11 +12,14 @@ kept in the cache.
 - move: 1,000 files from one folder to another, or back, in one transaction
 
 Contestants: `sqlite3` executes the statements and fetches their rows, one thread hop to an
-operation; its writes are those that our writer was seen to send in a rehearsal on a copy, with
-their parameters ready. `vaultfs` is the catalog behind its port, from paths and values to nodes.
-Both begin with a copy of the same file and take turns at each operation.
+operation, and none for `stat`, for which we take none; its writes are those that our writer was
+seen to send in a rehearsal on a copy, with their parameters ready. Moves are rehearsed one by one
+in their one transaction: that we do a group of them with fewer statements is ours to gain.
+`vaultfs` is the catalog behind its port, from paths and values to nodes. Both begin with a copy of
+the same file and take turns at each operation.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -37,6 +40,8 @@ from bench.report import OURS, Claim, Faster, Scenario, parser, publish
 
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.connections import connect, native
+from vaultfs.adapters.sql.execution import execute as execute_jobs
+from vaultfs.adapters.sql.grouping import Job
 from vaultfs.adapters.sql.schema import SCHEMA
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.sql.statements import NODE, RESOLVE
@@ -47,6 +52,7 @@ from vaultfs.domain.names import Path as VaultPath
 from vaultfs.domain.nodes import Content, DigestState, NodeId, TreeId, UserId
 from vaultfs.domain.operations import AddUser, Move, PutFile, Refused, Unit
 from vaultfs.domain.operations import Outcome as Answer
+from vaultfs.ports.catalog import Catalog
 
 METADATA = "metadata"
 RAW = "sqlite3"
@@ -288,7 +294,9 @@ async def rehearse(file: Path, shape: Shape, runs: int) -> Script:
             for unit in puts(run):
                 done(await writer.apply([unit]))
                 script.puts[run].append(connection.take())
-            done(await writer.apply(moves(run)))
+            jobs = [Job((unit,)) for unit in moves(run)]  # of one caller each: not grouped
+            execute_jobs(connection, writer.name, writer.place, writer.locks, jobs)
+            done([job.outcomes[0] for job in jobs])
             script.moves[run] = connection.take()
         for step, sql in (("known", queries.KNOWN), ("locate", queries.LOCATE)):
             script.reads[step] = []
@@ -336,23 +344,27 @@ class Raw:
 
         return run_all
 
+    async def stat(self, _: int) -> None:
+        for statements in self.script.reads["stat"]:
+            execute(self.reader, statements)
+
     def operations(self) -> dict[str, Operation]:
         reads = {step: self.reading(step) for step in self.script.reads}
-        return {"put": self.put, **reads, "move": self.move}
+        return {"put": self.put, **reads, "stat": self.stat, "move": self.move}
 
 
 @frozen
 class Ours:
     """The catalog behind its port."""
 
-    catalog: SqliteCatalog
+    catalog: Catalog
     folders: dict[str, NodeId]
     wanted: tuple[list[Digest], ...]
     puts: dict[int, list[Unit]]
     moves: dict[int, list[Unit]]
 
     @staticmethod
-    async def ready(catalog: SqliteCatalog, shape: Shape, runs: int) -> "Ours":
+    async def ready(catalog: Catalog, shape: Shape, runs: int) -> "Ours":
         """With all values made that a caller would have at hand."""
         return Ours(
             catalog,
@@ -375,10 +387,11 @@ class Ours:
             see(len(await self.catalog.locate(USER, each)) == FOLDER // 2)
 
     def listing(self, folder: str, after: str) -> Operation:
+        number = self.folders[folder]
+
         async def run_all(_: int) -> None:
             for _ in range(LISTS):
-                found = await self.catalog.children(self.folders[folder], after=after)
-                see(len(found) == FOLDER)
+                see(len(await self.catalog.children(number, after=after)) == FOLDER)
 
         return run_all
 
@@ -417,6 +430,9 @@ async def race(file: Path, folder: Path, shape: Shape, runs: int) -> Outcome:
             RAW: Raw(script, writer, reader).operations(),
             OURS: (await Ours.ready(catalog, shape, runs)).operations(shape),
         }
+        # What was made ready is no contestant's, so neither is to pay for a walk through it.
+        gc.collect()
+        gc.freeze()
         for run in range(1, runs + 1):
             for step, label in STEPS.items():
                 for name in sorted(contestants, reverse=run % 2 == 0):

@@ -4,7 +4,8 @@ async with vaultfs.open("vault", create=True) as vault:
     await vault.put("/hello.txt", b"hello")
     assert await vault.get("/hello.txt") == b"hello"
 
-`open_sync` is the same for plain code. What can go wrong is a `VaultError`.
+`connect` is the same for a vault behind a server; `open_sync` and `connect_sync` are for
+plain code. What can go wrong is a `VaultError`.
 """
 
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -17,9 +18,9 @@ from vaultfs.domain.errors import VaultError
 if TYPE_CHECKING:
     from vaultfs.entrypoints.client import RemoteVault
     from vaultfs.entrypoints.sdk import Vault
-    from vaultfs.entrypoints.sync import SyncVault
+    from vaultfs.entrypoints.sync import SyncRemoteVault, SyncVault
 
-__all__ = ["VaultError", "__version__", "connect", "open", "open_sync"]
+__all__ = ["VaultError", "__version__", "connect", "connect_sync", "open", "open_sync"]
 
 
 def open(  # noqa: A001 the name that users expect, and only ever used as vaultfs.open
@@ -39,8 +40,8 @@ def connect(
 ) -> "AbstractAsyncContextManager[RemoteVault]":
     """The vault that the server at `address` serves, for `async with`.
 
-    `token` is that of a user; without one `VAULTFS_TOKEN` is taken. Raises
-    `NotAuthenticated` or `ServerError`.
+    `token` is that of a user; without one `VAULTFS_TOKEN` is taken, or what `vaultfs login`
+    has stored. Raises `NotAuthenticated` or `ServerError`.
     """
     from vaultfs.entrypoints.client import connect
 
@@ -54,3 +55,12 @@ def open_sync(
     from vaultfs.entrypoints.sync import open_sync
 
     return open_sync(folder, create=create)
+
+
+def connect_sync(
+    address: str, *, token: str | None = None
+) -> "AbstractContextManager[SyncRemoteVault]":
+    """As `connect`, for plain `with`."""
+    from vaultfs.entrypoints.sync import connect_sync
+
+    return connect_sync(address, token=token)

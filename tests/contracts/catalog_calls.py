@@ -1,5 +1,8 @@
 """What every catalog promises of its calls: whole or not at all, many at once, known after."""
 
+import unicodedata
+from random import Random
+
 import anyio
 import pytest
 from attrs import evolve
@@ -9,6 +12,7 @@ from vaultfs.domain.errors import Exists, InvalidField, NotFound, VersionMismatc
 from vaultfs.domain.nodes import Preconditions
 from vaultfs.domain.operations import (
     Done,
+    Move,
     Outcome,
     Prune,
     Purge,
@@ -151,6 +155,46 @@ class CallContract:
             with pytest.raises(InvalidField):
                 Unit(me.user.id, 0, op_id, ())
 
+    # Together
+
+    @pytest.mark.parametrize("seed", range(12))
+    async def test_units_given_together_do_as_one_by_one(
+        self, catalog: Catalog, empty: Catalog, me: Caller, seed: int
+    ) -> None:
+        other = Caller(empty, await add_user(empty, me.user.name))
+        for caller in (me, other):
+            for folder in ("a", "b"):
+                await caller.do(
+                    caller.mkdir_op(f"/{folder}/5", parents=True),
+                    *(caller.put_op(f"/{folder}/{name}") for name in "01234é"),
+                )
+        random, done = Random(seed), 0
+        for _ in range(10):
+            moves, now = await _moves(me, random), me.now
+            units = [me.unit(move) for move in moves]
+            outcomes = await catalog.apply(units)
+            other.now = now
+            expected = [await other.outcome(move) for move in moves]
+            assert list(map(_told, outcomes)) == list(map(_told, expected))
+            assert await state_of(catalog) == await state_of(empty)
+            done += sum(isinstance(outcome, Done) for outcome in outcomes)
+        assert done > 10
+        assert await catalog.check() == []
+
+    async def test_a_value_that_no_catalog_can_hold_is_refused_to_its_own_unit(
+        self, me: Caller
+    ) -> None:
+        puts = [me.unit(me.put_op(f"/{number}")) for number in range(6)]
+        puts[3] = evolve(puts[3], at_us=1 << 70)
+        outcomes = await me.catalog.apply(puts)
+        assert [index for index in range(6) if isinstance(outcomes[index], Refused)] == [3]
+        moves = [me.unit(me.move_op(f"/{number}", f"/moved-{number}")) for number in (0, 1, 2, 4)]
+        moves[1] = evolve(moves[1], at_us=1 << 70)
+        outcomes = await me.catalog.apply(moves)
+        assert [index for index in range(4) if isinstance(outcomes[index], Refused)] == [1]
+        assert await me.names() == ["1", "5", "moved-0", "moved-2", "moved-4"]
+        assert len(await me.feed()) == 8
+
     # Many at once
 
     async def test_many_apply_at_once(self, catalog: Catalog, me: Caller) -> None:
@@ -230,3 +274,26 @@ class CallContract:
             assert (await me.find(f"/{number}") is not None) == bool(changes)
         assert len(await me.feed()) == 2 * happened
         assert await catalog.check() == []
+
+
+async def _moves(me: Caller, random: Random) -> list[Move]:
+    """Moves from one folder: files to new names, or anything, so that some bear on others."""
+    odd = random.random() < 0.5
+    source, target = random.choice(("a", "b")), random.choice(("a", "b"))
+    there = [name for name in await me.names(f"/{source}") if odd or name != "5"]
+    if odd:
+        target, there = random.choice((target, "a/5", "c", "a/0")), [*there, "nothing"]
+    moves: list[Move] = []
+    for name in random.sample(there, min(len(there), random.randint(4, 8))):
+        to = random.choice((name, *there)) if odd and random.random() < 0.3 else f"{name}-{me.now}"
+        wanted = Preconditions(if_revision=1 if odd and random.random() < 0.1 else None)
+        ends = ((source, unicodedata.normalize("NFD", name)), (*target.split("/"), to[-40:]))
+        moves.append(Move(me.tree, *ends, wanted, replace=random.random() < 0.1))
+    return moves
+
+
+def _told(outcome: Outcome) -> object:
+    """What a caller is told, in a form that can be compared."""
+    if isinstance(outcome, Refused):
+        return type(outcome.error), outcome.error.message, outcome.index
+    return outcome

@@ -45,7 +45,7 @@ paths = st.lists(names, max_size=8).map(tuple)
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_name_is_given_back(name: str) -> None:
-    assert check_name(name) is name
+    assert check_name(name) == name
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -62,9 +62,21 @@ class Cli:
     """The command line, on one vault."""
 
     vault: Path
+    server: str = ""
+    """The address of what serves it, if the command line is to use that."""
+    token: str = ""
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """What names the vault."""
+        return "--vault", self.server or str(self.vault)
+
+    @property
+    def env(self) -> dict[str, str | None]:
+        return {"VAULTFS_TOKEN": self.token or None}
 
     def __call__(self, *words: object, code: int = 0) -> Called:
-        called = call("--vault", self.vault, *words)
+        called = call(*self.words, *words, env=self.env)
         assert called.code == code, (words, called.code, called.out, called.errors)
         return called
 
@@ -98,8 +110,16 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "vaultfs", *map(str, words)]
 
 
-def process(*words: object, given: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+def clean_env(**more: str) -> dict[str, str]:
+    """The environment without what would tell vaultfs something, and with `more`."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("VAULTFS_")}
+    return env | more
+
+
+def process(
+    *words: object, given: bytes = b"", token: str = ""
+) -> "subprocess.CompletedProcess[bytes]":
+    env = clean_env(VAULTFS_TOKEN=token)
     return subprocess.run(
         command(*words), input=given, capture_output=True, env=env, timeout=60, check=False
     )

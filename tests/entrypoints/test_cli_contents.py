@@ -3,17 +3,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from tests.entrypoints.cli_calls import Cli, copy_of, files_below, new_vault, noise, process
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_vault(tmp_path_factory.mktemp("empty") / "vault").vault
-
-
-@pytest.fixture
-def cli(empty: Path, tmp_path: Path) -> Cli:
-    return copy_of(empty, tmp_path / "vault")
+from tests.entrypoints.cli_calls import Cli, files_below, noise, process
 
 
 @pytest.fixture
@@ -136,10 +126,10 @@ def test_an_older_version_can_be_had(cli: Cli, local: Path, tmp_path: Path) -> N
 
 def test_standard_input_and_output(cli: Cli) -> None:
     data = noise(2_000_000)
-    put = process("--vault", cli.vault, "put", "-", "/deep/er/file", given=data)
+    put = process(*cli.words, "put", "-", "/deep/er/file", given=data, token=cli.token)
     assert (put.returncode, put.stderr) == (0, b"")
     for words in (("get", "/deep/er/file", "-"), ("cat", "/deep/er/file")):
-        got = process("--vault", cli.vault, *words)
+        got = process(*cli.words, *words, token=cli.token)
         assert (got.returncode, got.stdout, got.stderr) == (0, data, b"")
 
 
@@ -311,7 +301,8 @@ def test_names_that_could_drive_a_terminal_are_shown_escaped(cli: Cli) -> None:
     assert "\u009b" not in cli("meta", "/right\u202eto-left").out
 
 
-def test_nothing_is_written_into_the_vault_or_taken_from_it(cli: Cli, tmp_path: Path) -> None:
+def test_nothing_is_written_into_the_vault_or_taken_from_it(embedded: Cli, tmp_path: Path) -> None:
+    cli = embedded
     (tmp_path / "f").write_text("mine")
     cli("put", tmp_path / "f", "/f")
     cli("mkdir", "/d")
@@ -328,7 +319,8 @@ def test_nothing_is_written_into_the_vault_or_taken_from_it(cli: Cli, tmp_path: 
     assert [each["name"] for each in cli.json("ls", "/")] == ["d", "f"]
 
 
-def test_a_vault_in_the_tree_that_is_put_is_left_out(cli: Cli, tmp_path: Path) -> None:
+def test_a_vault_in_the_tree_that_is_put_is_left_out(embedded: Cli, tmp_path: Path) -> None:
+    cli = embedded
     (tmp_path / "f").write_text("mine")
     called = cli("put", cli.vault.parent, "/all", code=3)
     assert "the vault itself" in called.errors

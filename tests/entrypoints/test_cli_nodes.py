@@ -2,19 +2,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.entrypoints.cli_calls import Cli, copy_of, new_vault
+from tests.entrypoints.cli_calls import Cli
 
 Put = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_vault(tmp_path_factory.mktemp("empty") / "vault").vault
-
-
-@pytest.fixture
-def cli(empty: Path, tmp_path: Path) -> Cli:
-    return copy_of(empty, tmp_path / "vault")
 
 
 @pytest.fixture

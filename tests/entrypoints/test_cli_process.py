@@ -25,7 +25,7 @@ def cli(empty: Path, tmp_path: Path) -> Cli:
 # What is loaded
 
 
-def loaded(*words: object) -> set[str]:
+def loaded(*words: object, token: str = "") -> set[str]:
     """The modules that a process has loaded when the command is done."""
     program = (
         "import sys, json, atexit\n"
@@ -35,6 +35,7 @@ def loaded(*words: object) -> set[str]:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, words)],
+        env={**os.environ, "VAULTFS_TOKEN": token},
         capture_output=True,
         timeout=60,
         check=False,

@@ -277,9 +277,11 @@ def test_retention(cli: Cli) -> None:
 def test_the_demonstration(tmp_path: Path) -> None:
     done = call("--json", "demo", "--small", "--keep", tmp_path / "demo")
     assert done.code == 0
-    assert done.value["clean"] is True
-    assert done.value["differences"] == []
-    assert Cli(tmp_path / "demo/vault").json("verify")["clean"] is True
+    for title, folder in (("embedded", "vault"), ("over HTTP", "served")):
+        assert done.value[title]["clean"] is True
+        assert done.value[title]["differences"] == []
+        assert len(done.value[title]["steps"]) == 4
+        assert Cli(tmp_path / "demo" / folder).json("verify")["clean"] is True
 
 
 # JSON, everywhere
@@ -328,7 +330,8 @@ WITHOUT_VAULT = {"init"}
 def test_the_table_has_every_command() -> None:
     command: Any = get_command(app)
     several = {"user", "token", "lock"}
-    assert {*COMMANDS, *several, "cat", "demo", "serve", "config"} == set(command.commands)
+    rest = {"cat", "demo", "serve", "config", "login", "logout"}
+    assert {*COMMANDS, *several, *rest} == set(command.commands)
 
 
 def placed(name: str, place: str, tmp_path: Path, vault: Path) -> Called:

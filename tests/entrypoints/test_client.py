@@ -25,10 +25,11 @@ from vaultfs.domain.rates import Rate
 from vaultfs.domain.services.accounts import Accounts
 from vaultfs.domain.tokens import ALL_SCOPES, Identity, Scope
 from vaultfs.entrypoints.answers import ServerError
-from vaultfs.entrypoints.client import Content, RemoteVault, connect
+from vaultfs.entrypoints.client import RemoteVault, connect
 from vaultfs.entrypoints.http.app import DEFAULT_RATE
 from vaultfs.entrypoints.http.serving import Listening, first_token, serving
 from vaultfs.entrypoints.settings import Settings
+from vaultfs.entrypoints.surface import Content
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
 
 CONTENT = random_bytes(5 * MIB, "client")
@@ -157,12 +158,13 @@ async def test_who_calls_decides_what_is_there(tmp_path: Path) -> None:
                 pass
 
 
-async def test_without_a_token_or_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_token_or_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VAULTFS_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     with pytest.raises(NotAuthenticated, match="VAULTFS_TOKEN"):
         async with connect("http://127.0.0.1:9"):
             pass
-    monkeypatch.setattr("vaultfs.entrypoints.client.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("vaultfs.entrypoints.calling.FIRST_WAIT", 0.001)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
@@ -174,7 +176,7 @@ async def test_without_a_token_or_a_server(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_download_goes_on_where_it_broke_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vaultfs.entrypoints.client.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("vaultfs.entrypoints.calling.FIRST_WAIT", 0.001)
     async with served(tmp_path / "vault") as (_, address, token):
         port = int(address.rpartition(":")[2])
         async with connect(address, token=token) as vault:
@@ -190,7 +192,7 @@ async def test_a_download_goes_on_where_it_broke_off(
 async def test_a_file_that_changes_meanwhile_is_not_mixed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vaultfs.entrypoints.client.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("vaultfs.entrypoints.calling.FIRST_WAIT", 0.001)
     async with served(tmp_path / "vault") as (_, address, token):
         port = int(address.rpartition(":")[2])
         async with connect(address, token=token) as direct:
@@ -199,10 +201,16 @@ async def test_a_file_that_changes_meanwhile_is_not_mixed(
                 cutting_proxy(port, 1 * MIB) as (proxy, _),
                 connect(f"http://127.0.0.1:{proxy}", token=token) as vault,
             ):
+                async with vault.stream("/a") as pieces:
+                    read = [bytes(await anext(pieces))]
+                    await direct.put("/a", CONTENT[::-1])
+                    read += [bytes(piece) async for piece in pieces]
+                assert b"".join(read) == CONTENT  # the version that it began with
                 with pytest.raises(VersionMismatch):
-                    async with vault.stream("/a") as pieces:
+                    async with vault.stream("/a", version=1) as pieces:
                         await anext(pieces)
-                        await direct.put("/a", CONTENT[::-1])
+                        await direct.delete("/a")
+                        await direct.put("/a", CONTENT[::-1])  # version 1, but of another file
                         async for _ in pieces:
                             pass
 

@@ -85,7 +85,8 @@ async def test_a_range(api: Client, header: str, start: int, stop: int) -> None:
     assert got.status_code == 206
     assert got.content == CONTENT[start:stop]
     assert got.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(CONTENT)}"
-    assert "repr-digest" not in got.headers
+    whole = (await api("HEAD", FILE)).headers["repr-digest"]
+    assert got.headers["repr-digest"] == whole  # of the representation, not of the part (RFC 9530)
 
 
 @pytest.mark.parametrize("header", ["bytes=1-2,4-5", "lines=1-2", "bytes=x-1", "bytes=5-1", "x"])
@@ -153,6 +154,49 @@ async def test_writes_can_depend_on_what_is_there(api: Client) -> None:
     await api.ok("PATCH", FILE, content=b'{"a": 1}', headers={"If-Match": revision})
     await api.refused(412, "DELETE", FILE, headers={"If-Match": revision})
     assert await api.refused(400, "PUT", FILE, headers={"If-Match": '"odd"'}) == "invalid_field"
+
+
+async def test_one_of_several_tags_is_enough(api: Client) -> None:
+    node = await put(api, "/a.txt", b"one")
+    tags = f'"v99", {node["etag"]},"v{node["version"]}"'
+    for method, path in (("PATCH", "/v1/nodes/me/a.txt"), ("PUT", FILE)):
+        await api.ok(method, path, content=b"{}", headers={"If-Match": tags})
+    stale = {"If-Match": tags}
+    assert await api.refused(412, "PUT", FILE, content=b"x", headers=stale) == "version_mismatch"
+    await api.refused(412, "PUT", "/v1/files/me/none", content=b"x", headers=stale)
+    bad = {"If-Match": f'{node["etag"]}, W/"v1"'}
+    assert await api.refused(400, "PUT", FILE, content=b"x", headers=bad) == "invalid_field"
+
+
+async def test_what_is_cut_at_the_end_is_told_why(api: Client) -> None:
+    sent: list[Any] = []
+    reading = anyio.Event()
+
+    async def receive() -> Any:
+        reading.set()
+        await anyio.sleep_forever()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = {"host": "x", "authorization": f"Bearer {api.token}", "content-length": "5"}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "PUT",
+        "query_string": b"",
+        "path": FILE,
+        "raw_path": FILE.encode(),
+        "headers": [(name.encode(), text.encode()) for name, text in headers.items()],
+    }
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(api.app, scope, receive, send)
+        await reading.wait()
+        tasks.cancel_scope.cancel()
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["code"] == "busy"
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert api.vault.budget.free == api.vault.budget.total
 
 
 async def test_the_same_content_again_is_a_change_to_its_etag(api: Client) -> None:
@@ -526,7 +570,7 @@ async def test_what_would_be_misunderstood_is_refused(api: Client) -> None:
     assert (await api("GET", FILE, headers=far)).status_code == 416
     for headers, status in (
         ({"If-Unmodified-Since": "Fri, 25 Dec 2020 00:00:00 GMT"}, 400),
-        ({"Content-Length": str(1 << 60)}, 413),
+        ({"Content-Length": str(1 << 59)}, 413),
         ({"Vaultfs-Mode": "0o777"}, 400),
         ({"Vaultfs-Mtime": "1_0"}, 400),
     ):
@@ -663,7 +707,27 @@ def test_the_committed_description_is_that_of_the_code() -> None:
 
 async def test_the_description_is_served(api: Client) -> None:
     assert await api.ok("GET", "/openapi.json", token="") == describe(ROUTES)
+
+
+async def test_the_page_for_people_asks_nobody_else(api: Client) -> None:
     page = await api("GET", "/docs", token="")
-    assert "/v1/files/{user}/{path}" in page.text
-    assert "<script" not in page.text
-    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    references = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(references) == 4
+    assert re.findall(r"<script(?! src=)|\son\w+=|javascript:", page.text) == []
+    for reference in references:
+        if reference != "data:,":
+            assert re.fullmatch(r"docs/[\w.-]+", reference)  # beside the page, on this very host
+            part = await api("GET", f"/{reference}", token="")
+            assert part.status_code == 200
+            kind = "text/css" if reference.endswith("css") else "text/javascript"
+            assert part.headers["content-type"].startswith(kind)
+            assert b"sourceMappingURL" not in part.content
+            assert not re.search(rb"(url\(|@import)\s*['\"]?https?:", part.content)
+    start = (await api("GET", "/docs/start.js", token="")).text
+    assert 'url: "openapi.json"' in start
+    assert "validatorUrl: null" in start
+    await api.refused(404, "GET", "/docs/LICENSE", token="")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -56,8 +57,9 @@ class Running:
 
 
 @contextmanager
-def serve(folder: Path, token: str = "") -> Generator[Running, None, None]:
+def serve(folder: Path, token: str = "", *more: object) -> Generator[Running, None, None]:
     command = [sys.executable, "-m", "vaultfs", "serve", str(folder), "--port", "0", "--json"]
+    command += map(str, more)
     log = (folder.parent / f"{time.monotonic()}.log").open("wb")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT) as process:
         try:
@@ -179,6 +181,17 @@ def test_length_and_encoding_together_are_refused(running: Running) -> None:
         assert client.get("/v1/files/me/smuggled").status_code == 404
 
 
+def test_a_request_says_which_host_it_is_for(running: Running) -> None:
+    with running.socket() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+        got = answer_of(connection)
+    assert got.startswith(b"HTTP/1.1 400")
+    assert b'"invalid_field"' in got
+    with running.socket() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert answer_of(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_what_is_refused_is_not_read(running: Running) -> None:
     with running.socket() as connection:
         head = f"POST /v1/move HTTP/1.1\r\nContent-Length: {64 * MIB}"
@@ -206,6 +219,17 @@ def test_heads_that_are_too_large_are_refused(running: Running, head: str) -> No
     assert got[:12] in {b"", b"HTTP/1.1 431"}
     with running.client() as client:
         assert client.get("/healthz").status_code == 200
+
+
+def test_a_head_in_two_reads_with_much_behind_it_is_none_too_large(running: Running) -> None:
+    body = os.urandom(MIB)
+    whole = request(f"PUT /v1/files/me/two HTTP/1.1\r\nContent-Length: {MIB}", running, body)
+    with running.socket() as connection:
+        connection.sendall(whole[:50])
+        time.sleep(0.2)
+        connection.sendall(whole[50:])
+        connection.settimeout(10)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 201")
 
 
 def test_the_port_is_taken(running: Running, tmp_path: Path) -> None:
@@ -260,3 +284,65 @@ def test_what_is_sent_without_waiting_does_not_fill_the_memory(running: Running)
     assert running.memory() - before < 60 * MIB
     with running.client() as client:
         assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_no_acknowledged_version_is_lost_whenever_a_server_is_killed(
+    tmp_path: Path, seed: int
+) -> None:
+    dice = Random(seed)
+    acknowledged: dict[str, bytes] = {}
+
+    def put(client: httpx.Client, writer: int) -> None:
+        with suppress(httpx.TransportError):
+            for number in range(10_000):
+                data = random_bytes(20_000 + 400_000 * (number % 3), f"{writer}-{number}")
+                name = f"{writer}-{number % 5}"
+                assert client.put(f"/v1/files/me/{name}", content=data).status_code in {200, 201}
+                acknowledged[name] = data
+
+    with serve(tmp_path / "vault") as server:
+        token = server.token
+        clients = [server.client() for _ in range(4)]
+        threads = [
+            threading.Thread(target=put, args=(client, writer))
+            for writer, client in enumerate(clients)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3 + dice.random())
+        server.process.kill()
+        for thread in threads:
+            thread.join()
+        for client in clients:
+            client.close()
+    assert acknowledged
+    with serve(tmp_path / "vault", token) as server, server.client() as client:
+        for name, data in acknowledged.items():
+            versions = client.get(f"/v1/versions/me/{name}").json()["entries"]
+            found = [
+                client.get(f"/v1/files/me/{name}?version={each['number']}").content
+                for each in versions[:2]  # one more may have been committed and not told
+            ]
+            assert data in found
+    assert json.loads(call("--vault", tmp_path / "vault", "--json", "verify").out)["clean"]
+
+
+@pytest.mark.slow
+def test_two_hundred_slow_uploads_at_once_all_arrive(running: Running) -> None:
+    pieces = [random_bytes(100_000, f"slow-{number}") for number in range(6)]
+    before = running.memory()
+    connections = [socket.create_connection(("127.0.0.1", running.port), 60) for _ in range(200)]
+    for number, connection in enumerate(connections):
+        head = f"PUT /v1/files/me/{number} HTTP/1.1\r\nContent-Length: 600000"
+        connection.sendall(request(head, running))
+    for piece in pieces:
+        for connection in connections:
+            connection.sendall(piece)
+    for connection in connections:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 201")
+        connection.close()
+    assert running.memory() - before < 250 * MIB
+    with running.client() as client:
+        assert client.get("/v1/files/me/199").content == b"".join(pieces)

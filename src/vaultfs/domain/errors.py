@@ -88,6 +88,14 @@ class VersionMismatch(Conflict):
         self.found = found
 
 
+class ChunksMissing(Conflict):
+    """A manifest names chunks that its sender has not sent: with them it would be taken."""
+
+    def __init__(self, message: str, *, digests: tuple[bytes, ...] = ()) -> None:
+        super().__init__(message)
+        self.digests = digests
+
+
 class SourceChanged(Conflict):
     """What was being read changed meanwhile; nothing was stored."""
 

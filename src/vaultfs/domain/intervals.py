@@ -53,14 +53,6 @@ class Ranges:
         """Whether another owner cannot have `wanted` beside these."""
         return any(wanted.meets(held) for held in self._ranges)
 
-    def covers(self, wanted: Range) -> bool:
-        """Whether all of `wanted` is held, as strongly."""
-        at = wanted.start
-        for held in self._ranges:
-            if held.start <= at < held.stop and held.exclusive >= wanted.exclusive:
-                at = held.stop
-        return at >= wanted.stop
-
     def lock(self, wanted: Range) -> None:
         """Have `wanted`, in its mode, whatever was there."""
         self.unlock(wanted.start, wanted.stop)

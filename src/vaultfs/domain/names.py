@@ -63,11 +63,16 @@ def parse_path(text: str) -> Path:
 
     Raises `InvalidName` for a relative path and for empty parts as in `/a//b`.
     """
+    return check_path(split_path(text))
+
+
+def split_path(text: str) -> Path:
+    """What `parse_path` gives, its names as yet unchecked: `Address` checks them."""
     if not text.startswith("/"):
         raise InvalidName(f"{text!r} is not a path in the vault: those begin with /")
     if text == "/":
         return ROOT
-    return check_path(tuple(text[1:].removesuffix("/").split("/")))
+    return tuple(text[1:].removesuffix("/").split("/"))
 
 
 def format_path(path: Path) -> str:

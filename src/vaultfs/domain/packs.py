@@ -205,6 +205,44 @@ def decode_chunk(pack_part: Buffer, digest: Digest) -> Buffer:
     return data
 
 
+def read_chunk(data: Buffer, at: int) -> tuple[StoredChunk, int] | None:
+    """The chunk whose header is at `at`, a view of `data`, and where what follows it begins.
+
+    None if its end is not in `data`. Nothing is verified but the header's own bounds: see
+    `contents_of`. Raises `Corrupt`, `Unsupported`.
+    """
+    if len(data) - at < HEADER_SIZE:
+        return None
+    codec, kind, digest, length, size = _parse_header(data, at)
+    start, stop = at + HEADER_SIZE, at + HEADER_SIZE + size
+    if len(data) < stop:
+        return None
+    return StoredChunk(digest, length, codec, kind, memoryview(data)[start:stop]), stop
+
+
+def contents_of(chunks: Sequence[StoredChunk]) -> list[Buffer]:
+    """The content of each of `chunks`, verified; in one go, for the reason of `encode_chunks`.
+
+    Takes as much memory as their lengths together, which the caller bounds. Raises `Corrupt`.
+    """
+    framed = [chunk for chunk in chunks if chunk.codec is Codec.ZSTD]
+    try:
+        for chunk in framed:
+            if zstandard.frame_content_size(chunk.stored) != chunk.length:
+                raise Corrupt("a zstd frame does not hold what the chunk's header says")
+        results = _coders.expand([chunk.stored for chunk in framed]) if framed else ()
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a zstd frame is damaged: {error}") from error
+    expanded = iter(results[index].tobytes() for index in range(len(results)))
+    contents: list[Buffer] = []
+    for chunk in chunks:
+        data = chunk.stored if chunk.codec is Codec.RAW else next(expanded)
+        if len(data) != chunk.length or digest_of(data) != chunk.digest:
+            raise Corrupt(f"the bytes of chunk {chunk.digest.hex()} do not have its digest")
+        contents.append(data)
+    return contents
+
+
 def _decode(codec: Codec, stored: memoryview, length: int) -> Buffer:
     if codec is Codec.RAW:
         if len(stored) != length:

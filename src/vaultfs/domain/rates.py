@@ -4,7 +4,7 @@ The generic cell rate algorithm (ITU-T I.371, appendix A): one number a caller, 
 moment at which the bucket will be full again.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from attrs import frozen
 
@@ -20,8 +20,7 @@ class Rate:
     burst: int
 
 
-@frozen
-class Verdict:
+class Verdict(NamedTuple):
     """What became of a request."""
 
     allowed: bool

@@ -9,11 +9,10 @@ here reads a clock or makes a secret; both are told.
 
 from base64 import urlsafe_b64encode
 from enum import StrEnum
+from functools import cache
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Final, NamedTuple
-
-from attrs import frozen
 
 from vaultfs.domain.errors import Forbidden, InvalidField, NotAuthenticated
 from vaultfs.domain.nodes import User, UserId
@@ -63,11 +62,10 @@ class Token(NamedTuple):
 
     @property
     def scope_set(self) -> frozenset[Scope]:
-        return frozenset(map(Scope, self.scopes.split()))
+        return read_scopes(self.scopes)
 
 
-@frozen
-class Identity:
+class Identity(NamedTuple):
     """Who a request comes from, once that is certain."""
 
     user: User
@@ -82,7 +80,16 @@ class Identity:
     def require(self, scope: Scope) -> None:
         """Raise `Forbidden` unless the token allows it."""
         if scope not in self.scopes:
-            raise Forbidden(f"this token does not allow it: the scope {scope} is needed")
+            raise Forbidden(
+                f"this token does not allow it: the scope {scope} is needed"
+                " (`vaultfs token add --scopes`)"
+            )
+
+
+@cache
+def read_scopes(text: str) -> frozenset[Scope]:
+    """The opposite of `write_scopes`."""
+    return frozenset(map(Scope, text.split()))
 
 
 def write_scopes(scopes: frozenset[Scope]) -> str:

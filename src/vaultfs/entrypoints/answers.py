@@ -1,12 +1,15 @@
 """What a server answers, as values of the domain again, and the opposite for requests."""
 
+from base64 import b64decode
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Final, NoReturn
 
 import msgspec
+from attrs import fields
 
 from vaultfs.domain import errors
-from vaultfs.domain.digests import digest_from_hex
+from vaultfs.domain.digests import Digest, digest_from_hex
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import parse_path
 from vaultfs.domain.nodes import (
@@ -21,13 +24,19 @@ from vaultfs.domain.nodes import (
     VersionId,
     micros,
 )
+from vaultfs.domain.retention import Retention
+from vaultfs.domain.services.recovery import Usage
 from vaultfs.entrypoints.cli.errors import error_code
 from vaultfs.entrypoints.http import wire
 from vaultfs.entrypoints.http.problems import ERROR_HEADER, Problem
-from vaultfs.ports.catalog import Trashed
+from vaultfs.ports.catalog import CatalogStats, Trashed
 
 LONGEST_WAIT: Final = 30.0
 """Seconds."""
+
+
+HIGHEST: Final = 10**18 - 1
+"""No version or revision has a higher number, nor can an entity tag."""
 
 
 class ServerError(VaultError):
@@ -40,9 +49,9 @@ def conditions(preconditions: Preconditions) -> dict[str, str]:
     if preconditions.if_absent:
         found["If-None-Match"] = "*"
     if preconditions.if_version is not None:
-        found["If-Match"] = f'"v{preconditions.if_version}"'
+        found["If-Match"] = f'"v{min(preconditions.if_version, HIGHEST)}"'
     elif preconditions.if_revision is not None:
-        found["If-Match"] = f'"r{preconditions.if_revision}"'
+        found["If-Match"] = f'"r{min(preconditions.if_revision, HIGHEST)}"'
     elif preconditions.if_present:
         found["If-Match"] = "*"
     return found
@@ -58,10 +67,31 @@ def origin_headers(origin: Origin) -> dict[str, str]:
     return found
 
 
-def origin_of(headers: Mapping[str, str]) -> Origin:
-    """The opposite of `origin_headers`."""
+def version_of(headers: Mapping[str, str]) -> Version:
+    """The version that an answer of `/v1/files` is about. Raises `ServerError`."""
+    try:
+        return _version_of(headers)
+    except (KeyError, ValueError) as error:
+        raise ServerError("this is no answer of a vaultfs server, or of another release") from error
+
+
+def _version_of(headers: Mapping[str, str]) -> Version:
     mtime, mode = headers.get("Vaultfs-Mtime"), headers.get("Vaultfs-Mode")
-    return Origin(None if mtime is None else int(mtime), None if mode is None else int(mode, 8))
+    size = headers.get("Content-Range", "").rpartition("/")[2] or headers["Content-Length"]
+    vouched = headers.get("Repr-Digest", "").removeprefix("blake3=:").removesuffix(":")
+    return Version(
+        VersionId(int(headers["ETag"].strip('"').removeprefix("v"))),
+        NodeId(int(headers["Vaultfs-Node"].partition(";")[0])),
+        int(headers["Vaultfs-Version"]),
+        int(size),
+        Digest(b64decode(vouched)) if vouched else None,
+        DigestState.VERIFIED if vouched else DigestState.ABSENT,
+        b"",
+        int(headers["Vaultfs-Created"]),
+        UserId(0),
+        None if mtime is None else int(mtime),
+        None if mode is None else int(mode, 8),
+    )
 
 
 def _kinds(kind: type[VaultError]) -> dict[str, type[VaultError]]:
@@ -79,19 +109,31 @@ def refuse(status: int, data: bytes, headers: Mapping[str, str]) -> NoReturn:
         problem = msgspec.json.decode(data, type=Problem)
     except msgspec.DecodeError:
         code = headers.get(ERROR_HEADER, "")  # an answer to HEAD has nothing else
-        text = code.replace("_", " ") or f"the server answered {status}"
+        if not code:
+            raise ServerError(
+                f"this is no vaultfs server, or it is behind a broken proxy: it answered {status}"
+            ) from None
+        text = code.replace("_", " ")
         problem = Problem("", status, text, code, headers.get("X-Request-Id", ""))
-    text = problem.detail
-    if problem.code == "version_mismatch":
-        raise errors.VersionMismatch(text, expected=None, found=None)
-    if problem.code == "rate_limited":
-        raise errors.RateLimited(text, retry_after=LONGEST_WAIT)
-    if problem.code == "damaged_content":
-        raise errors.DamagedContent(text, digest=b"")
-    kind = _kinds(VaultError).get(problem.code)
-    if kind is None or kind is VaultError:
-        raise ServerError(f"{text} (request {problem.request_id})")
-    raise kind(text)
+    raise error_of(problem.code, problem.detail, problem.request_id)
+
+
+def error_of(code: str, text: str, request_id: str) -> VaultError:
+    """What the code of a problem stands for."""
+    match code:
+        case "version_mismatch":
+            return errors.VersionMismatch(text, expected=None, found=None)
+        case "rate_limited":
+            return errors.RateLimited(text, retry_after=LONGEST_WAIT)
+        case "damaged_content":
+            return errors.DamagedContent(text, digest=b"")
+        case "chunks_missing":
+            return errors.ChunksMissing(text)
+        case _:
+            kind = _kinds(VaultError).get(code)
+            if kind is None or kind is VaultError:
+                return ServerError(f"{text} (request {request_id})")
+            return kind(text)
 
 
 def to_node(entry: wire.NodeOut) -> Node:
@@ -150,3 +192,16 @@ def to_trashed(entry: wire.TrashedOut) -> Trashed:
         trashed_us=deleted,
     )
     return Trashed(node, path)
+
+
+def to_retention(body: wire.RetentionBody) -> Retention:
+    """A policy as it travels."""
+    age = None if body.age_seconds is None else timedelta(seconds=body.age_seconds)
+    return Retention(body.last, age)
+
+
+def to_usage(out: wire.UsageOut) -> Usage:
+    """What a server's vault holds."""
+    names = [each.name for each in fields(CatalogStats)]
+    stats = CatalogStats(**{name: getattr(out, name) for name in names})
+    return Usage(stats, out.live, out.unreferenced, out.damaged)

@@ -9,9 +9,10 @@ environment, `--trash-days` on the command line. A name that is not known is ref
 for it is a mistyped one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 from vaultfs.domain.errors import InvalidField, NotFound
 
@@ -35,6 +36,8 @@ class Effective(NamedTuple):
 
 SETTINGS: Final[dict[str, Setting]] = {
     "vault": Setting(None, str, "The vault's folder."),
+    "database": Setting(None, str, "For many servers: postgresql://USER@HOST/NAME."),
+    "store": Setting(None, str, "The object store beside it: file:///FOLDER."),
     "host": Setting("127.0.0.1", str, "The address to listen on."),
     "port": Setting(8333, int, "The port; 0 takes any that is free."),
     "tls_cert": Setting(None, str, "A certificate (PEM), for https."),
@@ -45,10 +48,24 @@ SETTINGS: Final[dict[str, Setting]] = {
 }
 
 
+class Named(NamedTuple):
+    """Which vault was named: a folder, or a database and a store."""
+
+    vault: str | None
+    database: str | None
+    store: str | None
+
+
+PLACE: Final = Named._fields
+
+
 def read_configuration(
-    flags: Mapping[str, Any], environment: Mapping[str, str], file: str | None
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    file: str | None,
+    names: Iterable[str] = SETTINGS,
 ) -> dict[str, Effective]:
-    """Every setting and where it comes from; flags that are None say nothing.
+    """Every setting in `names` and where it comes from; flags that are None say nothing.
 
     `file`, or what `VAULTFS_CONFIG` names, is read if there is one. Raises `NotFound` and
     `InvalidField`.
@@ -56,7 +73,8 @@ def read_configuration(
     path = file or environment.get(f"{PREFIX}CONFIG")
     written = _read(Path(path)) if path else {}
     found: dict[str, Effective] = {}
-    for name, setting in SETTINGS.items():
+    for name in names:
+        setting = SETTINGS[name]
         variable = PREFIX + name.upper()
         option = f"--{name.replace('_', '-')}"
         if flags.get(name) is not None:
@@ -68,6 +86,45 @@ def read_configuration(
         else:
             found[name] = Effective(setting.default, "default")
     return found
+
+
+def named(found: Mapping[str, Effective]) -> Named:
+    """The vault that settings name; the nearer one if a folder and a database are named.
+
+    Raises `InvalidField` if both are named in one place, or a database without its store.
+    """
+    vault, database, store = (found[name] for name in PLACE)
+    if vault.value is not None and database.value is not None:
+        if _distance(vault) == _distance(database):
+            raise InvalidField(
+                f"{vault.source} and {database.source} name two vaults: a folder, or a database"
+                " and a store"
+            )
+        if _distance(vault) > _distance(database):
+            vault = Effective(None, "")
+    if vault.value is not None:
+        return Named(vault.value, None, None)
+    if (database.value is None) != (store.value is None):
+        raise InvalidField("a vault for many servers takes both: --database and --store")
+    return Named(None, database.value, store.value)
+
+
+def _distance(setting: Effective) -> int:
+    """How far from the caller a setting was made: a flag, the environment, a file."""
+    if setting.source.startswith("--"):
+        return 0
+    return 1 if setting.source.startswith(PREFIX) else 2
+
+
+def without_password(value: Any) -> Any:
+    """A setting as it may be shown."""
+    if isinstance(value, str) and "://" in value:
+        parts = urlsplit(value)
+        if parts.password is not None:
+            user, _, host = parts.netloc.rpartition("@")
+            netloc = f"{user.partition(':')[0]}:***@{host}"
+            return parts._replace(netloc=netloc).geturl()
+    return value
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,31 +4,44 @@ They work in any thread but the event loop's own.
 """
 
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import anyio
+from anyio import from_thread
 from anyio.abc import TaskGroup
+from anyio.lowlevel import EventLoopToken
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from attrs import define, field
+from attrs import define, field, frozen
 
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import Busy, VaultError
-from vaultfs.domain.names import Address
-from vaultfs.domain.nodes import Node, Version
-from vaultfs.entrypoints.vault import Vault
+from vaultfs.domain.nodes import NO_PRECONDITIONS, Node, Preconditions, Version
+from vaultfs.entrypoints.surface import Surface
 
-Run = Callable[..., Any]
-"""Runs a coroutine function in the vault's event loop: `run(function, *arguments)`."""
 READ_SIZE = 1 << 20
 WRITE_SIZE = 1 << 20
+T = TypeVar("T")
+
+
+@frozen
+class Loop:
+    """The event loop that a vault lives in."""
+
+    tasks: TaskGroup
+    """What goes on beside the caller: it is cancelled when the vault is closed."""
+    _token: EventLoopToken
+
+    def run(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+        """What a coroutine function returns, from a worker thread."""
+        return from_thread.run(call, *arguments, token=self._token)
 
 
 class _Raw(io.RawIOBase):
     """A version's bytes, unbuffered."""
 
-    def __init__(self, vault: Vault, version: Version, run: Run) -> None:
-        self._vault, self._version, self._run = vault, version, run
+    def __init__(self, vault: Surface, path: str, version: Version) -> None:
+        self._vault, self._path, self._version = vault, path, version
         self._at = 0
 
     def readable(self) -> bool:
@@ -50,20 +63,28 @@ class _Raw(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
-        stop = min(self._at + len(view), self._version.size)
+        filled = 0
+        for piece in self._pieces(self._at + len(view)):
+            view[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        self._at += filled
+        return filled
+
+    def readall(self) -> bytes:
+        """All that is left, in one go."""
+        data = b"".join(self._pieces(self._version.size))
+        self._at += len(data)
+        return data
+
+    def _pieces(self, stop: int) -> Sequence[Buffer]:
+        stop = min(stop, self._version.size)
         if self._at >= stop:
-            return 0
-        at = 0
-        for piece in self._run(self._read, self._at, stop):
-            view[at : at + len(piece)] = piece
-            at += len(piece)
-        self._at += at
-        return at
+            return ()
+        return self._vault.loop.run(self._read, self._at, stop)
 
     async def _read(self, start: int, stop: int) -> Sequence[Buffer]:
         pieces: list[Buffer] = []
-        vault = self._vault
-        async with vault.files.read(vault.user, self._version, start, stop) as parts:
+        async with self._vault.content(self._path, self._version, start, stop) as parts:
             async for part in parts:
                 pieces += part
         return pieces
@@ -72,14 +93,19 @@ class _Raw(io.RawIOBase):
 class ReadFile(io.BufferedReader):
     """A version of a file, opened for reading."""
 
-    def __init__(self, vault: Vault, version: Version, run: Run, name: str) -> None:
-        super().__init__(_Raw(vault, version, run), READ_SIZE)
-        self._name = name
+    def __init__(self, vault: Surface, path: str, version: Version) -> None:
+        super().__init__(_Raw(vault, path, version), READ_SIZE)
+        self._name, self._version = path, version
 
     @property
     def name(self) -> str:
         """The path it was opened by."""
         return self._name
+
+    @property
+    def version(self) -> Version:
+        """What is read, whatever the file becomes meanwhile."""
+        return self._version
 
 
 @define(eq=False)
@@ -115,8 +141,9 @@ class _AbortedError(VaultError):
 class _Put:
     """A put that runs beside the writing thread."""
 
-    vault: Vault
-    address: Address
+    vault: Surface
+    path: str
+    preconditions: Preconditions
     pipe: _Pipe
     send: MemoryObjectSendStream[bytes]
     done: anyio.Event = field(factory=anyio.Event)
@@ -125,10 +152,10 @@ class _Put:
 
     async def run(self) -> None:
         try:
-            vault = self.vault
             async with self.pipe.pieces:
-                result = await vault.files.put(vault.user, self.address, self.pipe, parents=True)
-            self.node = result.node
+                self.node = await self.vault.put(
+                    self.path, self.pipe, preconditions=self.preconditions
+                )
         except Exception as error:  # noqa: BLE001 raised in the writing thread
             self.error = error
         finally:
@@ -156,23 +183,25 @@ class WriteFile(io.BufferedIOBase):
     it leaves nothing.
     """
 
-    def __init__(self, put: _Put, run: Run) -> None:
-        self._put, self._run = put, run
+    def __init__(self, put: _Put) -> None:
+        self._put, self._run = put, put.vault.loop.run
         self._held = bytearray()
         self._size = 0
 
     @classmethod
-    async def start(cls, vault: Vault, address: Address, run: Run, tasks: TaskGroup) -> "WriteFile":
+    async def start(
+        cls, vault: Surface, path: str, preconditions: Preconditions = NO_PRECONDITIONS
+    ) -> "WriteFile":
         """Begin a put of what will be written."""
         send, receive = anyio.create_memory_object_stream[bytes](1)
-        put = _Put(vault, address, _Pipe(receive), send)
-        tasks.start_soon(put.run)
-        return cls(put, run)
+        put = _Put(vault, path, preconditions, _Pipe(receive), send)
+        vault.loop.tasks.start_soon(put.run)
+        return cls(put)
 
     @property
     def name(self) -> str:
         """The path it was opened by."""
-        return str(self._put.address)
+        return self._put.path
 
     @property
     def node(self) -> Node | None:

@@ -1,4 +1,4 @@
-"""Opening the catalog of a vault in a folder: all that a look at it takes."""
+"""Opening the catalog of a vault: all that a look at it takes."""
 
 from pathlib import Path
 from typing import Final
@@ -6,10 +6,12 @@ from typing import Final
 import anyio
 
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
-from vaultfs.domain.errors import NotAVault
+from vaultfs.domain.errors import NotAVault, Unsupported
+from vaultfs.entrypoints.settings import Settings
+from vaultfs.ports.catalog import Catalog
 
 OWNER: Final = "me"
-"""The user of an embedded vault."""
+"""The user of an embedded vault, and the first one of a served one."""
 
 
 def catalog_file(folder: Path) -> Path:
@@ -26,3 +28,38 @@ async def open_catalog(folder: Path) -> SqliteCatalog:
             )
         raise NotAVault(f"there is no vault in {folder}: make one with `vaultfs init {folder}`")
     return await SqliteCatalog.open(catalog_file(folder))
+
+
+async def catalog_of(settings: Settings, *, create: bool = False) -> Catalog:
+    """The catalog of the vault that `settings` name.
+
+    One in a database is made if need be and `create` says so. Raises `NotAVault`,
+    `Unsupported` (a newer release made it, or what it takes is not installed) and
+    `CatalogUnavailable`.
+    """
+    if settings.database is None:
+        return await open_catalog(settings.folder)
+    return await open_database(settings.database, create=create)
+
+
+async def has_catalog(settings: Settings) -> bool:
+    """Whether there is a catalog, good or not, where `settings` say."""
+    if settings.database is None:
+        return await anyio.Path(catalog_file(settings.folder)).exists()
+    try:
+        catalog = await catalog_of(settings)
+    except NotAVault:
+        return False
+    await catalog.aclose()
+    return True
+
+
+async def open_database(url: str, *, create: bool = False, schema: str | None = None) -> Catalog:
+    """The catalog in a PostgreSQL database: see `PostgresCatalog.open`."""
+    try:
+        from vaultfs.adapters.sql.postgres import PostgresCatalog
+    except ModuleNotFoundError as error:
+        if error.name != "asyncpg":
+            raise
+        raise Unsupported("postgresql:// needs: pip install 'vaultfs[postgres]'") from error
+    return await PostgresCatalog.open(url, create=create, schema=schema)

@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
 
-from attrs import frozen
+from attrs import field, frozen
 
-from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.errors import InvalidField, Unsupported
+from vaultfs.entrypoints.configuration import PLACE, Named, named, read_configuration
 
 if TYPE_CHECKING:
     from vaultfs.domain.locknodes import Presented
@@ -28,28 +30,73 @@ class Settings:
     """Where a vault is and what it may use."""
 
     folder: Path
+    """That of the vault, or of its store if the catalog is in a database."""
     budget: int
     """Bytes that all transfers of the process together may hold."""
     workers: int
     """Threads that cut, hash and compress."""
+    database: str | None = field(default=None, repr=False)
+    """The address of the database that many servers share, with whatever secret is in it."""
     presented: "tuple[Presented, ...]" = ()
     """Locks that all changes come with."""
 
+    @property
+    def objects(self) -> Path:
+        """Where the object store is."""
+        return self.folder / "objects" if self.database is None else self.folder
+
+    @property
+    def name(self) -> str:
+        """The vault, for messages."""
+        if self.database is None:
+            return str(self.folder)
+        parts = urlsplit(self.database)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
 
 def read_settings(
-    folder: str | Path | None, environment: Mapping[str, str] | None = None
+    folder: str | Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    database: str | None = None,
+    store: str | None = None,
 ) -> Settings:
-    """The settings for the vault in `folder`, or in the one that `VAULTFS_VAULT` names.
+    """The settings for the vault in `folder`, or in `database` and `store`.
 
-    `VAULTFS_BUDGET_MIB` sets the budget, `VAULTFS_LOCK_TOKENS` has the locks that changes come
-    with, separated by spaces. Raises `InvalidField` if no folder is named.
+    If none is named, the environment (`VAULTFS_VAULT`, or `VAULTFS_DATABASE` and
+    `VAULTFS_STORE`) or the file that `VAULTFS_CONFIG` names says which. `VAULTFS_BUDGET_MIB`
+    sets the budget, `VAULTFS_LOCK_TOKENS` has the locks that changes come with, separated by
+    spaces. Raises `InvalidField` if no vault is named, or more than one.
     """
     given = os.environ if environment is None else environment
-    where = folder or given.get("VAULTFS_VAULT")
-    if not where:
-        raise InvalidField("which vault? name it with --vault DIR or VAULTFS_VAULT")
+    flags = {"vault": folder and str(folder), "database": database, "store": store}
+    if folder and not (database or store):  # then no file need be read
+        place = Named(str(folder), None, None)
+    else:
+        filled = {name: text for name, text in given.items() if text}
+        place = named(read_configuration(flags, filled, None, PLACE))
+    return settings_of(place, given)
+
+
+def settings_of(place: Named, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings for the vault that was named. Raises `InvalidField` if none was."""
+    given = os.environ if environment is None else environment
+    folder = place.vault
+    if place.database is not None and place.store is not None:
+        _check_scheme("database", place.database, "postgresql", "postgres")
+        folder = _folder_of(place.store)
+    if folder is None:
+        raise InvalidField(
+            "which vault? name it with --vault DIR or VAULTFS_VAULT, or, for many servers, with"
+            " --database and --store"
+        )
+    if is_server(folder):
+        raise InvalidField(
+            f"{folder} is a server, and this works on the vault's folder:"
+            " run it where that is, with --vault DIR"
+        )
     workers = max(2, len(os.sched_getaffinity(0)))
-    return Settings(Path(where), _budget(given), workers, _presented(given))
+    return Settings(Path(folder), _budget(given), workers, place.database, _presented(given))
 
 
 def _presented(given: Mapping[str, str]) -> "tuple[Presented, ...]":
@@ -59,6 +106,52 @@ def _presented(given: Mapping[str, str]) -> "tuple[Presented, ...]":
     from vaultfs.domain.locknodes import parse_presented
 
     return tuple(map(parse_presented, shown))
+
+
+def _check_scheme(name: str, url: str, *known: str) -> None:
+    scheme, colon, _ = url.partition("://")
+    if not colon or scheme not in known:
+        shown = scheme if colon else url
+        raise Unsupported(f"--{name} {shown}: this release knows {known[0]}://")
+
+
+def _folder_of(store: str) -> str:
+    """The folder that a store's address names."""
+    _check_scheme("store", store, "file")
+    parts = urlsplit(store)
+    if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
+        raise InvalidField(f"--store {store}: a folder is written file:///FOLDER, from / on")
+    return unquote(parts.path)
+
+
+SCHEMES: Final = ("http://", "https://")
+
+
+def is_server(name: str) -> bool:
+    """Whether a vault of that name is behind a server."""
+    return name.lower().startswith(SCHEMES)
+
+
+def server_named(name: str | None, environment: Mapping[str, str] | None = None) -> str | None:
+    """The server's address, if `name` or `VAULTFS_VAULT` is one; None for a folder."""
+    given = os.environ if environment is None else environment
+    where = name or given.get("VAULTFS_VAULT") or ""
+    return where if is_server(where) else None
+
+
+def token_given(environment: Mapping[str, str] | None = None) -> str:
+    """The token that `VAULTFS_TOKEN` holds, or nothing."""
+    given = os.environ if environment is None else environment
+    return given.get("VAULTFS_TOKEN", "").strip()
+
+
+def config_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Where a user's own settings are (XDG base directories)."""
+    given = os.environ if environment is None else environment
+    top = given.get("XDG_CONFIG_HOME", "")
+    # The specification: a relative path is to be ignored.
+    base = Path(top) if top.startswith("/") else Path(given.get("HOME") or "~").expanduser()
+    return base / "vaultfs" if top.startswith("/") else base / ".config" / "vaultfs"
 
 
 def _budget(given: Mapping[str, str]) -> int:

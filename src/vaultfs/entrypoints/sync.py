@@ -1,13 +1,13 @@
-"""The SDK for plain code: `SyncVault` has the methods of `sdk.Vault`, without `await`.
+"""The SDK for plain code: the methods of `sdk.Vault` and `client.RemoteVault`, without `await`.
 
 A vault runs in an event loop in a thread of its own; each call waits for its answer.
-A `SyncVault` may be used from several threads.
+What is here may be used from several threads.
 """
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from attrs import frozen
@@ -22,9 +22,11 @@ from vaultfs.domain.services.recovery import Backup, Rebuilt, Usage
 from vaultfs.domain.services.transfer import Report
 from vaultfs.entrypoints.fileobjects import ReadFile, WriteFile
 from vaultfs.entrypoints.sdk import Vault, open_client
+from vaultfs.entrypoints.surface import Surface
 from vaultfs.ports.catalog import Trashed
 
 T = TypeVar("T")
+V = TypeVar("V", bound=Surface)
 
 
 async def _next(things: AsyncIterator[T]) -> T:
@@ -32,10 +34,10 @@ async def _next(things: AsyncIterator[T]) -> T:
 
 
 @frozen
-class SyncVault:
-    """An open vault; each method does what the one of `Vault` with its name does."""
+class SyncSurface(Generic[V]):
+    """An open vault; each method does what the one of `Surface` with its name does."""
 
-    vault: Vault
+    vault: V
     _portal: BlockingPortal
 
     def _call(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -73,23 +75,23 @@ class SyncVault:
         self, path: str, mode: Literal["rb"] = "rb", *, version: int | None = None
     ) -> ReadFile: ...
     @overload
-    def open(self, path: str, mode: Literal["wb"]) -> WriteFile: ...
+    def open(self, path: str, mode: Literal["wb", "xb"]) -> WriteFile: ...
     def open(
-        self, path: str, mode: Literal["rb", "wb"] = "rb", *, version: int | None = None
+        self, path: str, mode: Literal["rb", "wb", "xb"] = "rb", *, version: int | None = None
     ) -> ReadFile | WriteFile:
         """A binary file object, seekable when reading."""
-        if mode == "wb":
-            return self._call(lambda: self.vault.open(path, "wb"))
-        return self._call(lambda: self.vault.open(path, "rb", version=version))
+        if mode == "rb":
+            return self._call(lambda: self.vault.open(path, "rb", version=version))
+        return self._call(lambda: self.vault.open(path, mode))
 
     @contextmanager
     def lock(
         self, *paths: str, mode: Mode = WRITE, timeout: float | None = None
-    ) -> Generator["SyncVault", None, None]:
+    ) -> Generator[Self, None, None]:
         """Have `paths` inside `with`; yields the vault whose changes come with the lock."""
         held = self.vault.lock(*paths, mode=mode, timeout=timeout)
         with self._portal.wrap_async_context_manager(held) as vault:
-            yield SyncVault(vault, self._portal)
+            yield type(self)(vault, self._portal)
 
     def put_tree(self, local: str | PathLike[str], path: str) -> Report:
         """Store a local folder."""
@@ -166,6 +168,10 @@ class SyncVault:
         """Make an old content the newest version."""
         return self._call(lambda: self.vault.restore_version(path, number))
 
+    def retention(self) -> Retention:
+        """Which old versions are kept."""
+        return self._call(self.vault.retention)
+
     def set_retention(self, retention: Retention) -> None:
         """Say which old versions are kept."""
         self._call(lambda: self.vault.set_retention(retention))
@@ -182,6 +188,15 @@ class SyncVault:
         """Change metadata by a JSON merge patch."""
         return self._call(lambda: self.vault.set_metadata(path, patch))
 
+    def usage(self) -> Usage:
+        """What the vault holds."""
+        return self._call(self.vault.usage)
+
+
+@frozen
+class SyncVault(SyncSurface[Vault]):
+    """A vault in a local folder."""
+
     def verify(self, depth: Depth = Depth.FULL, *, subset: Subset = EVERYTHING) -> Findings:
         """Look for damage."""
         return self._call(lambda: self.vault.verify(depth, subset=subset))
@@ -194,9 +209,10 @@ class SyncVault:
         """Copy the catalog into the store."""
         return self._call(self.vault.backup)
 
-    def usage(self) -> Usage:
-        """What the vault holds."""
-        return self._call(self.vault.usage)
+
+@frozen
+class SyncRemoteVault(SyncSurface[Surface]):
+    """A vault behind a server."""
 
 
 @contextmanager
@@ -209,3 +225,17 @@ def open_sync(
         portal.wrap_async_context_manager(open_client(folder, create=create)) as vault,
     ):
         yield SyncVault(vault, portal)
+
+
+@contextmanager
+def connect_sync(
+    address: str, *, token: str | None = None
+) -> Generator[SyncRemoteVault, None, None]:
+    """The vault behind a server, for plain code: see `client.connect`."""
+    from vaultfs.entrypoints.client import connect
+
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(connect(address, token=token)) as vault,
+    ):
+        yield SyncRemoteVault(vault, portal)

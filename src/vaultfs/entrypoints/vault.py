@@ -5,6 +5,9 @@ A vault folder:
     catalog.db      nodes, versions, packs, the chunk index (SQLite)
     objects/        the object store: packs, backups, the marker
 
+Where many servers share a vault, the catalog is a PostgreSQL database, and the object
+store a folder that all of them see.
+
 The marker object holds the id of the vault, as the catalog does, so that neither is
 ever used with another's.
 """
@@ -29,13 +32,20 @@ from vaultfs.domain.operations import AddUser, Refused, Unit
 from vaultfs.domain.services.budget import Budget
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.ingest import Ingest
+from vaultfs.domain.services.intake import Intake
 from vaultfs.domain.services.integrity import Integrity
 from vaultfs.domain.services.packer import Packer
 from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.recovery import Backup, Recovery
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import Transfer
-from vaultfs.entrypoints.opening import OWNER, catalog_file, open_catalog
+from vaultfs.entrypoints.opening import (
+    OWNER,
+    catalog_file,
+    catalog_of,
+    has_catalog,
+    open_database,
+)
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
@@ -92,11 +102,12 @@ class Vault:
     files: Files
     reader: Reader
     transfer: Transfer
+    intake: Intake
     integrity: Integrity
     recovery: Recovery
     late_locks: "LateLocks"
     user: User
-    """The user of an embedded vault."""
+    """The user of an embedded vault, and the first one of a served one."""
 
     @property
     def locks(self) -> "Locks":
@@ -111,10 +122,15 @@ class Vault:
 
 async def open_store(folder: Path) -> ObjectStore:
     """The object store of the vault in `folder`, with all that is around it."""
+    return await open_objects(folder / "objects")
+
+
+async def open_objects(objects: Path) -> ObjectStore:
+    """The object store in the folder `objects`."""
     from vaultfs.adapters.local import LocalObjectStore
     from vaultfs.adapters.wrappers.retrying import RetryingObjectStore
 
-    return RetryingObjectStore(await LocalObjectStore.open(folder / "objects"))
+    return RetryingObjectStore(await LocalObjectStore.open(objects))
 
 
 async def init_vault(folder: Path) -> str:
@@ -142,6 +158,72 @@ async def init_vault(folder: Path) -> str:
     finally:
         await catalog.aclose()
         await store.aclose()
+
+
+async def init_database(settings: Settings, *, exist_ok: bool = False) -> str:
+    """Make a vault of an empty database and an empty store; its id.
+
+    Several may do so at once, and a crash leaves what the same call goes on with. Raises
+    `Exists` where a vault is already, unless `exist_ok`; `WrongStore` or `NotAVault` where
+    database and store do not belong together.
+    """
+    await to_thread.run_sync(_make_folder, settings.objects)
+    free = await to_thread.run_sync(_holds_nothing, settings.objects)
+    store = await open_objects(settings.objects)
+    try:
+        marked = await _owner_of(store)
+        catalog = await _database_for(settings, marked, free=free)
+        try:
+            vault_id = await catalog.vault_id()
+            if marked is not None or await catalog.packs(limit=1):
+                await check_marker(store, vault_id)
+                if not exist_ok:
+                    raise Exists(f"{settings.name} is a vault already")
+                return vault_id
+            await store.probe()
+            await _add_owner(catalog, SystemClock())
+            await write_marker(store, vault_id)
+            return vault_id
+        finally:
+            await catalog.aclose()
+    finally:
+        await store.aclose()
+
+
+async def _database_for(settings: Settings, marked: str | None, *, free: bool) -> Catalog:
+    """The catalog that goes with a store; made if there is none, and the store is nobody's."""
+    try:
+        return await catalog_of(settings)
+    except NotAVault as error:
+        if marked is not None:
+            raise NotAVault(
+                f"{settings.objects} is the store of vault {marked}, and {settings.name} has no"
+                " catalog: `vaultfs rebuild --from-backup latest` brings it back"
+            ) from error
+        if not free:
+            raise Exists(
+                f"{settings.objects} is not empty: name a folder that is empty or not there yet"
+            ) from error
+    return await catalog_of(settings, create=True)
+
+
+async def _owner_of(store: ObjectStore) -> str | None:
+    try:
+        return await read_marker(store)
+    except ObjectNotFound:
+        return None
+
+
+def _holds_nothing(objects: Path) -> bool:
+    return all(each.name.startswith(".") for each in objects.iterdir())
+
+
+async def have_vault(settings: Settings) -> None:
+    """Make the vault that `settings` name, unless it, or a part of it, is there."""
+    if settings.database is not None:
+        await init_database(settings, exist_ok=True)
+    elif not await has_catalog(settings) and not await anyio.Path(settings.objects).exists():
+        await init_vault(settings.folder)
 
 
 def _make_folder(folder: Path) -> None:
@@ -223,9 +305,9 @@ async def open_vault(settings: Settings) -> AsyncGenerator[Vault, None]:
     Raises `NotAVault`, `Unsupported` (a newer release made it) or `WrongStore`.
     """
     async with AsyncExitStack() as stack:
-        catalog = await open_catalog(settings.folder)
+        catalog = await catalog_of(settings)
         stack.push_async_callback(catalog.aclose)
-        store = await open_store(settings.folder)
+        store = await open_objects(settings.objects)
         stack.push_async_callback(store.aclose)
         await check_marker(store, await catalog.vault_id())
         async with compose(settings, store, catalog, SystemClock()) as vault:
@@ -257,6 +339,7 @@ async def compose(
                 files,
                 reader,
                 transfer,
+                Intake(files, budget, workers),
                 Integrity(store, catalog, reader, workers),
                 Recovery(store, catalog, reader, clock),
                 locks,
@@ -282,19 +365,7 @@ async def recover_catalog(folder: Path, name: str | None = None) -> Backup:
         vault_id = await _store_owner(store, folder)
         await to_thread.run_sync(replacing.remove, fresh)
         catalog = await SqliteCatalog.open(fresh, create=True)
-        try:
-            recovery = Recovery(
-                store,
-                catalog,
-                Reader(store, catalog, Budget(0), anyio.CapacityLimiter(1)),
-                SystemClock(),
-            )
-            backup = await recovery.find_backup(name)
-            if backup.vault_id != vault_id:
-                raise Corrupt(f"backup {backup.name} is of another vault")
-            await recovery.load(backup)
-        finally:
-            await catalog.aclose()
+        backup = await _load_backup(store, catalog, vault_id, name)
         place = catalog_file(folder)
         aside = place.with_name(f"{place.name}.before-{backup.name}")
         await to_thread.run_sync(replacing.replace, fresh, place, aside)
@@ -303,8 +374,45 @@ async def recover_catalog(folder: Path, name: str | None = None) -> Backup:
         await store.aclose()
 
 
-async def _store_owner(store: ObjectStore, folder: Path) -> str:
+async def recover_database(settings: Settings, name: str | None = None) -> Backup:
+    """Bring the catalog in a database back from a backup in its store: see `recover_catalog`.
+
+    The tables that are there are set aside in a schema called `before-<backup>`. A crash
+    leaves the old catalog. Processes that have the vault open go on with the new one.
+    """
+    from vaultfs.adapters.sql.postgres_copies import FRESH, drop_fresh, replace
+
+    assert settings.database is not None
+    store = await open_objects(settings.objects)
     try:
-        return await read_marker(store)
-    except ObjectNotFound:
-        raise NotAVault(f"there is no vault in {folder}") from None
+        vault_id = await _store_owner(store, settings.folder)
+        await drop_fresh(settings.database)
+        catalog = await open_database(settings.database, create=True, schema=FRESH)
+        backup = await _load_backup(store, catalog, vault_id, name)
+        await replace(settings.database, f"before-{backup.name}")
+        return backup
+    finally:
+        await store.aclose()
+
+
+async def _load_backup(
+    store: ObjectStore, catalog: Catalog, vault_id: str, name: str | None
+) -> Backup:
+    """Load a backup of the vault into the empty `catalog`, and close it."""
+    try:
+        reader = Reader(store, catalog, Budget(0), anyio.CapacityLimiter(1))
+        recovery = Recovery(store, catalog, reader, SystemClock())
+        backup = await recovery.find_backup(name)
+        if backup.vault_id != vault_id:
+            raise Corrupt(f"backup {backup.name} is of another vault")
+        await recovery.load(backup)
+    finally:
+        await catalog.aclose()
+    return backup
+
+
+async def _store_owner(store: ObjectStore, folder: Path) -> str:
+    found = await _owner_of(store)
+    if found is None:
+        raise NotAVault(f"there is no vault in {folder}")
+    return found

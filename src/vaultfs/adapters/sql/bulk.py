@@ -1,16 +1,15 @@
-"""Many new files in one folder, in as many statements as one.
+"""Many new files in one folder, or many files moved from one to another, in few statements.
 
-What comes out is what putting them one by one would give; a test compares the two.
+What comes out is what doing it one by one would give; a test compares the two.
 """
 
-import json
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final, cast
 
 from vaultfs.adapters.sql.files import INSERT_VERSION
 from vaultfs.adapters.sql.locking import any_locked
-from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from vaultfs.adapters.sql.statements import NODE, Program, Run, RunMany, to_array, to_node
 from vaultfs.adapters.sql.transaction import (
     INSERT_CHANGE,
     INSERT_NODE,
@@ -24,16 +23,16 @@ from vaultfs.adapters.sql.transaction import (
     tree_row,
 )
 from vaultfs.domain.errors import VaultError
-from vaultfs.domain.names import key_of
+from vaultfs.domain.names import check_path, key_of
 from vaultfs.domain.nodes import Node
-from vaultfs.domain.operations import Done, Outcome, PutFile, Result, Unit
+from vaultfs.domain.operations import Done, Move, Outcome, PutFile, Result, Unit
 
 LEAST: Final = 4
-"""Fewer files are put faster one by one."""
+"""Fewer are done faster one by one."""
 
 
 def groups(units: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """`units` in their order; what may be put together, together."""
+    """`units` in their order; what may be done together, together."""
     for _, group in groupby(units, _group):
         yield list(group)
 
@@ -43,17 +42,28 @@ def _group(unit: Unit) -> Hashable:
         operation = unit.operations[0]
         if isinstance(operation, PutFile) and not operation.preconditions.any and operation.path:
             return unit.actor, operation.tree, operation.path[:-1]
+        if isinstance(operation, Move) and operation.source and operation.target:
+            return unit.actor, operation.tree, operation.source[:-1], operation.target[:-1]
     return id(unit)
 
 
-def put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome] | None]:
-    """The outcomes of a group of puts, if all of them make new files.
+def together(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome] | None]:
+    """The outcomes of a group, if nothing of it is refused and no unit bears on another.
 
-    None, and nothing has happened, if the group is of another kind: then they are to be
-    put one by one.
+    None, and nothing has happened, if the group is of another kind: then its units are to
+    be run one by one.
     """
     if len(units) < LEAST:
         return None
+    try:
+        if isinstance(units[0].operations[0], Move):
+            return (yield from _move_files(tx, units))
+        return (yield from _put_new_files(tx, units))
+    except VaultError:  # raised before anything was written; for some of them alone, maybe
+        return None
+
+
+def _put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome] | None]:
     puts = [cast("PutFile", unit.operations[0]) for unit in units]
     keys = [key_of(put.path[-1]) for put in puts]
     folder = yield from _folder(tx, units[0], puts[0])
@@ -61,10 +71,7 @@ def put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcom
         return None
     if (yield from any_locked(tx, folder.tree, units)):
         return None
-    try:
-        yield from charge(tx, folder.tree, sum(put.content.manifest.size for put in puts))
-    except VaultError:
-        return None  # some of them may have room all the same
+    yield from charge(tx, folder.tree, sum(put.content.manifest.size for put in puts))
     # Nothing can be refused from here on.
     folder = yield from folder_at(tx, units[0], folder.tree, puts[0].path[:-1], make=True)
     return (yield from _insert(tx, folder, units, puts))
@@ -73,19 +80,16 @@ def put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcom
 def _folder(tx: Transaction, unit: Unit, put: PutFile) -> Program[Node | None]:
     """The folder that is to hold the files, or the one that it may be made in."""
     path = put.path[:-1]
-    try:
-        chain = yield from chain_to(tx, unit, put.tree, path)
-    except VaultError:
-        return None
+    chain = yield from chain_to(tx, unit, put.tree, path)
     missing = len(path) + 1 - len(chain)
     return chain[-1] if chain[-1].is_folder and (not missing or put.parents) else None
 
 
 def _any_there(folder: Node, keys: Sequence[str]) -> Program[bool]:
     rows = yield Run(
-        "SELECT 1 FROM json_each($2) e JOIN nodes n ON n.parent = $1 AND n.key = e.value"
+        "SELECT 1 FROM json_each($2) e CROSS JOIN nodes n WHERE n.parent = $1 AND n.key = e.value"
         " AND n.trashed IS NULL LIMIT 1",
-        (folder.id, json.dumps(keys, ensure_ascii=False)),
+        (folder.id, to_array(keys)),
     )
     return bool(rows)
 
@@ -118,3 +122,52 @@ def _insert(
     yield RunMany(INSERT_VERSION, versions)
     yield RunMany(INSERT_CHANGE, changes)
     return [Done((Result(node, 1),)) for node in nodes]
+
+
+def _move_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome] | None]:
+    moves = [cast("Move", unit.operations[0]) for unit in units]
+    first = moves[0]
+    above = yield from folder_at(tx, units[0], first.tree, first.source[:-1], make=False)
+    folder = yield from folder_at(tx, units[0], first.tree, first.target[:-1], make=False)
+    keys = [key_of(check_path(move.target)[-1]) for move in moves]
+    if len(set(keys)) != len(keys) or (yield from _any_there(folder, keys)):
+        return None
+    sources = [key_of(move.source[-1]) for move in moves]
+    rows = yield Run(_FILES, (above.id, to_array(sources)))
+    nodes = {key_of(node.name): node for node in map(to_node, rows)}
+    if len(nodes) != len(moves) or len(set(sources)) != len(moves):
+        return None
+    for key, move in zip(sources, moves, strict=True):
+        move.preconditions.check(nodes[key], "")
+    return (yield from _relocate(tx, folder, units, [nodes[key] for key in sources]))
+
+
+_FILES = (
+    f"SELECT {NODE} FROM json_each($2) e CROSS JOIN nodes n WHERE n.parent = $1 AND n.key = e.value"
+    " AND n.trashed IS NULL AND n.kind = 'file'"
+)
+
+
+def _relocate(
+    tx: Transaction, folder: Node, units: Sequence[Unit], nodes: Sequence[Node]
+) -> Program[list[Outcome]]:
+    tree = yield from tree_row(tx, folder.tree)
+    updates: list[tuple[Any, ...]] = []
+    changes: list[tuple[Any, ...]] = []
+    outcomes: list[Outcome] = []
+    for seq, (unit, node) in enumerate(zip(units, nodes, strict=True), tree.seq + 1):
+        name, revision = cast("Move", unit.operations[0]).target[-1], node.revision + 1
+        moved = to_node(
+            (*node[:2], folder.id, name, node.kind, revision, *node[6:11], unit.at_us, None)
+        )
+        updates.append((folder.id, name, key_of(name), revision, unit.at_us, node.id))
+        changes.append(change_row(unit, seq, "move", moved))
+        outcomes.append(Done((Result(moved),)))
+    tx.trees[tree.id] = tree._replace(seq=tree.seq + len(units))
+    yield RunMany(
+        "UPDATE nodes SET parent = $1, name = $2, key = $3, revision = $4, modified = $5"
+        " WHERE id = $6",
+        updates,
+    )
+    yield RunMany(INSERT_CHANGE, changes)
+    return outcomes

@@ -34,40 +34,48 @@ def native(sql: str) -> str:
 
 
 @cache
-def _order(sql: str) -> tuple[int, ...] | None:
-    """Which parameter each `?` of `native(sql)` stands for; None if they come in order."""
+def _prepared(sql: str) -> tuple[str, tuple[int, ...] | None]:
+    """`native(sql)`, and which parameter each `?` stands for; None if they come in order."""
     order = tuple(int(number) - 1 for number in _PARAMETER.findall(sql))
-    return None if order == tuple(range(len(order))) else order
+    return native(sql), None if order == tuple(range(len(order))) else order
 
 
 def execute(
     connection: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()
 ) -> sqlite3.Cursor:
     """Execute a statement whose parameters are written `$1`, `$2` ..."""
-    order = _order(sql)
-    given = parameters if order is None else [parameters[index] for index in order]
+    text, order = _prepared(sql)
     try:
-        return connection.execute(native(sql), given)
-    except OverflowError as error:  # of one unit: the others of its transaction are to go on
-        raise InvalidField("a number is too large for the catalog") from error
+        if order is None:
+            return connection.execute(text, parameters)
+        return connection.execute(text, [parameters[index] for index in order])
+    except OverflowError as error:
+        raise _too_large() from error
 
 
-@contextmanager
-def translated(name: str) -> Generator[None, None, None]:
+class translated:  # noqa: N801 used as a verb; a class costs a quarter of a generator
     """Raise what SQLite raises as the port promises."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-            raise Busy(f"{name}: another process is writing: try again later") from error
-        full = ": the disk is full: free some space" if _is_full(name) else ""
-        raise CatalogUnavailable(f"{name}: {error}{full}") from error
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
-            raise
-        raise CatalogUnavailable(
-            f"{name}: {error}: see `vaultfs rebuild --from-backup latest`"
-        ) from error
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, sqlite3.DatabaseError):
+            return
+        if isinstance(error, sqlite3.OperationalError):
+            if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                raise Busy(f"{self._name}: another process is writing: try again later") from error
+            full = ": the disk is full: free some space" if _is_full(self._name) else ""
+            raise CatalogUnavailable(f"{self._name}: {error}{full}") from error
+        if not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            raise CatalogUnavailable(
+                f"{self._name}: {error}: see `vaultfs rebuild --from-backup latest`"
+            ) from error
 
 
 def _is_full(name: str) -> bool:
@@ -93,13 +101,22 @@ def _widened(sql: str) -> str:
 
 def _execute_many(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Any]]) -> None:
     whole = 0
-    if sql.startswith("INSERT"):
-        whole = len(rows) - len(rows) % ROWS_AT_ONCE
-        for start in range(0, whole, ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
-            connection.execute(_widened(sql), [*chain.from_iterable(part)])
-    for row in rows[whole:]:
-        execute(connection, sql, row)
+    try:
+        if sql.startswith("INSERT"):
+            whole = len(rows) - len(rows) % ROWS_AT_ONCE
+            for start in range(0, whole, ROWS_AT_ONCE):
+                part = rows[start : start + ROWS_AT_ONCE]
+                connection.execute(_widened(sql), [*chain.from_iterable(part)])
+        text, order = _prepared(sql)
+        assert order is None, sql
+        connection.executemany(text, rows[whole:])
+    except OverflowError as error:
+        raise _too_large() from error
+
+
+def _too_large() -> InvalidField:
+    """For one unit alone: the others of its transaction are to go on."""
+    return InvalidField("a number is too large for the catalog")
 
 
 def drive(connection: sqlite3.Connection, program: Program[T]) -> T:

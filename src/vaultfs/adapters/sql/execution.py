@@ -6,18 +6,18 @@ from contextlib import suppress
 
 from attrs import define
 
-from vaultfs.adapters.sql.bulk import groups, put_new_files
+from vaultfs.adapters.sql.bulk import groups, together
 from vaultfs.adapters.sql.connections import Place, drive, translated
+from vaultfs.adapters.sql.grouping import Job
 from vaultfs.adapters.sql.lockview import LockCache
 from vaultfs.adapters.sql.programs import finish, run_unit
 from vaultfs.adapters.sql.transaction import Transaction
-from vaultfs.adapters.sql.writer import Job
-from vaultfs.domain.errors import OutcomeUnknown, VaultError
+from vaultfs.domain.errors import InvalidField, OutcomeUnknown, VaultError
 from vaultfs.domain.operations import Done, Outcome, Refused, Result, Unit
 
 
 class _SavepointNeededError(Exception):
-    """A unit was refused after it had written."""
+    """A unit was refused after it had written, or some unit of a group was."""
 
 
 def execute(
@@ -60,7 +60,7 @@ class _Execution:
 
         Most units that are refused have not written anything yet, so savepoints, a third
         of the statements of a plain put, are left out at first; the first unit that does
-        need one has the whole transaction run again with them.
+        need one has the whole transaction run again with them, each unit by itself.
         """
         connection = self.connection
         with translated(self.name):
@@ -68,7 +68,7 @@ class _Execution:
             try:
                 self.place.check()
                 tx = Transaction(locks=self.locks.view())
-                run = self._unit_with_savepoint if savepoints else self._unit
+                run = self._one_by_one if savepoints else self._grouped
                 for job in jobs:
                     self._run_job(tx, job, run)
                 drive(connection, finish(tx))
@@ -86,26 +86,33 @@ class _Execution:
         self._transact(jobs, savepoints=True)
 
     def _run_job(
-        self, tx: Transaction, job: Job, run: Callable[[Transaction, Unit], Outcome]
+        self,
+        tx: Transaction,
+        job: Job,
+        run: Callable[[Transaction, Sequence[Unit]], list[Outcome]],
     ) -> None:
         if job.program is None:
-            job.outcomes = self._run(tx, job.units, run)
+            job.outcomes = run(tx, job.units)
             return
         try:
             job.error, job.result = None, drive(self.connection, job.program(tx))
         except VaultError as error:
             job.error = error
 
-    def _run(
-        self, tx: Transaction, units: Sequence[Unit], run: Callable[[Transaction, Unit], Outcome]
-    ) -> list[Outcome]:
+    def _grouped(self, tx: Transaction, units: Sequence[Unit]) -> list[Outcome]:
         if len(units) == 1:
-            return [run(tx, units[0])]
+            return [self._unit(tx, units[0])]
         outcomes: list[Outcome] = []
         for group in groups(units):
-            done = drive(self.connection, put_new_files(tx, group))
-            outcomes += [run(tx, unit) for unit in group] if done is None else done
+            try:
+                done = drive(self.connection, together(tx, group))
+            except InvalidField as error:
+                raise _SavepointNeededError from error
+            outcomes += [self._unit(tx, unit) for unit in group] if done is None else done
         return outcomes
+
+    def _one_by_one(self, tx: Transaction, units: Sequence[Unit]) -> list[Outcome]:
+        return [self._unit_with_savepoint(tx, unit) for unit in units]
 
     def _commit(self, op_id: str) -> None:
         try:

@@ -4,12 +4,19 @@
 
 from typing import Any
 
-from vaultfs.adapters.sql.statements import VERSION, Program, Run, to_version
+from vaultfs.adapters.sql.statements import (
+    NODE,
+    NODE_WIDTH,
+    VERSION,
+    Program,
+    Run,
+    to_node,
+    to_version,
+)
 from vaultfs.adapters.sql.transaction import (
     INSERT_NODE,
     Transaction,
     charge,
-    child_of,
     folder_at,
     log,
     new_node,
@@ -21,7 +28,7 @@ from vaultfs.adapters.sql.transaction import (
 )
 from vaultfs.domain import operations as ops
 from vaultfs.domain.errors import IsAFolder, NotFound
-from vaultfs.domain.names import format_path
+from vaultfs.domain.names import format_path, key_of
 from vaultfs.domain.nodes import Node, Version, VersionId
 from vaultfs.domain.operations import Result, Unit
 
@@ -35,34 +42,36 @@ def put_file(tx: Transaction, unit: Unit, op: ops.PutFile) -> Program[Result]:
     if not op.path:
         raise IsAFolder("/ is a folder; a file needs a name")
     folder = yield from folder_at(tx, unit, op.tree, op.path[:-1], make=op.parents)
-    node = yield from child_of(folder, op.path[-1])
+    rows = yield Run(_CURRENT, (folder.id, key_of(op.path[-1])))
+    node = to_node(rows[0][:NODE_WIDTH]) if rows else None
     op.preconditions.check(node, format_path(op.path))
+    manifest = op.content.manifest
+    encoded, origin = manifest.encode(), (op.origin.mtime_us, op.origin.mode)
     if node is None:
         node = yield from new_node(tx, unit, folder, op.path[-1], "file")
     elif node.is_folder:
         raise IsAFolder(f"{format_path(op.path)} is a folder")
-    manifest = op.content.manifest
-    encoded, origin = manifest.encode(), (op.origin.mtime_us, op.origin.mode)
-    if node.number and (same := (yield from _same_content(tx, unit, node, encoded, origin))):
-        return Result(same)
+    elif rows[0][NODE_WIDTH] == encoded:
+        return Result((yield from _same_content(tx, unit, node, rows[0][-2:], origin)))
     content = (manifest.size, op.content.digest, op.content.digest_state, encoded)
     return Result((yield from add_version(tx, unit, node, content, origin)), 1)
 
 
+_CURRENT = (
+    f"SELECT {NODE}, v.manifest, v.mtime, v.mode FROM nodes n"
+    " LEFT JOIN versions v ON v.id = n.version"
+    " WHERE n.parent = $1 AND n.key = $2 AND n.trashed IS NULL"
+)
+"""What has a name in a folder, with the content that it has now."""
+
+
 def _same_content(
-    tx: Transaction,
-    unit: Unit,
-    node: Node,
-    manifest: bytes,
-    origin: tuple[int | None, int | None],
-) -> Program[Node | None]:
-    """`node`, its origin brought up to date, if its current content is `manifest`."""
-    version = yield from version_of(node, None)
-    if version.manifest_bytes != manifest:
-        return None
-    if origin in {(version.mtime_us, version.mode), (None, None)}:
+    tx: Transaction, unit: Unit, node: Node, old: tuple[Any, ...], origin: tuple[Any, ...]
+) -> Program[Node]:
+    """`node`, the origin of its current version brought up to date."""
+    if origin in {old, (None, None)}:
         return node
-    yield Run("UPDATE versions SET mtime = $2, mode = $3 WHERE id = $1", (version.id, *origin))
+    yield Run("UPDATE versions SET mtime = $2, mode = $3 WHERE id = $1", (node.version, *origin))
     return (yield from update(tx, unit, node, "metadata"))
 
 

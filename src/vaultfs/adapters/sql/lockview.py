@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 BEAT: Final = 3.0
 """Seconds after which a process that holds something says that it lives."""
+SHARED_CLOCK: Final = "database"
+"""What stands for the start of the clock where the database tells the time."""
 DEAD_AFTER: Final = 10.0
 """Seconds of silence after which others give back what it held."""
 
@@ -35,6 +37,10 @@ class LockView:
 
     session: str = ""
     now: float = field(factory=since_boot)
+    boot: str = field(factory=boot_id)
+    """Which start of the clock `now` belongs to."""
+    mark: str = ""
+    """Noted with what is written, to know it again."""
     known: dict[TreeId, tuple[int, TreeLocks]] = field(factory=dict[TreeId, tuple[int, TreeLocks]])
     """What transactions before it have left, with the versions of the rows."""
     seen: dict[TreeId, tuple[int, TreeLocks]] = field(factory=dict[TreeId, tuple[int, TreeLocks]])
@@ -59,6 +65,11 @@ class LockCache:
     def view(self) -> LockView:
         """What a transaction that begins now is to use; `settle` ends it."""
         self._view = LockView(self.session, known=self.trees)
+        return self._view
+
+    def view_at(self, now: float, mark: str) -> LockView:
+        """The same, where the database tells the time."""
+        self._view = LockView(self.session, now, SHARED_CLOCK, mark, known=self.trees)
         return self._view
 
     def keep(self, view: LockView) -> None:
@@ -103,7 +114,7 @@ def locks_of(view: LockView, tree: TreeId) -> Program[TreeLocks]:
     else:
         locks = yield from _read(tree)
     view.seen[tree] = version, locks
-    locks.tick(view.now, boot_id())
+    locks.tick(view.now, view.boot)
     if (locks.sessions or locks.news) and (others := locks.others(view.session)):
         live = yield from _living(view, others)
         locks.bury(live | {view.session})
@@ -122,7 +133,7 @@ def _living(view: LockView, sessions: set[str]) -> Program[set[str]]:
     """Those of `sessions` that were heard of not long ago."""
     rows = yield Run(
         "SELECT id FROM lock_sessions WHERE boot = $1 AND seen > $2",
-        (boot_id(), view.now - DEAD_AFTER),
+        (view.boot, view.now - DEAD_AFTER),
     )
     return sessions & {row[0] for row in rows}
 
@@ -138,12 +149,12 @@ def save(view: LockView) -> Program[None]:
                 "INSERT INTO lock_state(tree, version, state) VALUES ($1, $2, $3)"
                 " ON CONFLICT (tree) DO UPDATE"
                 " SET version = excluded.version, state = excluded.state",
-                (tree, version + 1, _written(locks)),
+                (tree, version + 1, _written(locks, view.mark)),
             )
 
 
-def _written(locks: TreeLocks) -> str:
-    state: dict[str, Any] = locks.dump()
+def _written(locks: TreeLocks, mark: str) -> str:
+    state: dict[str, Any] = locks.dump() | ({"mark": mark} if mark else {})
     return json.dumps(state, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -163,10 +174,10 @@ def beat(view: LockView, cache: LockCache) -> Program[None]:
     yield Run(
         "INSERT INTO lock_sessions(id, boot, seen) VALUES ($1, $2, $3)"
         " ON CONFLICT (id) DO UPDATE SET boot = excluded.boot, seen = excluded.seen",
-        (view.session, boot_id(), view.now),
+        (view.session, view.boot, view.now),
     )
     yield Run(
         "DELETE FROM lock_sessions WHERE boot <> $1 OR seen < $2",
-        (boot_id(), view.now - DEAD_AFTER),
+        (view.boot, view.now - DEAD_AFTER),
     )
     cache.beat_at = view.now

@@ -31,7 +31,7 @@ def finish(tx: Transaction) -> Program[None]:
     """Write what was collected; the last thing in a transaction."""
     for tree in tx.trees.values():
         yield Run(
-            "UPDATE trees SET seq = $2, used = $3 WHERE id = $1", (tree.id, tree.seq, tree.used)
+            "UPDATE trees SET seq = $1, used = $2 WHERE id = $3", (tree.seq, tree.used, tree.id)
         )
     yield from save(tx.locks)
 

@@ -54,7 +54,7 @@ FILE = f"""
 """
 PATH = """
     WITH RECURSIVE above(id, depth) AS (
-        SELECT ?, 0
+        SELECT $1, 0
         UNION ALL
         SELECT n.parent, above.depth + 1 FROM above JOIN nodes n ON n.id = above.id
         WHERE n.parent IS NOT NULL
@@ -63,8 +63,8 @@ PATH = """
     ORDER BY above.depth
 """
 TRASH = (
-    f"SELECT {NODE} FROM nodes n WHERE n.tree = ? AND n.id > ?"
-    " AND n.trashed IS NOT NULL ORDER BY n.id LIMIT ?"
+    f"SELECT {NODE} FROM nodes n WHERE n.tree = $1 AND n.id > $2"
+    " AND n.trashed IS NOT NULL ORDER BY n.id LIMIT $3"
 )
 CHUNKS_OF = """
     SELECT DISTINCT c.digest, p.key, c.start, c.size, c.length

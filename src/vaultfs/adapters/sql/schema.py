@@ -197,6 +197,9 @@ ACCOUNTS: Final = (
     "INSERT INTO counters(name, next) VALUES ('audit', 1)",
 )
 
+# `placement`: raised when the places of objects change; a commit reads it in its transaction.
+PLACEMENT: Final = ("INSERT INTO epochs(name, value) VALUES ('placement', 0)",)
+
 LOCKS: Final = (
     # All locks of a tree and all who wait for them, as `domain.locktrees` writes them. Not
     # in dumps: who held a lock before a catalog was lost holds it no longer.
@@ -220,7 +223,7 @@ LOCKS: Final = (
     "INSERT INTO counters(name, next) VALUES ('locks', 1)",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES, ACCOUNTS, LOCKS)
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES, ACCOUNTS, PLACEMENT, LOCKS)
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 
 SCHEMA: Final = len(MIGRATIONS)

@@ -27,41 +27,24 @@ from vaultfs.adapters.sql.connections import (
     open_writer,
     translated,
 )
+from vaultfs.adapters.sql.reading import SqlCatalog, to_path
 from vaultfs.adapters.sql.statements import (
-    ACCESS,
-    ACCESS_WIDTH,
-    CHANGE,
     NODE,
-    NODE_WIDTH,
-    RESOLVE,
-    USER,
     VERSION,
     Row,
-    parse_retention,
-    to_change,
     to_location,
     to_node,
-    to_user,
     to_version,
 )
 from vaultfs.adapters.sql.writer import Writer
 from vaultfs.domain.digests import Digest
-from vaultfs.domain.errors import NotFound
-from vaultfs.domain.names import Path, key_of
-from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version
-from vaultfs.domain.retention import Retention
-from vaultfs.domain.tokens import Token
+from vaultfs.domain.names import key_of
+from vaultfs.domain.nodes import Node, NodeId, TreeId, UserId, Version
 from vaultfs.ports.catalog import (
-    Audited,
-    Catalog,
-    CatalogStats,
-    Change,
     Known,
     Location,
-    PackRow,
     Reindexing,
     Trashed,
-    VersionRef,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +65,7 @@ FEW_DIGESTS: Final = 4
 
 
 @define(eq=False)
-class SqliteCatalog(Catalog):
+class SqliteCatalog(SqlCatalog):
     """`open` makes one. `path` is None for a catalog in memory, which one process has alone."""
 
     _path: FilePath | None
@@ -164,7 +147,7 @@ class SqliteCatalog(Catalog):
         A hop to another costs several times as much as such a query, and readers wait for
         nobody in a write-ahead log (`docs/decisions/0008-point-reads.md`).
         """
-        return await self._here(lambda connection: execute(connection, sql, parameters).fetchall())
+        return await self._here(partial(_fetch, sql, parameters))
 
     async def _here(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """What `query` returns, run at once."""
@@ -177,89 +160,17 @@ class SqliteCatalog(Catalog):
             return query(self._near)
 
     async def _rows(self, sql: str, *parameters: Any) -> list[Row]:
-        return await self._read(lambda connection: execute(connection, sql, parameters).fetchall())
-
-    async def outcome(self, op_id: str) -> tuple[Change, ...]:
-        rows = await self._rows(
-            f"SELECT {CHANGE} FROM changes WHERE op_id = $1 ORDER BY tree, seq", op_id
-        )
-        return tuple(map(to_change, rows))
-
-    async def user(self, name: str) -> User:
-        rows = await self._few(
-            f"SELECT {USER} FROM users u JOIN trees t ON t.id = u.id WHERE u.key = $1",
-            key_of(name),
-        )
-        if not rows:
-            raise NotFound(f"there is no user {name}")
-        return to_user(rows[0])
-
-    async def users(self) -> list[User]:
-        rows = await self._rows(
-            f"SELECT {USER} FROM users u JOIN trees t ON t.id = u.id ORDER BY u.key"
-        )
-        return list(map(to_user, rows))
-
-    async def token(self, number: str) -> tuple[Token, User] | None:
-        rows = await self._few(
-            f"SELECT {ACCESS}, {USER} FROM tokens k JOIN users u ON u.id = k.owner"
-            " JOIN trees t ON t.id = u.id WHERE k.id = $1",
-            number,
-        )
-        if not rows:
-            return None
-        return Token._make(rows[0][:ACCESS_WIDTH]), to_user(rows[0][ACCESS_WIDTH:])
-
-    async def tokens(self, owner: UserId) -> list[Token]:
-        rows = await self._rows(
-            f"SELECT {ACCESS} FROM tokens k WHERE k.owner = $1 AND k.revoked IS NULL ORDER BY k.id",
-            owner,
-        )
-        return list(map(Token._make, rows))
-
-    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[Audited]:
-        rows = await self._rows(
-            "SELECT id, at, actor, kind, subject, op_id FROM audit WHERE id > $1"
-            " ORDER BY id LIMIT $2",
-            *(after, limit),
-        )
-        return list(map(Audited._make, rows))
-
-    async def retention(self, tree: TreeId) -> Retention:
-        rows = await self._rows("SELECT retention FROM trees WHERE id = $1", tree)
-        if not rows:
-            raise NotFound("there is no such tree")
-        return parse_retention(rows[0][0])
-
-    async def resolve(self, tree: TreeId, path: Path) -> tuple[Node, ...]:
-        rows = await self._few(RESOLVE, tree, _keys(path))
-        return tuple(map(to_node, rows))
-
-    async def file(
-        self, tree: TreeId, path: Path, number: int | None = None
-    ) -> tuple[tuple[Node, ...], Version | None]:
-        rows = await self._few(queries.FILE, tree, _keys(path), number, len(path))
-        nodes = tuple(to_node(row[:NODE_WIDTH]) for row in rows)
-        if len(nodes) != len(path) + 1 or rows[-1][NODE_WIDTH] is None:
-            return nodes, None
-        return nodes, to_version(rows[-1][NODE_WIDTH:])
+        return await self._read(partial(_fetch, sql, parameters))
 
     async def children(self, folder: NodeId, *, after: str = "", limit: int = 1000) -> list[Node]:
-        nodes = list(map(to_node, await self._few(CHILDREN, folder, after, min(limit, FEW))))
-        if len(nodes) == FEW < limit:
-            last = key_of(nodes[-1].name)
-            nodes += map(to_node, await self._rows(CHILDREN, folder, last, limit - FEW))
+        nodes: list[Node] = []
+        if limit <= FEW or not after:  # else the folder has shown to be a large one
+            nodes += map(to_node, await self._few(CHILDREN, folder, after, min(limit, FEW)))
+            if not len(nodes) == FEW < limit:
+                return nodes
+            after = key_of(nodes[-1].name)
+        nodes += await self._read(partial(_children, (folder, after, limit - len(nodes))))
         return nodes
-
-    async def versions(
-        self, node: NodeId, *, before: int | None = None, limit: int = 1000
-    ) -> list[Version]:
-        rows = await self._rows(
-            f"SELECT {VERSION} FROM versions v WHERE v.node = $1 AND v.number < $2"
-            " ORDER BY v.number DESC LIMIT $3",
-            *(node, 1 << 62 if before is None else before, limit),
-        )
-        return list(map(to_version, rows))
 
     async def current_versions(self, nodes: Sequence[NodeId]) -> dict[NodeId, Version]:
         rows = await self._rows(
@@ -269,40 +180,19 @@ class SqliteCatalog(Catalog):
         )
         return {version.node: version for version in map(to_version, rows)}
 
-    async def node_path(self, node: NodeId) -> tuple[TreeId, Path]:
-        rows = await self._rows(queries.PATH, node)
-        if not rows:
-            raise NotFound(f"there is no node {node}")
-        return rows[0][0], _path(rows)
-
     async def trash(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Trashed]:
         def run(connection: sqlite3.Connection) -> list[Trashed]:
             with one_moment(connection):
-                rows = connection.execute(queries.TRASH, (tree, after, limit)).fetchall()
+                rows = execute(connection, queries.TRASH, (tree, after, limit)).fetchall()
                 return [
-                    Trashed(to_node(row), _path(connection.execute(queries.PATH, row[:1])))
+                    Trashed(
+                        to_node(row),
+                        to_path(path[1:] for path in execute(connection, queries.PATH, row[:1])),
+                    )
                     for row in rows
                 ]
 
         return await self._read(run)
-
-    async def files_with_history(
-        self, tree: TreeId, *, after: int = 0, limit: int = 1000
-    ) -> list[NodeId]:
-        rows = await self._rows(
-            "SELECT n.id FROM nodes n WHERE n.tree = $1 AND n.id > $2 AND n.number > 1 AND EXISTS"
-            " (SELECT 1 FROM versions v WHERE v.node = n.id AND v.id <> n.version)"
-            " ORDER BY n.id LIMIT $3",
-            *(tree, after, limit),
-        )
-        return [row[0] for row in rows]
-
-    async def changes(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Change]:
-        rows = await self._rows(
-            f"SELECT {CHANGE} FROM changes WHERE tree = $1 AND seq > $2 ORDER BY seq LIMIT $3",
-            *(tree, after, limit),
-        )
-        return list(map(to_change, rows))
 
     async def known(self, user: UserId, digests: Sequence[Digest]) -> Known:
         ask = self._here if len(digests) <= FEW_DIGESTS else self._read
@@ -314,17 +204,6 @@ class SqliteCatalog(Catalog):
         rows = await self._read(partial(queries.by_digest, queries.LOCATE, user, digests))
         return dict(map(to_location, rows))
 
-    async def packs(self, *, after: Digest | None = None, limit: int = 1000) -> list[PackRow]:
-        rows = await self._rows(
-            "SELECT p.key, p.size, p.crc32c, l.backend FROM packs p"
-            " JOIN pack_locations l ON l.pack = p.id WHERE p.key > $1 ORDER BY p.key LIMIT $2",
-            *(after or b"", limit),
-        )
-        return list(map(PackRow._make, rows))
-
-    async def has_pack(self, key: Digest) -> bool:
-        return bool(await self._rows("SELECT 1 FROM packs WHERE key = $1", key))
-
     async def chunks_of(self, packs: Sequence[Digest]) -> list[tuple[Digest, Location]]:
         def scan(connection: sqlite3.Connection) -> list[tuple[Digest, Location]]:
             names = json.dumps([key.hex() for key in packs])
@@ -332,24 +211,6 @@ class SqliteCatalog(Catalog):
             return list(map(to_location, rows))
 
         return await self._read(scan)
-
-    async def index(
-        self, *, after: Digest | None = None, limit: int = 1000
-    ) -> list[tuple[Digest, Location]]:
-        rows = await self._rows(queries.INDEX, after or b"", limit)
-        return list(map(to_location, rows))
-
-    async def all_versions(self, *, after: int = 0, limit: int = 1000) -> list[VersionRef]:
-        rows = await self._rows(
-            "SELECT v.id, v.node, n.tree, v.number, v.manifest FROM versions v"
-            " JOIN nodes n ON n.id = v.node WHERE v.id > $1 ORDER BY v.id LIMIT $2",
-            *(after, limit),
-        )
-        return list(map(VersionRef._make, rows))
-
-    async def stats(self) -> CatalogStats:
-        rows = await self._rows(queries.STATS)
-        return CatalogStats(*rows[0])
 
     async def check(self) -> list[str]:
         def run(connection: sqlite3.Connection) -> list[str]:
@@ -426,13 +287,13 @@ class SqliteCatalog(Catalog):
         self._id = number
 
 
-def _path(rows: Iterable[Row]) -> Path:
-    """The path that the rows of `queries.PATH` are."""
-    return tuple(name for _, name, parent in reversed(tuple(rows)) if parent is not None)
+def _fetch(sql: str, parameters: Sequence[Any], connection: sqlite3.Connection) -> list[Row]:
+    return execute(connection, sql, parameters).fetchall()
 
 
-def _keys(path: Path) -> str:
-    return json.dumps(tuple(map(key_of, path)), ensure_ascii=False)
+def _children(parameters: Sequence[Any], connection: sqlite3.Connection) -> list[Node]:
+    # From the cursor, in its thread: a row is gone before the next one is made.
+    return list(map(to_node, execute(connection, CHILDREN, parameters)))
 
 
 def _close(connections: Iterable[sqlite3.Connection]) -> None:

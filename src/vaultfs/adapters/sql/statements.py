@@ -4,9 +4,10 @@ Parameters are written `$1`, `$2` ...; each driver turns them into its own form.
 """
 
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
+from json.encoder import encode_basestring
 from typing import Any, NamedTuple, TypeVar
 
 from vaultfs.domain.digests import Digest
@@ -98,6 +99,11 @@ ABOVE = f"""
     SELECT {NODE} FROM above JOIN nodes n ON n.id = above.id ORDER BY above.depth
 """
 """A node and those above it, up to the root, trashed or not."""
+
+
+def to_array(texts: Iterable[str]) -> str:
+    """A JSON array of strings, in a fraction of the time that `json.dumps` takes."""
+    return f"[{','.join(map(encode_basestring, texts))}]"
 
 
 def format_retention(retention: Retention) -> str:

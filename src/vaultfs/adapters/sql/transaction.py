@@ -4,13 +4,12 @@ What a transaction has learned of trees and folders is kept in a `Transaction`, 
 that a thousand puts into one folder look it up once.
 """
 
-import json
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from attrs import Factory, define, field
 
 from vaultfs.adapters.sql.lockview import LockView
-from vaultfs.adapters.sql.statements import NODE, RESOLVE, Program, Run, to_node
+from vaultfs.adapters.sql.statements import NODE, RESOLVE, Program, Run, to_array, to_node
 from vaultfs.domain.access import Action, may
 from vaultfs.domain.errors import Exists, NotAFolder, NotFound, ParentNotFound, QuotaExceeded
 from vaultfs.domain.names import Path, format_path, key_of
@@ -71,11 +70,15 @@ def next_id(tx: Transaction, kind: str) -> Program[int]:
     return start
 
 
+RESERVE: Final = "UPDATE counters SET next = next + $2 WHERE name = $1 RETURNING next"
+"""Takes ids; a database with many writers may do so outside the transaction."""
+TREE: Final = "SELECT id, root, seq, used, quota FROM trees WHERE id = $1"
+"""A tree's row, which a database with many writers has locked already."""
+
+
 def reserve(tx: Transaction, kind: str, count: int) -> Program[int]:
     """The first of `count` ids in a row that nothing of their kind has had."""
-    rows = yield Run(
-        "UPDATE counters SET next = next + $2 WHERE name = $1 RETURNING next", (kind, count)
-    )
+    rows = yield Run(RESERVE, (kind, count))
     tx.reserved += 1
     return int(rows[0][0]) - count
 
@@ -84,7 +87,7 @@ def tree_row(tx: Transaction, number: TreeId) -> Program[Tree]:
     """The tree as it is at this point of the transaction. Raises `NotFound`."""
     tree = tx.trees.get(number)
     if tree is None:
-        rows = yield Run("SELECT id, root, seq, used, quota FROM trees WHERE id = $1", (number,))
+        rows = yield Run(TREE, (number,))
         if not rows:
             raise NotFound("there is no such tree")
         tree = tx.trees[number] = Tree._make(rows[0])
@@ -100,14 +103,14 @@ def charge(tx: Transaction, number: TreeId, size: int) -> Program[None]:
             f"{size} more bytes would make {used}; the quota is {tree.quota}: purge the trash,"
             " prune old versions or raise the quota"
         )
-    tx.trees[number] = tree._replace(used=used)
+    tx.trees[number] = Tree(tree.id, tree.root, tree.seq, used, tree.quota)
 
 
 def log(tx: Transaction, unit: Unit, kind: str, node: Node) -> Program[None]:
     """Add an entry to the tree's feed."""
     tree = yield from tree_row(tx, node.tree)
     seq = tree.seq + 1
-    tx.trees[tree.id] = tree._replace(seq=seq)
+    tx.trees[tree.id] = Tree(tree.id, tree.root, seq, tree.used, tree.quota)
     yield Run(INSERT_CHANGE, change_row(unit, seq, kind, node))
 
 
@@ -130,7 +133,7 @@ def chain_to(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[t
     keys = tuple(map(key_of, path))
     chain = tx.folders.get((tree, keys))
     if chain is None:
-        rows = yield Run(RESOLVE, (tree, json.dumps(keys, ensure_ascii=False)))
+        rows = yield Run(RESOLVE, (tree, to_array(keys)))
         chain = tuple(map(to_node, rows))
         if len(chain) == len(path) + 1:
             folders = len(path) if chain[-1].is_folder else len(path) - 1
@@ -234,11 +237,11 @@ def update(tx: Transaction, unit: Unit, node: Node, kind: str) -> Program[Node]:
     """Write all of `node`, its revision raised, and log it as `kind`."""
     node = node._replace(revision=node.revision + 1, modified_us=unit.at_us)
     yield Run(
-        "UPDATE nodes SET parent = $2, name = $3, key = $4, revision = $5, version = $6,"
-        " number = $7, size = $8, metadata = $9, modified = $10, trashed = $11 WHERE id = $1",
+        "UPDATE nodes SET parent = $1, name = $2, key = $3, revision = $4, version = $5,"
+        " number = $6, size = $7, metadata = $8, modified = $9, trashed = $10 WHERE id = $11",
         (
-            *(node.id, node.parent, node.name, key_of(node.name), node.revision, node.version),
-            *(node.number, node.size, node.metadata, node.modified_us, node.trashed_us),
+            *(node.parent, node.name, key_of(node.name), node.revision, node.version),
+            *(node.number, node.size, node.metadata, node.modified_us, node.trashed_us, node.id),
         ),
     )
     yield from log(tx, unit, kind, node)

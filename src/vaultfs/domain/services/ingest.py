@@ -253,7 +253,7 @@ class Ingest:
             raise
         placed = await self.store(user, [cut for cuts, _ in cut for cut in cuts], charge)
         return [
-            Ingested(Content(_manifest(cuts), digest, DigestState.VERIFIED), placed)
+            Ingested(Content(manifest_of(cuts), digest, DigestState.VERIFIED), placed)
             for cuts, digest in cut
         ]
 
@@ -277,6 +277,23 @@ class Ingest:
             charge.release()
             raise
         placed.take(self.packer.add(user, chunks, charge))
+        return placed
+
+    async def encoded(self, user: UserId, chunks: Sequence[StoredChunk], charge: Charge) -> Placed:
+        """Put those of `chunks` into packs that the vault lacks; they have been verified.
+
+        Takes over `charge`.
+        """
+        try:
+            placed, missing = await self._sift(
+                user, [Cut(chunk.digest, chunk.stored, chunk.kind) for chunk in chunks]
+            )
+            lacking = {cut.digest for cut in missing}
+            kept = _settle_memory([each for each in chunks if each.digest in lacking], charge)
+        except BaseException:
+            charge.release()
+            raise
+        placed.take(self.packer.add(user, kept, charge))
         return placed
 
     async def _compute(self, size: int, call: Callable[..., T], *arguments: object) -> T:
@@ -306,15 +323,17 @@ class Ingest:
 def _cut_each(contents: Sequence[bytes]) -> list[tuple[list[Cut], Digest]]:
     """For each content its chunks and its own digest."""
     chunker = Chunker()
-    found: list[tuple[list[Cut], Digest]] = []
-    for data in contents:
-        cuts, _ = _cut(chunker, memoryview(data), last=True)
-        # The digest of a content of one chunk is the chunk's.
-        found.append((cuts, cuts[0].digest if len(cuts) == 1 else digest_of(data)))
-    return found
+    return [cut_content(data, chunker) for data in contents]
 
 
-def _manifest(cuts: Sequence[Cut]) -> Manifest:
+def cut_content(data: bytes, chunker: Chunker) -> tuple[list[Cut], Digest]:
+    """The chunks of a whole content, and its own digest."""
+    cuts, _ = _cut(chunker, memoryview(data), last=True)
+    # The digest of a content of one chunk is the chunk's.
+    return cuts, cuts[0].digest if len(cuts) == 1 else digest_of(data)
+
+
+def manifest_of(cuts: Sequence[Cut]) -> Manifest:
     """The manifest of a content that is too small to need pages."""
     return Manifest(0, tuple((cut.digest, len(cut.data)) for cut in cuts))
 

@@ -8,9 +8,24 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from vaultfs.entrypoints.cli import contents, locking, looking, nodes, server, session, upkeep
+from vaultfs.entrypoints.cli import (
+    contents,
+    credentials,
+    locking,
+    looking,
+    nodes,
+    server,
+    session,
+    upkeep,
+)
 from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode
-from vaultfs.entrypoints.cli.session import JsonOption, QuietOption, VaultOption
+from vaultfs.entrypoints.cli.session import (
+    DatabaseOption,
+    JsonOption,
+    QuietOption,
+    StoreOption,
+    VaultOption,
+)
 
 _UsageError: Final[type[BaseException]] = typer.BadParameter.__mro__[1]
 """The class above it, whose module is another one from release to release of Typer."""
@@ -56,7 +71,7 @@ def _message(error: BaseException) -> str:
 app = typer.Typer(
     name="vaultfs",
     cls=Commands,
-    help="A versioned, deduplicating file vault in a folder of your own.",
+    help="A versioned, deduplicating file vault in a folder of your own, or behind a server.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -76,6 +91,8 @@ def _show_version(value: bool) -> None:
 @app.callback()
 def options(
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: Annotated[
@@ -87,12 +104,14 @@ def options(
 ) -> None:
     """Options that can stand before any command, and most of them behind it too."""
     session.defaults.vault = vault
+    session.defaults.database = database
+    session.defaults.store = store
     session.defaults.json = as_json
     session.defaults.quiet = quiet
     session.defaults.debug = debug
 
 
-for module in (upkeep, contents, looking, nodes, locking, server):
+for module in (upkeep, contents, looking, nodes, locking, server, credentials):
     module.add_to(app)
 
 

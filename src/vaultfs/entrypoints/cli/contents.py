@@ -13,15 +13,17 @@ from attrs import define, field
 
 from vaultfs.domain.errors import (
     Conflict,
+    Exists,
     InvalidField,
     IsAFolder,
     NotAFolder,
     NotFound,
     SourceChanged,
+    VersionMismatch,
 )
 from vaultfs.domain.names import Address, check_name
 from vaultfs.entrypoints.cli.errors import ExitCode
-from vaultfs.entrypoints.cli.remote import address, folder_at, node_json, written
+from vaultfs.entrypoints.cli.remote import address, node_json, written
 from vaultfs.entrypoints.cli.session import (
     Bar,
     JsonOption,
@@ -30,16 +32,16 @@ from vaultfs.entrypoints.cli.session import (
     Session,
     VaultOption,
     human,
-    opened,
     run,
     session,
     shown,
+    working,
 )
 
 if TYPE_CHECKING:
-    from vaultfs.domain.nodes import Node, Preconditions, Version
+    from vaultfs.domain.nodes import Preconditions, Version
     from vaultfs.domain.services.transfer import Report
-    from vaultfs.entrypoints.vault import Vault
+    from vaultfs.entrypoints.surface import Content, Surface
 
 Existing = Annotated[
     int | None, typer.Option("--if-version", metavar="ID", help="Only if this is its version.")
@@ -149,7 +151,7 @@ def put(
 
     async def work() -> ExitCode:
         wanted = preconditions(if_version, if_revision, create_only=create_only)
-        async with opened(call) as vault:
+        async with working(call) as vault:
             outcome = _Outcome()
             targets = await _put_targets(vault, sources, destination)
             _check_sources(vault, sources, wanted)
@@ -164,14 +166,14 @@ def put(
 
 
 async def _put_targets(
-    vault: "Vault", sources: list[str], destination: str
+    vault: "Surface", sources: list[str], destination: str
 ) -> list[tuple[str, Address]]:
     """Where each source is to go. Raises before anything is stored."""
     target = address(destination)
     into = (
         len(sources) > 1
         or destination.endswith("/")
-        or await folder_at(vault.files, vault.user, target) is True
+        or await vault.kind(written(target)) == "folder"
     )
     pairs: list[tuple[str, Address]] = []
     for source in sources:
@@ -190,7 +192,7 @@ def _name(source: str) -> str:
     return Path(source).resolve().name if name in {"", ".."} else name
 
 
-def _check_sources(vault: "Vault", sources: list[str], wanted: "Preconditions") -> None:
+def _check_sources(vault: "Surface", sources: list[str], wanted: "Preconditions") -> None:
     """Raises unless each source is there and can be stored."""
     from vaultfs.adapters.files import refuse_inside
 
@@ -198,7 +200,7 @@ def _check_sources(vault: "Vault", sources: list[str], wanted: "Preconditions") 
         if source == "-":
             continue
         path = Path(source)
-        refuse_inside(vault.settings.folder, path)
+        refuse_inside(vault.folder, path)
         if path.is_file():
             continue
         if not path.exists():
@@ -227,35 +229,26 @@ def _local_size(source: str) -> int:
 
 
 async def _put_one(
-    vault: "Vault",
+    vault: "Surface",
     source: str,
     target: Address,
     wanted: "Preconditions",
     outcome: _Outcome,
     bar: Bar,
 ) -> None:
-    from vaultfs.adapters.files import LocalSource, StreamSource
+    from vaultfs.adapters.files import StreamSource
 
     if source == "-":
         stream = StreamSource(partial(os.read, sys.stdin.fileno()))
-        result = await vault.files.put(
-            vault.user,
-            target,
-            stream,
-            preconditions=wanted,
-            parents=True,
-            progress=bar.advance,
-        )
-        _stored(outcome, result.node, result.count, target)
+        await _store(vault, stream, target, wanted, outcome, bar)
     elif Path(source).is_dir():
-        tree = LocalSource(Path(source), vault.settings.folder)
-        outcome.take(await vault.transfer.put(vault.user, tree, target, progress=bar.advance))
+        outcome.take(await vault.put_tree(source, written(target), progress=bar.advance))
     else:
         await _put_file(vault, source, target, wanted, outcome, bar)
 
 
 async def _put_file(
-    vault: "Vault",
+    vault: "Surface",
     source: str,
     target: Address,
     wanted: "Preconditions",
@@ -263,35 +256,35 @@ async def _put_file(
     bar: Bar,
     tries: int = 2,
 ) -> None:
-    from vaultfs.adapters.files import open_source
-
     try:
         # The user named it: a link stands for what it leads to.
-        async with open_source(Path(source).resolve()) as (stream, item):
-            result = await vault.files.put(
-                vault.user,
-                target,
-                stream,
-                size=item.size,
-                origin=item.origin,
-                preconditions=wanted,
-                parents=True,
-                progress=bar.advance,
-            )
+        await _store(vault, Path(source).resolve(), target, wanted, outcome, bar)
     except SourceChanged:
         if tries == 1:
             raise
         await _put_file(vault, source, target, wanted, outcome, bar, tries - 1)
-    else:
-        _stored(outcome, result.node, result.count, target)
 
 
-def _stored(outcome: _Outcome, node: "Node | None", changed: int, target: Address) -> None:
-    assert node is not None
+async def _store(
+    vault: "Surface",
+    content: "Content",
+    target: Address,
+    wanted: "Preconditions",
+    outcome: _Outcome,
+    bar: Bar,
+) -> None:
+    try:
+        stored = await vault.store(
+            written(target), content, preconditions=wanted, progress=bar.advance
+        )
+    except VersionMismatch as error:
+        if wanted.if_absent:  # what HTTP calls a precondition is a name that is taken
+            raise Exists(error.message) from error
+        raise
     outcome.files += 1
-    outcome.size += node.size
-    outcome.changed += changed
-    outcome.nodes.append(node_json(node, target))
+    outcome.size += stored.node.size
+    outcome.changed += stored.changed
+    outcome.nodes.append(node_json(stored.node, target))
 
 
 # get
@@ -315,7 +308,7 @@ def get(
     async def work() -> ExitCode:
         if destination == "-":
             _leave_output_to_contents(call)
-        async with opened(call) as vault:
+        async with working(call) as vault:
             outcome = _Outcome()
             into = len(sources) > 1 or destination.endswith("/") or Path(destination).is_dir()
             with call.progress("get") as bar:
@@ -328,7 +321,7 @@ def get(
 
 
 async def _get_one(
-    vault: "Vault",
+    vault: "Surface",
     source: Address,
     destination: str,
     number: int | None,
@@ -337,11 +330,11 @@ async def _get_one(
     *,
     into: bool,
 ) -> None:
-    from vaultfs.adapters.files import LocalTarget, refuse_inside
+    from vaultfs.adapters.files import refuse_inside
 
-    node = await vault.files.stat(vault.user, source)
+    node = await vault.stat(written(source))
     target = Path(destination)
-    refuse_inside(vault.settings.folder, target)
+    refuse_inside(vault.folder, target)
     if into and source.path:
         target /= source.path[-1]
     if node.is_folder:
@@ -349,17 +342,16 @@ async def _get_one(
             raise IsAFolder(f"{source} is a folder")
         if target.exists() and not target.is_dir():
             raise NotAFolder(f"{target} is there and no folder")
-        tree = LocalTarget(target, vault.settings.folder)
-        outcome.take(await vault.transfer.get(vault.user, source, tree, progress=bar.advance))
+        outcome.take(await vault.get_tree(written(source), target, progress=bar.advance))
         return
-    _, version = await vault.files.version(vault.user, source, number)
+    version = await vault.version(written(source), number)
     bar.expect(version.size)
     if destination == "-":
-        await _write_out(vault, version)
+        await _write_out(vault, source, version)
         return
     if not into:
         target = _named_file(target)
-    await _get_file(vault, version, target, bar)
+    await _get_file(vault, source, version, target, bar)
     outcome.files += 1
     outcome.size += version.size
     outcome.nodes.append(node_json(node, source))
@@ -375,13 +367,15 @@ def _named_file(target: Path) -> Path:
     return target.resolve()
 
 
-async def _get_file(vault: "Vault", version: "Version", target: Path, bar: Bar) -> None:
+async def _get_file(
+    vault: "Surface", source: Address, version: "Version", target: Path, bar: Bar
+) -> None:
     from vaultfs.adapters.files import LocalTarget
 
     async with AsyncExitStack() as stack:
-        folder = LocalTarget(target.parent, vault.settings.folder)
+        folder = LocalTarget(target.parent, vault.folder)
         sink = await stack.enter_async_context(folder.create((target.name,), version.origin))
-        pieces = await stack.enter_async_context(vault.files.read(vault.user, version))
+        pieces = await stack.enter_async_context(vault.content(written(source), version))
         async for part in pieces:
             await sink.write(part)
             bar.advance(sum(map(len, part)))
@@ -398,10 +392,10 @@ def cat(
 
     async def work() -> None:
         _leave_output_to_contents(call)
-        async with opened(call) as vault:
-            for path in paths:
-                _, version = await vault.files.version(vault.user, address(path), number)
-                await _write_out(vault, version)
+        async with working(call) as vault:
+            for source in map(address, paths):
+                version = await vault.version(written(source), number)
+                await _write_out(vault, source, version)
 
     run(call, work)
 
@@ -411,11 +405,11 @@ def _leave_output_to_contents(call: Session) -> None:
         raise InvalidField("--json: standard output is for the contents")
 
 
-async def _write_out(vault: "Vault", version: "Version") -> None:
+async def _write_out(vault: "Surface", source: Address, version: "Version") -> None:
     from anyio import to_thread
 
     out = sys.stdout.buffer
-    async with vault.files.read(vault.user, version) as pieces:
+    async with vault.content(written(source), version) as pieces:
         async for part in pieces:
             await to_thread.run_sync(out.writelines, part, abandon_on_cancel=True)
     out.flush()

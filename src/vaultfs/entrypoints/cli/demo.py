@@ -1,8 +1,10 @@
-"""The demonstration: the main job on real files, with figures."""
+"""The demonstration: the main job on real files, with figures, in a folder and over HTTP."""
 
+import json
 import random
 import resource
 import shutil
+import sys
 import sysconfig
 import tempfile
 import time
@@ -14,22 +16,26 @@ from typing import Any, Final
 
 import anyio
 from anyio import to_thread
+from anyio.streams.buffered import BufferedByteReceiveStream
 from attrs import define, field
 
-from vaultfs.adapters.files import LocalSource, LocalTarget
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.integrity import Depth
-from vaultfs.domain.names import Address
 from vaultfs.domain.services.transfer import Report
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import Session, human, table
+from vaultfs.entrypoints.client import connect
+from vaultfs.entrypoints.sdk import as_client
 from vaultfs.entrypoints.settings import read_settings
+from vaultfs.entrypoints.surface import Surface
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
 
 SEED: Final = 20
 SMALL: Final = ("asyncio", "email", "encodings", "html", "http", "json", "logging", "xml")
 LEFT_OUT: Final = ("site-packages", "__pycache__")
-WHERE: Final = Address("me", ("demo",))
+WHERE: Final = "/demo"
+MOST_TOLD: Final = 65_536
+"""Bytes of what a server says when it starts."""
 
 
 @define
@@ -49,7 +55,7 @@ class Step:
 
 @define(str=False)
 class Changes:
-    """What was done to the tree, as a user would do it in the vault too."""
+    """What was done to the tree, as a user would do it in the vault too; paths are below it."""
 
     edited: int = 0
     appended: int = 0
@@ -65,13 +71,138 @@ class Changes:
 
 
 @define
+class Work:
+    """The job, done once: in a vault in a folder, or through a server."""
+
+    call: Session
+    title: str
+    steps: list[Step] = field(factory=list[Step])
+    differences: list[str] = field(factory=list[str])
+    came: int = 0
+    """Bytes that were put."""
+    stored: int = 0
+    """Bytes of packs that they made."""
+    clean: bool = False
+    peak: int = 0
+    """Bytes of memory, of the process that holds the vault."""
+
+    @property
+    def good(self) -> bool:
+        """Whether all came back as it went in."""
+        return self.clean and not self.differences
+
+    async def run(self, vault: Surface, tree: Path, changed: Path, changes: Changes) -> None:
+        """Put `tree`, follow `changes`, put what came of them, get it and compare."""
+        first = await self._put(vault, tree, "put")
+        await self._follow(vault, tree, changes)
+        again = await self._put(vault, changed, "put again")
+        self.came = first.size + again.size
+        back = changed.with_name(f"{changed.name}-back-{len(self.title)}")
+        await self._get(vault, back, again.size)
+        self.differences = await to_thread.run_sync(compare, changed, back)
+        await to_thread.run_sync(shutil.rmtree, back)
+
+    @asynccontextmanager
+    async def _timed(self, name: str) -> AsyncGenerator[Step, None]:
+        step = Step(name, 0, 0, 0.0)
+        start = time.perf_counter()
+        yield step
+        step.seconds = time.perf_counter() - start
+        self.steps.append(step)
+
+    async def _put(self, vault: Surface, tree: Path, name: str) -> Report:
+        total = await to_thread.run_sync(lambda: sum(p.stat().st_size for p in files_in(tree)))
+        with self.call.progress(name, total) as bar:
+            async with self._timed(name) as step:
+                report = await vault.put_tree(tree, WHERE, progress=bar.advance)
+                step.files, step.size = report.files, report.size
+        if not report.complete:
+            raise VaultError(f"not all was stored: {(*report.skipped, *report.failed)[:3]}")
+        return report
+
+    async def _follow(self, vault: Surface, tree: Path, changes: Changes) -> None:
+        """Rename and delete in the vault what was renamed and deleted in the tree."""
+
+        def at(path: Path) -> str:
+            return f"{WHERE}/{path.relative_to(tree).as_posix()}"
+
+        for old, new in changes.renamed:
+            await vault.move(at(tree / old), at(tree / new))
+        for path in changes.deleted:
+            await vault.delete(at(tree / path))
+
+    async def _get(self, vault: Surface, back: Path, total: int) -> None:
+        with self.call.progress("get", total) as bar:
+            async with self._timed("get") as step:
+                report = await vault.get_tree(WHERE, back, progress=bar.advance)
+                step.files, step.size = report.files, report.size
+
+    async def verify(self, vault: Vault) -> None:
+        """Look for damage, and at how much is stored."""
+        self.stored = (await vault.catalog.stats()).packed
+        with self.call.progress("verify", self.stored) as bar:
+            async with self._timed("verify (full)") as step:
+                found = await vault.integrity.verify(Depth.FULL, progress=bar.advance)
+                step.files, step.size = found.versions, found.size
+        for problem in found.problems:
+            self.call.remark(problem)
+        self.clean = found.clean
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return {
+            "steps": [
+                {
+                    "name": step.name,
+                    "files": step.files,
+                    "bytes": step.size,
+                    "seconds": round(step.seconds, 3),
+                    "mb_per_second": round(step.rate / 1e6, 1),
+                }
+                for step in self.steps
+            ],
+            "bytes_in": self.came,
+            "bytes_stored": self.stored,
+            "deduplication": round(self.came / self.stored, 2) if self.stored else None,
+            "peak_memory": self.peak,
+            "differences": self.differences,
+            "clean": self.clean,
+        }
+
+    @property
+    def table(self) -> str:
+        """All of it, for people."""
+        rows = [(self.title, "files", "bytes", "seconds", "MB/s")]
+        rows += [
+            (
+                step.name,
+                f"{step.files:>7}",
+                human(step.size).rjust(10),
+                f"{step.seconds:>7.2f}",
+                f"{step.rate / 1e6:>6.0f}",
+            )
+            for step in self.steps
+        ]
+        factor = round(self.came / self.stored, 2) if self.stored else None
+        return "\n".join(
+            (
+                table(rows),
+                f"bytes in {human(self.came)}, stored {human(self.stored)}: {factor} to 1",
+                f"peak memory {human(self.peak)}",
+                "came back byte for byte: " + ("NO" if self.differences else "yes"),
+                "vault verified: " + ("clean" if self.clean else "DAMAGED"),
+            )
+        )
+
+
+@define
 class Demo:
     """A run of the demonstration."""
 
     call: Session
     also: tuple[Path, ...]
     small: bool
-    steps: list[Step] = field(factory=list[Step])
 
     async def run(self, keep: Path | None) -> ExitCode:
         """Do it all; `FAILED` if anything came back other than it went in."""
@@ -85,21 +216,42 @@ class Demo:
                     await to_thread.run_sync(shutil.rmtree, folder, True)
 
     async def _run(self, folder: Path) -> ExitCode:
-        tree, back = folder / "tree", folder / "back"
+        tree, changed = folder / "tree", folder / "changed"
         self.call.remark("gathering the tree ...")
         await to_thread.run_sync(self._gather, tree)
-        await init_vault(folder / "vault")
-        async with open_vault(read_settings(folder / "vault")) as vault:
-            first = await self._put(vault, tree, "put")
-            changes = await to_thread.run_sync(change, tree)
-            await self._follow(vault, tree, changes)
-            again = await self._put(vault, tree, "put again")
-            await self._get(vault, back, again.size)
-            differences = await to_thread.run_sync(compare, tree, back)
-            clean = await self._verify(vault)
-            stats = await vault.catalog.stats()
-        self._tell(changes, first.size + again.size, stats.packed, differences, clean=clean)
-        return ExitCode.DONE if clean and not differences else ExitCode.FAILED
+        await to_thread.run_sync(shutil.copytree, tree, changed)
+        changes = await to_thread.run_sync(change, changed)
+        works = (
+            await self._embedded(folder / "vault", tree, changed, changes),
+            await self._served(folder / "served", tree, changed, changes),
+        )
+        self.call.answer(
+            {work.title: work.value for work in works},
+            lambda: "\n\n".join((works[0].table, works[1].table, f"between the puts: {changes}")),
+        )
+        return ExitCode.DONE if all(work.good for work in works) else ExitCode.FAILED
+
+    async def _embedded(self, place: Path, tree: Path, changed: Path, changes: Changes) -> Work:
+        work = Work(self.call, "embedded")
+        await init_vault(place)
+        async with open_vault(read_settings(place)) as vault:
+            async with as_client(vault) as client:
+                await work.run(client, tree, changed, changes)
+            await work.verify(vault)
+        work.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return work
+
+    async def _served(self, place: Path, tree: Path, changed: Path, changes: Changes) -> Work:
+        work = Work(self.call, "over HTTP")
+        async with (
+            _server(place) as (address, token, number),
+            connect(address, token=token) as client,
+        ):
+            await work.run(client, tree, changed, changes)
+            work.peak = _peak_of(number)
+        async with open_vault(read_settings(place)) as vault:
+            await work.verify(vault)
+        return work
 
     def _gather(self, tree: Path) -> None:
         """A copy of the standard library, without what was installed or compiled."""
@@ -115,106 +267,30 @@ class Demo:
                 raise VaultError(f"{folder} is no folder")
             shutil.copytree(folder, tree / folder.name, ignore=ignore)
 
-    @asynccontextmanager
-    async def _timed(self, name: str) -> AsyncGenerator[Step, None]:
-        step = Step(name, 0, 0, 0.0)
-        start = time.perf_counter()
-        yield step
-        step.seconds = time.perf_counter() - start
-        self.steps.append(step)
 
-    async def _put(self, vault: Vault, tree: Path, name: str) -> Report:
-        total = await to_thread.run_sync(lambda: sum(p.stat().st_size for p in files_in(tree)))
-        with self.call.progress(name, total) as bar:
-            async with self._timed(name) as step:
-                report = await vault.transfer.put(
-                    vault.user, LocalSource(tree), WHERE, progress=bar.advance
-                )
-                step.files, step.size = report.files, report.size
-        if not report.complete:
-            raise VaultError(f"not all was stored: {(*report.skipped, *report.failed)[:3]}")
-        return report
+@asynccontextmanager
+async def _server(place: Path) -> AsyncGenerator[tuple[str, str, int], None]:
+    """A server of a new vault, in a process of its own: its address, a token, its id."""
+    words = ("serve", str(place), "--port", "0", "--json", "--quiet")
+    command = (sys.executable, "-m", "vaultfs", *words)
+    async with await anyio.open_process(command, stdin=None, stderr=None) as process:
+        assert process.stdout is not None
+        try:
+            told = BufferedByteReceiveStream(process.stdout)
+            value = json.loads(await told.receive_until(b"\n", MOST_TOLD))
+            if "error" in value:
+                raise VaultError(f"no server could be started: {value['error']['message']}")
+            yield value["address"], value["token"], process.pid
+        finally:
+            process.terminate()
+            with anyio.CancelScope(shield=True):
+                await process.wait()
 
-    async def _follow(self, vault: Vault, tree: Path, changes: Changes) -> None:
-        """Rename and delete in the vault what was renamed and deleted in the tree."""
 
-        def at(path: Path) -> Address:
-            return Address(WHERE.tree, (*WHERE.path, *path.relative_to(tree).parts))
-
-        for old, new in changes.renamed:
-            await vault.files.move(vault.user, at(old), at(new))
-        for path in changes.deleted:
-            await vault.files.delete(vault.user, at(path))
-
-    async def _get(self, vault: Vault, back: Path, total: int) -> None:
-        with self.call.progress("get", total) as bar:
-            async with self._timed("get") as step:
-                report = await vault.transfer.get(
-                    vault.user, WHERE, LocalTarget(back), progress=bar.advance
-                )
-                step.files, step.size = report.files, report.size
-
-    async def _verify(self, vault: Vault) -> bool:
-        packed = (await vault.catalog.stats()).packed
-        with self.call.progress("verify", packed) as bar:
-            async with self._timed("verify (full)") as step:
-                found = await vault.integrity.verify(Depth.FULL, progress=bar.advance)
-                step.files, step.size = found.versions, found.size
-        for problem in found.problems:
-            self.call.remark(problem)
-        return found.clean
-
-    def _tell(
-        self, changes: Changes, came: int, stored: int, differences: list[str], *, clean: bool
-    ) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        value: dict[str, Any] = {
-            "steps": [
-                {
-                    "name": step.name,
-                    "files": step.files,
-                    "bytes": step.size,
-                    "seconds": round(step.seconds, 3),
-                    "mb_per_second": round(step.rate / 1e6, 1),
-                }
-                for step in self.steps
-            ],
-            "bytes_in": came,
-            "bytes_stored": stored,
-            "deduplication": round(came / stored, 2) if stored else None,
-            "peak_memory": peak,
-            "differences": differences,
-            "clean": clean,
-        }
-        self.call.answer(value, lambda: self._table(value, changes))
-
-    def _table(self, value: dict[str, Any], changes: Changes) -> str:
-        rows = [("", "files", "bytes", "seconds", "MB/s")]
-        rows += [
-            (
-                step.name,
-                f"{step.files:>7}",
-                human(step.size).rjust(10),
-                f"{step.seconds:>7.2f}",
-                f"{step.rate / 1e6:>6.0f}",
-            )
-            for step in self.steps
-        ]
-        same = value["differences"] == []
-        return "\n".join(
-            (
-                table(rows),
-                "",
-                f"between the puts: {changes}",
-                (
-                    f"bytes in {human(value['bytes_in'])}, stored"
-                    f" {human(value['bytes_stored'])}: {value['deduplication']} to 1"
-                ),
-                f"peak memory {human(value['peak_memory'])}",
-                "came back byte for byte: " + ("yes" if same else "NO"),
-                "vault verified: " + ("clean" if value["clean"] else "DAMAGED"),
-            )
-        )
+def _peak_of(number: int) -> int:
+    """Bytes that a process has held at the most."""
+    lines = Path(f"/proc/{number}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def files_in(tree: Path) -> Iterator[Path]:
@@ -240,10 +316,10 @@ def change(tree: Path) -> Changes:
     for path in chosen[2 * share : 3 * share]:
         new = path.with_name(f"renamed-{path.name}")
         path.rename(new)
-        changes.renamed.append((path, new))
+        changes.renamed.append((path.relative_to(tree), new.relative_to(tree)))
     for path in chosen[3 * share : 4 * share]:
         path.unlink()
-        changes.deleted.append(path)
+        changes.deleted.append(path.relative_to(tree))
     for path in chosen[4 * share :]:
         path.with_name(f"new-{path.name}").write_bytes(chance.randbytes(chance.randint(1, 50_000)))
         changes.created += 1

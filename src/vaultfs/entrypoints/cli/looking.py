@@ -8,15 +8,15 @@ import typer
 
 from vaultfs.domain.names import Address
 from vaultfs.entrypoints.cli.errors import ExitCode
-from vaultfs.entrypoints.cli.remote import address, children, node_json, version_json
+from vaultfs.entrypoints.cli.remote import address, node_json, version_json, written
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
     NumberOption,
     Session,
     VaultOption,
-    browsing,
     human,
     local_time,
+    looking,
     run,
     session,
     shown,
@@ -24,8 +24,8 @@ from vaultfs.entrypoints.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from vaultfs.domain.nodes import Node, User
-    from vaultfs.domain.services.browse import Browse
+    from vaultfs.domain.nodes import Node
+    from vaultfs.entrypoints.look import Look
 
 PathArgument = Annotated[str, typer.Argument(metavar="/PATH")]
 
@@ -36,10 +36,10 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _look(call: Session, work: "Callable[[Browse, User], Awaitable[None]]") -> None:
+def _look(call: Session, work: "Callable[[Look], Awaitable[None]]") -> None:
     async def look() -> ExitCode:
-        async with browsing(call) as (browse, user):
-            await work(browse, user)
+        async with looking(call) as vault:
+            await work(vault)
         return ExitCode.DONE
 
     run(call, look)
@@ -54,11 +54,12 @@ def ls(
     """List a folder."""
     call = session(vault, as_json=as_json)
 
-    async def work(browse: "Browse", user: "User") -> None:
+    async def work(vault: "Look") -> None:
         where = address(path)
-        node = await browse.stat(user, where)
+        node = await vault.stat(written(where))
         if node.is_folder:
-            found = [(each, where.child(each.name)) async for each in children(browse, user, where)]
+            nodes = vault.list(written(where))
+            found = [(each, where.child(each.name)) async for each in nodes]
         else:
             found = [(node, where)]
         call.answer(
@@ -98,9 +99,9 @@ def tree(
     """Show a folder with all below it."""
     call = session(vault, as_json=as_json)
 
-    async def work(browse: "Browse", user: "User") -> None:
+    async def work(vault: "Look") -> None:
         found: list[dict[str, Any]] = []
-        await _walk(browse, user, address(path), depth, "", found, call)
+        await _walk(vault, address(path), depth, "", found, call)
         if call.json:
             call.answer(found)
 
@@ -108,15 +109,14 @@ def tree(
 
 
 async def _walk(
-    browse: "Browse",
-    user: "User",
+    vault: "Look",
     where: Address,
     depth: int,
     indent: str,
     found: list[dict[str, Any]],
     call: Session,
 ) -> None:
-    nodes = [node async for node in children(browse, user, where)]
+    nodes = [node async for node in vault.list(written(where))]
     for index, node in enumerate(nodes):
         last = index == len(nodes) - 1
         at = where.child(node.name)
@@ -126,7 +126,7 @@ async def _walk(
             call.answer(None, f"{indent}{'└── ' if last else '├── '}{_name(node)}")
         if node.is_folder and depth > 1:
             deeper = indent + ("    " if last else "│   ")
-            await _walk(browse, user, at, depth - 1, deeper, found, call)
+            await _walk(vault, at, depth - 1, deeper, found, call)
 
 
 def stat(
@@ -138,13 +138,12 @@ def stat(
     """Show all that is known of a file or folder."""
     call = session(vault, as_json=as_json)
 
-    async def work(browse: "Browse", user: "User") -> None:
+    async def work(vault: "Look") -> None:
         where = address(path)
-        node = await browse.stat(user, where)
+        node = await vault.stat(written(where))
         value = node_json(node, where)
         if not node.is_folder:
-            _, version = await browse.version(user, where, number)
-            value["content"] = version_json(version)
+            value["content"] = version_json(await vault.version(written(where), number))
         call.answer(value, lambda: _described(value))
 
     _look(call, work)
@@ -166,11 +165,8 @@ def versions(path: PathArgument, vault: VaultOption = None, as_json: JsonOption 
     """List the versions of a file, newest first."""
     call = session(vault, as_json=as_json)
 
-    async def work(browse: "Browse", user: "User") -> None:
-        where = address(path)
-        found = await browse.versions(user, where)
-        while more := await browse.versions(user, where, before=found[-1].number):
-            found += more
+    async def work(vault: "Look") -> None:
+        found = [version async for version in vault.versions(written(address(path)))]
         call.answer(
             [version_json(version) for version in found] if call.json else None,
             lambda: table(

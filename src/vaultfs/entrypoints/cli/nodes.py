@@ -9,26 +9,26 @@ from vaultfs.domain.errors import InvalidField, NotFound
 from vaultfs.domain.names import Address, format_path, parse_path
 from vaultfs.entrypoints.cli.contents import Existing, Revision, preconditions
 from vaultfs.entrypoints.cli.errors import ExitCode
-from vaultfs.entrypoints.cli.remote import address, folder_at, node_json, written
+from vaultfs.entrypoints.cli.remote import OWN, address, node_json, written
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
     NumberOption,
     Session,
     VaultOption,
-    browsing,
     human,
     local_time,
-    opened,
+    looking,
     run,
     session,
     shown,
     table,
+    working,
 )
 
 if TYPE_CHECKING:
-    from vaultfs.domain.nodes import Node, NodeId, User
-    from vaultfs.domain.services.browse import Browse
-    from vaultfs.entrypoints.vault import Vault
+    from vaultfs.domain.nodes import Node
+    from vaultfs.entrypoints.look import Look
+    from vaultfs.entrypoints.surface import Surface
     from vaultfs.ports.catalog import Trashed
 
 Force = Annotated[
@@ -60,9 +60,9 @@ def mkdir(
 
     async def work() -> None:
         made: list[tuple[Node, Address]] = []
-        async with opened(call) as vault:
+        async with working(call) as vault:
             for where in map(address, paths):
-                node = await vault.files.mkdir(vault.user, where, parents=parents, exist_ok=parents)
+                node = await vault.mkdir(written(where), parents=parents, exist_ok=parents)
                 made.append((node, where))
         _answer_nodes(call, made)
 
@@ -70,14 +70,14 @@ def mkdir(
 
 
 async def _targets(
-    vault: "Vault", sources: list[str], destination: str
+    vault: "Surface", sources: list[str], destination: str
 ) -> list[tuple[Address, Address]]:
     """Where each source is to go: into a folder under its own name, or to the destination."""
     target = address(destination)
     into = (
         len(sources) > 1
         or (destination.endswith("/") and target.path)
-        or await folder_at(vault.files, vault.user, target) is True
+        or await vault.kind(written(target)) == "folder"
     )
     found: list[tuple[Address, Address]] = []
     for source in map(address, sources):
@@ -102,10 +102,10 @@ def mv(
     async def work() -> None:
         moved: list[tuple[Node, Address]] = []
         wanted = preconditions(if_version, if_revision)
-        async with opened(call) as vault:
+        async with working(call) as vault:
             for source, target in await _targets(vault, sources, destination):
-                node = await vault.files.move(
-                    vault.user, source, target, replace=force, preconditions=wanted
+                node = await vault.move(
+                    written(source), written(target), replace=force, preconditions=wanted
                 )
                 moved.append((node, target))
         _answer_nodes(call, moved)
@@ -126,13 +126,12 @@ def cp(
 
     async def work() -> None:
         copied: list[tuple[Node, Address]] = []
-        async with opened(call) as vault:
+        async with working(call) as vault:
             for source, target in await _targets(vault, sources, destination):
-                result = await vault.files.copy(
-                    vault.user, source, target, number=number, replace=force
+                node = await vault.copy(
+                    written(source), written(target), version=number, replace=force
                 )
-                if result.node is not None:
-                    copied.append((result.node, target))
+                copied.append((node, target))
         _answer_nodes(call, copied)
 
     run(call, work)
@@ -154,11 +153,9 @@ def rm(
     async def work() -> None:
         gone: list[tuple[Node, Address]] = []
         wanted = preconditions(if_version, if_revision)
-        async with opened(call) as vault:
+        async with working(call) as vault:
             for where in map(address, paths):
-                node = await vault.files.delete(
-                    vault.user, where, recursive=recursive, preconditions=wanted
-                )
+                node = await vault.delete(written(where), recursive=recursive, preconditions=wanted)
                 gone.append((node, where))
         _answer_nodes(call, gone)
 
@@ -168,11 +165,8 @@ def rm(
 # The trash
 
 
-async def _trashed(browse: "Browse", user: "User") -> "list[Trashed]":
-    found: list[Trashed] = []
-    while more := await browse.trash(user, user.name, after=found[-1].node.id if found else 0):
-        found += more
-    return found
+async def _trashed(vault: "Look") -> "list[Trashed]":
+    return [each async for each in vault.trash()]
 
 
 def trash(
@@ -190,8 +184,8 @@ def trash(
     call = session(vault, as_json=as_json)
 
     async def look() -> None:
-        async with browsing(call) as (browse, user):
-            found = await _trashed(browse, user)
+        async with looking(call) as vault:
+            found = await _trashed(vault)
         call.answer(
             [_trashed_json(each) for each in found] if call.json else None,
             lambda: table([_trashed_row(each) for each in found]) if found else "",
@@ -200,21 +194,21 @@ def trash(
     async def work() -> None:
         from vaultfs.domain.nodes import NodeId
 
-        async with opened(call) as vault:
-            there: set[NodeId] = {each.node.id for each in await _trashed(vault.files, vault.user)}
+        async with working(call) as vault:
+            there: set[NodeId] = {each.node.id for each in await _trashed(vault)}
             wanted = set(there) if purge_all else set[NodeId]()
             wanted.update(NodeId(number) for number in purge or ())
             for number in sorted(wanted):
                 if number not in there:
                     raise NotFound(f"{number} is not in the trash")
-                await vault.files.purge(vault.user, vault.user.name, number)
+                await vault.purge(number)
             call.answer({"purged": sorted(wanted)}, f"purged {len(wanted)}")
 
     run(call, work if purge or purge_all else look)
 
 
 def _trashed_json(each: "Trashed") -> dict[str, Any]:
-    return node_json(each.node, Address("me", each.path)) | {"trashed_us": each.node.trashed_us}
+    return node_json(each.node, Address(OWN, each.path)) | {"trashed_us": each.node.trashed_us}
 
 
 def _trashed_row(each: "Trashed") -> tuple[str, ...]:
@@ -240,24 +234,23 @@ def restore(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with opened(call) as vault:
+        async with working(call) as vault:
             if number is not None:
                 where = address(what)
-                node = await vault.files.restore_version(vault.user, where, number)
+                node = await vault.restore_version(written(where), number)
             else:
                 target = None if to is None else address(to)
                 found = await _find_trashed(vault, what)
-                node = await vault.files.restore(vault.user, vault.user.name, found, target)
-                _, path = await vault.catalog.node_path(node.id)
-                where = Address(vault.user.name, path)
+                where = Address(OWN, found.path) if target is None else target
+                node = await vault.restore(found.node.id, None if to is None else written(where))
             call.answer(node_json(node, where), f"restored {shown(written(where))}")
 
     run(call, work)
 
 
-async def _find_trashed(vault: "Vault", what: str) -> "NodeId":
+async def _find_trashed(vault: "Surface", what: str) -> "Trashed":
     """The node in the trash with that id, or the last deleted that had that path."""
-    found = await _trashed(vault.files, vault.user)
+    found = await _trashed(vault)
     if what.isdecimal():
         matching = [each for each in found if each.node.id == int(what)]
     else:
@@ -268,7 +261,7 @@ async def _find_trashed(vault: "Vault", what: str) -> "NodeId":
         )
     if not matching:
         raise NotFound(f"{what} is not in the trash: see `vaultfs trash`")
-    return matching[-1].node.id
+    return matching[-1]
 
 
 # Metadata
@@ -289,12 +282,12 @@ def meta(
 
     async def work() -> ExitCode:
         where = address(path)
-        async with opened(call) as vault:
+        async with working(call) as vault:
             if patch is None:
-                node = await vault.files.stat(vault.user, where)
+                node = await vault.stat(written(where))
             else:
-                node = await vault.files.set_metadata(
-                    vault.user, where, patch, preconditions=preconditions(None, if_revision)
+                node = await vault.patch_metadata(
+                    written(where), patch, preconditions=preconditions(None, if_revision)
                 )
         value = json.loads(node.metadata)
         lines = json.dumps(value, ensure_ascii=False, indent=2).split("\n")

@@ -1,15 +1,14 @@
 """Paths in the vault as they are written on the command line, and nodes as JSON."""
 
-from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
-from vaultfs.domain.names import Address, format_path, key_of, parse_address
+from vaultfs.domain.names import Address, format_path, parse_address
 
 if TYPE_CHECKING:
-    from vaultfs.domain.nodes import Node, User, Version
-    from vaultfs.domain.services.browse import Browse
+    from vaultfs.domain.nodes import Node, Version
 
-OWN = "me"
+OWN = ""
+"""The caller's own tree, whoever that is."""
 
 
 def address(text: str) -> Address:
@@ -21,22 +20,6 @@ def written(where: Address) -> str:
     """The opposite of `address`."""
     path = format_path(where.path)
     return path if where.tree == OWN else f"{where.tree}:{path}"
-
-
-async def folder_at(browse: "Browse", user: "User", where: Address) -> bool | None:
-    """Whether a folder is there; None if nothing is."""
-    tree = await browse.tree(user, where.tree)
-    chain = await browse.catalog.resolve(tree, where.path)
-    return chain[-1].is_folder if len(chain) == len(where.path) + 1 else None
-
-
-async def children(browse: "Browse", user: "User", where: Address) -> "AsyncGenerator[Node, None]":
-    """All nodes of a folder, a thousand at a time."""
-    after = ""
-    while nodes := await browse.children(user, where, after=after):
-        for node in nodes:
-            yield node
-        after = key_of(nodes[-1].name)
 
 
 def node_json(node: "Node", where: Address) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import typer
 
 from vaultfs.domain.errors import InvalidField
 from vaultfs.entrypoints.cli.session import (
+    DatabaseOption,
     JsonOption,
     QuietOption,
     Session,
+    StoreOption,
     VaultOption,
     human,
     local_time,
@@ -23,15 +25,22 @@ from vaultfs.entrypoints.cli.session import (
     session,
     shown,
     table,
+    working,
 )
-from vaultfs.entrypoints.configuration import SETTINGS, read_configuration
+from vaultfs.entrypoints.configuration import (
+    SETTINGS,
+    named,
+    read_configuration,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import User
-    from vaultfs.domain.services.accounts import Accounts, Issued
+    from vaultfs.domain.services.accounts import Issued
     from vaultfs.domain.services.upkeep import Plan
-    from vaultfs.domain.tokens import Identity, Scope, Token
+    from vaultfs.domain.tokens import Scope, Token
     from vaultfs.entrypoints.http.serving import Listening
+    from vaultfs.entrypoints.people import People
 
 users = typer.Typer(no_args_is_help=True, help="Users of a served vault, and their quotas.")
 tokens = typer.Typer(no_args_is_help=True, help="Tokens: who may do what over HTTP.")
@@ -73,6 +82,8 @@ def serve(
     ] = None,
     config: ConfigOption = None,
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -89,7 +100,7 @@ def serve(
         "trash_days": trash_days,
         "backup_hours": backup_hours,
     }
-    call = session(folder or vault, as_json=as_json, quiet=quiet)
+    call = session(folder or vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         import signal
@@ -97,20 +108,17 @@ def serve(
         import anyio
 
         from vaultfs.entrypoints.http.serving import first_token, serving
-        from vaultfs.entrypoints.opening import catalog_file
-        from vaultfs.entrypoints.settings import read_settings
-        from vaultfs.entrypoints.vault import init_vault
+        from vaultfs.entrypoints.settings import settings_of
+        from vaultfs.entrypoints.vault import have_vault, open_vault
 
-        found = read_configuration({**flags, "vault": call.vault}, os.environ, config)
-        call.vault = found["vault"].value
+        found = read_configuration({**flags, **_place(call)}, os.environ, config)
         where = _listening({name: each.value for name, each in found.items()}, log=not quiet)
-        place = read_settings(call.vault).folder
-        if not catalog_file(place).exists() and not (place / "objects").exists():
-            await init_vault(place)
-        async with opened(call) as vault:
+        settings = settings_of(named(found))
+        await have_vault(settings)
+        async with open_vault(settings) as vault:
             secret = await first_token(vault)
             async with serving(vault, where) as address:
-                value = {"address": address, "token": secret, "vault": str(place)}
+                value = {"address": address, "token": secret, "vault": settings.name}
                 call.answer(value, _welcome(address, secret))
                 sys.stdout.flush()
                 with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -119,6 +127,11 @@ def serve(
                         break  # a second one is not waited for
 
     run(call, work)
+
+
+def _place(call: Session) -> dict[str, str | None]:
+    """What the flags of a call say about which vault it is."""
+    return {"vault": call.vault, "database": call.database, "store": call.store}
 
 
 def _listening(values: dict[str, Any], *, log: bool) -> "Listening":
@@ -148,13 +161,20 @@ def _welcome(address: str, secret: str | None) -> str:
 
 
 def show_config(
-    config: ConfigOption = None, vault: VaultOption = None, as_json: JsonOption = False
+    config: ConfigOption = None,
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what `serve` would be told, and by whom: flag, environment, file or nobody."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
-        found = read_configuration({"vault": call.vault}, os.environ, config)
+        told = read_configuration(_place(call), os.environ, config)
+        found = {
+            name: each._replace(value=without_password(each.value)) for name, each in told.items()
+        }
         rows = [
             (name, "-" if each.value is None else str(each.value), each.source)
             for name, each in found.items()
@@ -184,10 +204,12 @@ def maintain(
     trash_days: TrashOption = 30,
     backup_hours: BackupOption = 24,
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Forget old versions and old trash, and back the catalog up, as far as that is due."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
         from vaultfs.domain.services.upkeep import Upkeep
@@ -205,13 +227,25 @@ def maintain(
 
 
 @asynccontextmanager
-async def _accounts(call: Session) -> AsyncGenerator["tuple[Accounts, Identity]", None]:
-    """The accounts of the vault that the call is about, for whoever can open its folder."""
+async def _people(call: Session) -> AsyncGenerator["People", None]:
+    """The users of the vault that the call is about: for whoever has its folder, or a token."""
+    from vaultfs.entrypoints.settings import server_named
+
+    if server_named(call.vault) is not None:
+        from vaultfs.entrypoints.client import RemoteVault
+        from vaultfs.entrypoints.remote_people import RemotePeople
+
+        async with working(call) as remote:
+            assert isinstance(remote, RemoteVault)
+            yield RemotePeople(remote.calls, remote.user)
+        return
     from vaultfs.domain.services.accounts import Accounts
     from vaultfs.domain.tokens import ALL_SCOPES, Identity
+    from vaultfs.entrypoints.people import EmbeddedPeople
 
     async with opened(call) as vault:
-        yield Accounts(vault.catalog, vault.clock), Identity(vault.user, ALL_SCOPES)
+        owner = Identity(vault.user, ALL_SCOPES)
+        yield EmbeddedPeople(Accounts(vault.catalog, vault.clock), owner)
 
 
 # Users
@@ -245,8 +279,8 @@ def add_user(
 
     async def work() -> None:
         most = _size(quota)
-        async with _accounts(call) as (accounts, owner):
-            user = await accounts.add_user(owner, name, most)
+        async with _people(call) as people:
+            user = await people.add_user(name, most)
         call.answer(
             _user_json(user),
             f"made user {shown(name)}; give a token with: vaultfs token add --user {shown(name)}",
@@ -261,8 +295,8 @@ def list_users(vault: VaultOption = None, as_json: JsonOption = False) -> None:
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with _accounts(call) as (accounts, owner):
-            found = await accounts.users(owner)
+        async with _people(call) as people:
+            found = await people.users()
         rows = list(map(_user_row, found))
         call.answer([_user_json(each) for each in found], lambda: table(rows))
 
@@ -286,8 +320,8 @@ def set_quota(
 
     async def work() -> None:
         most = _size(quota)
-        async with _accounts(call) as (accounts, owner):
-            user = await accounts.set_quota(owner, name, most)
+        async with _people(call) as people:
+            user = await people.set_quota(name, most)
         call.answer(_user_json(user), lambda: "  ".join(_user_row(user)))
 
     run(call, work)
@@ -295,7 +329,9 @@ def set_quota(
 
 # Tokens
 
-UserOption = Annotated[str, typer.Option("--user", help="Whose token it is.")]
+UserOption = Annotated[
+    str | None, typer.Option("--user", help="Whose token it is; your own if missing.")
+]
 ExpiresOption = Annotated[
     int | None, typer.Option("--days", min=1, max=36_500, help="Expires after so many days.")
 ]
@@ -338,7 +374,7 @@ def _tell(issued: "Issued") -> str:
 @tokens.command("add")
 def add_token(
     name: Annotated[str, typer.Argument(help="What it is for.")] = "",
-    user: UserOption = "me",
+    user: UserOption = None,
     scopes: Annotated[
         str, typer.Option("--scopes", metavar="read,write,admin", help="What it allows.")
     ] = "read,write",
@@ -351,8 +387,8 @@ def add_token(
 
     async def work() -> None:
         wanted = _scopes(scopes)
-        async with _accounts(call) as (accounts, owner):
-            issued = await accounts.add_token(owner, user, name, wanted, _expiry(days))
+        async with _people(call) as people:
+            issued = await people.add_token(user or people.own, name, wanted, _expiry(days))
         call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
 
     run(call, work)
@@ -360,14 +396,14 @@ def add_token(
 
 @tokens.command("ls")
 def list_tokens(
-    user: UserOption = "me", vault: VaultOption = None, as_json: JsonOption = False
+    user: UserOption = None, vault: VaultOption = None, as_json: JsonOption = False
 ) -> None:
     """List a user's tokens; their secrets are known to nobody."""
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with _accounts(call) as (accounts, owner):
-            found = await accounts.tokens(owner, user)
+        async with _people(call) as people:
+            found = await people.tokens(user or people.own)
         call.answer(
             [_token_json(each) for each in found],
             lambda: table(list(map(_token_row, found))) if found else "",
@@ -385,7 +421,7 @@ def _token_row(token: "Token") -> tuple[str, ...]:
 @tokens.command("rotate")
 def rotate_token(
     number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
-    user: UserOption = "me",
+    user: UserOption = None,
     overlap: Annotated[
         int, typer.Option("--overlap", min=0, help="Seconds the old secret stays good.")
     ] = 86_400,
@@ -397,9 +433,9 @@ def rotate_token(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with _accounts(call) as (accounts, owner):
-            issued = await accounts.rotate_token(
-                owner, user, number, overlap=timedelta(seconds=overlap), expires=_expiry(days)
+        async with _people(call) as people:
+            issued = await people.rotate_token(
+                user or people.own, number, timedelta(seconds=overlap), _expiry(days)
             )
         call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
 
@@ -409,7 +445,7 @@ def rotate_token(
 @tokens.command("revoke")
 def revoke_token(
     number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
-    user: UserOption = "me",
+    user: UserOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -417,8 +453,8 @@ def revoke_token(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with _accounts(call) as (accounts, owner):
-            await accounts.revoke_token(owner, user, number)
+        async with _people(call) as people:
+            await people.revoke_token(user or people.own, number)
         call.answer({"revoked": number}, f"token {shown(number)} is good for nothing any more")
 
     run(call, work)

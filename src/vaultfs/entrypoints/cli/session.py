@@ -17,12 +17,33 @@ from vaultfs.entrypoints.cli.errors import ExitCode, error_code, exit_code
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import User
     from vaultfs.domain.services.browse import Browse
+    from vaultfs.entrypoints.look import Look
+    from vaultfs.entrypoints.settings import Settings
+    from vaultfs.entrypoints.surface import Surface
     from vaultfs.entrypoints.vault import Vault
     from vaultfs.ports.progress import Progress
 
 VaultOption = Annotated[
     str | None,
-    typer.Option("--vault", metavar="DIR", help="The vault's folder. [env: VAULTFS_VAULT]"),
+    typer.Option(
+        "--vault",
+        metavar="DIR|URL",
+        help="The vault's folder, or its server: https://HOST[:PORT]. [env: VAULTFS_VAULT]",
+    ),
+]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        help="For many servers: postgresql://USER@HOST/NAME. [env: VAULTFS_DATABASE]",
+    ),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="URL", help="The store beside it: file:///DIR. [env: VAULTFS_STORE]"
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 
@@ -45,9 +66,18 @@ class Session:
     """One call of the command line."""
 
     vault: str | None = None
+    database: str | None = None
+    store: str | None = None
     json: bool = False
     quiet: bool = False
     debug: bool = False
+
+    @property
+    def settings(self) -> "Settings":
+        """Those of the vault that the call is about. Raises `InvalidField` if none is named."""
+        from vaultfs.entrypoints.settings import read_settings
+
+        return read_settings(self.vault, database=self.database, store=self.store)
 
     def answer(self, value: Any, text: Callable[[], str] | str = "") -> None:
         """Print `value` as JSON, or else `text`, on standard output."""
@@ -118,11 +148,20 @@ defaults = Session()
 """What the options before the command said."""
 
 
-def session(vault: str | None, *, as_json: bool, quiet: bool = False) -> Session:
+def session(
+    vault: str | None,
+    *,
+    database: str | None = None,
+    store: str | None = None,
+    as_json: bool,
+    quiet: bool = False,
+) -> Session:
     """The options of a command over those before it."""
     return evolve(
         defaults,
         vault=vault or defaults.vault,
+        database=database or defaults.database,
+        store=store or defaults.store,
         json=as_json or defaults.json,
         quiet=quiet or defaults.quiet,
     )
@@ -240,12 +279,47 @@ def _silence_stdout() -> None:
 
 
 @asynccontextmanager
+async def looking(call: Session) -> "AsyncGenerator[Look, None]":
+    """The vault that the call is about, to look at: of one in a folder, only the catalog."""
+    from vaultfs.entrypoints.settings import server_named
+
+    server = server_named(call.vault)
+    if server is not None:
+        from vaultfs.entrypoints.client import connect
+
+        async with connect(server) as vault:
+            yield vault
+        return
+    from vaultfs.entrypoints.embedded import EmbeddedLook
+
+    async with browsing(call) as (browse, user):
+        yield EmbeddedLook(browse, user)
+
+
+@asynccontextmanager
+async def working(call: Session) -> "AsyncGenerator[Surface, None]":
+    """The vault that the call is about, to work with, in a folder or behind a server."""
+    from vaultfs.entrypoints.settings import server_named
+
+    server = server_named(call.vault)
+    if server is not None:
+        from vaultfs.entrypoints.client import connect
+
+        async with connect(server) as remote:
+            yield remote
+        return
+    from vaultfs.entrypoints.sdk import as_client
+
+    async with opened(call) as vault, as_client(vault) as client:
+        yield client
+
+
+@asynccontextmanager
 async def opened(call: Session) -> "AsyncGenerator[Vault, None]":
-    """The vault that the call is about."""
-    from vaultfs.entrypoints.settings import read_settings
+    """The vault that the call is about, which has to be in reach itself."""
     from vaultfs.entrypoints.vault import open_vault
 
-    async with open_vault(read_settings(call.vault)) as vault:
+    async with open_vault(call.settings) as vault:
         yield vault
 
 
@@ -253,10 +327,9 @@ async def opened(call: Session) -> "AsyncGenerator[Vault, None]":
 async def browsing(call: Session) -> "AsyncGenerator[tuple[Browse, User], None]":
     """The catalog of the vault that the call is about, for a look."""
     from vaultfs.domain.services.browse import Browse
-    from vaultfs.entrypoints.opening import OWNER, open_catalog
-    from vaultfs.entrypoints.settings import read_settings
+    from vaultfs.entrypoints.opening import OWNER, catalog_of
 
-    catalog = await open_catalog(read_settings(call.vault).folder)
+    catalog = await catalog_of(call.settings)
     try:
         yield Browse(catalog), await catalog.user(OWNER)
     finally:

@@ -8,9 +8,11 @@ import typer
 from vaultfs.domain.errors import InvalidField
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
+    DatabaseOption,
     JsonOption,
     QuietOption,
     Session,
+    StoreOption,
     VaultOption,
     human,
     opened,
@@ -18,13 +20,13 @@ from vaultfs.entrypoints.cli.session import (
     session,
     shown,
     table,
+    working,
 )
 
 if TYPE_CHECKING:
     from vaultfs.domain.integrity import Findings
     from vaultfs.domain.retention import Retention
     from vaultfs.domain.services.recovery import Backup, Usage
-    from vaultfs.entrypoints.vault import Vault
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,20 +36,29 @@ def add_to(app: typer.Typer) -> None:
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", show_default=False, help="Empty, or none yet.")
+    ] = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a vault in a folder that is empty or not there yet."""
-    call = session(None, as_json=as_json)
+    """Make a vault in a folder that is empty or not there yet, or in a database and a store."""
+    where = None if folder is None else str(folder)
+    call = session(where, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
-        from vaultfs.entrypoints.vault import init_vault
+        from vaultfs.entrypoints.vault import init_database, init_vault
 
-        number = await init_vault(folder)
+        settings = call.settings
+        if settings.database is None:
+            number, example = await init_vault(settings.folder), f"--vault {settings.folder}"
+        else:
+            number, example = await init_database(settings), "--database ... --store ..."
         call.answer(
-            {"vault": str(folder), "id": number},
-            f"made a vault in {shown(str(folder))}; for example:"
-            f" vaultfs --vault {shown(str(folder))} put FILE /",
+            {"vault": settings.name, "id": number},
+            f"made a vault in {shown(settings.name)}; for example:"
+            f" vaultfs {shown(example)} put FILE /",
         )
 
     run(call, work)
@@ -68,11 +79,11 @@ def retention(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with opened(call) as vault:
+        async with working(call) as vault:
             if keep is not None:
-                await vault.files.set_retention(vault.user, vault.user.name, _parse(keep))
-            policy = await vault.catalog.retention(vault.user.tree)
-            pruned = await vault.files.prune(vault.user, vault.user.name) if apply else None
+                await vault.set_retention(_parse(keep))
+            policy = await vault.retention()
+            pruned = await vault.prune() if apply else None
         text = _described(policy) + ("" if pruned is None else f"; {pruned} versions forgotten")
         call.answer(
             {
@@ -226,14 +237,16 @@ def rebuild(
 
 async def _recover(call: Session, name: str | None) -> "Backup | None":
     """Bring the catalog back from a backup if that was asked for, or if it is gone."""
-    from vaultfs.entrypoints.opening import catalog_file
-    from vaultfs.entrypoints.settings import read_settings
-    from vaultfs.entrypoints.vault import recover_catalog
+    from vaultfs.entrypoints.opening import has_catalog
+    from vaultfs.entrypoints.vault import recover_catalog, recover_database
 
-    folder = read_settings(call.vault).folder
-    if name is None and (catalog_file(folder).exists() or not (folder / "objects").is_dir()):
+    settings = call.settings
+    if name is None and (not settings.objects.is_dir() or await has_catalog(settings)):
         return None
-    return await recover_catalog(folder, None if name in {None, "latest"} else name)
+    wanted = None if name in {None, "latest"} else name
+    if settings.database is None:
+        return await recover_catalog(settings.folder, wanted)
+    return await recover_database(settings, wanted)
 
 
 def backup(
@@ -279,18 +292,18 @@ def stats(vault: VaultOption = None, as_json: JsonOption = False) -> None:
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with opened(call) as vault:
-            usage = await vault.recovery.usage()
-            value = _usage_json(vault, usage)
+        async with working(call) as vault:
+            usage = await vault.usage()
+            value = _usage_json(vault.place, usage)
         call.answer(value, lambda: _usage(usage))
 
     run(call, work)
 
 
-def _usage_json(vault: "Vault", usage: "Usage") -> dict[str, Any]:
+def _usage_json(place: str, usage: "Usage") -> dict[str, Any]:
     found = usage.catalog
     return {
-        "vault": str(vault.settings.folder),
+        "vault": place,
         "users": found.users,
         "folders": found.folders,
         "files": found.files,
@@ -342,7 +355,7 @@ def demo(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the main job on real files: put, change, put again, get, compare, verify."""
+    """Show the main job on real files, in a folder and over HTTP: put, change, get, compare."""
     call = session(None, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:

@@ -8,22 +8,23 @@ closed, so that nobody has to send what nobody wants.
 
 import json
 import logging
+import os
 import re
 import time
 from base64 import b64decode
 from collections.abc import MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
-from uuid import uuid4
 
+import anyio
 from attrs import define, field
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Match
-from starlette.routing import Route as StarletteRoute
+from starlette.routing import compile_path
 from starlette.types import Message, Receive, Scope, Send
 
 from vaultfs.domain.errors import (
+    Busy,
+    InvalidField,
     InvalidName,
     NotAuthenticated,
     NotFound,
@@ -35,10 +36,21 @@ from vaultfs.domain.nodes import User as VaultUser
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.rates import Rate, take
 from vaultfs.domain.services.accounts import Accounts
+from vaultfs.domain.services.budget import BLOCK, Use
 from vaultfs.domain.tokens import Identity
 from vaultfs.domain.tokens import Scope as TokenScope
-from vaultfs.entrypoints.http import accounts, contents, locks, nodes, operating, problems
-from vaultfs.entrypoints.http.calls import Call, Route
+from vaultfs.entrypoints.http import (
+    accounts,
+    contents,
+    frames,
+    keeping,
+    locks,
+    nodes,
+    operating,
+    pages,
+    problems,
+)
+from vaultfs.entrypoints.http.calls import Answer, Call, Route, read_headers
 from vaultfs.entrypoints.http.description import describe
 from vaultfs.entrypoints.http.operating import READY_FOR, Metrics
 from vaultfs.entrypoints.vault import Vault
@@ -47,10 +59,13 @@ log = logging.getLogger("vaultfs.http")
 
 ROUTES: Final = (
     *contents.ROUTES,
+    *frames.ROUTES,
     *nodes.ROUTES,
     *locks.ROUTES,
+    *keeping.ROUTES,
     *accounts.ROUTES,
     *operating.ROUTES,
+    *pages.ROUTES,
 )
 DEFAULT_RATE: Final = Rate(per_second=1000, burst=4000)
 MOST_BUCKETS: Final = 10_000
@@ -58,6 +73,7 @@ MOST_BUCKETS: Final = 10_000
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _REFUSED: Final = re.compile(rb"%(2f|5c|[01][0-9a-f]|7f|2e%2e|2e\.)|\.%2e", re.IGNORECASE)
 """In the path as it was sent: what would be another path once it is decoded."""
+_NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 _NOBODY: Final = Identity(VaultUser(UserId(0), "", None, 0), frozenset())
 
 
@@ -71,12 +87,25 @@ class Server:
     metrics: Metrics = field(init=False)
     description: dict[str, Any] = field(init=False)
     _full_at: dict[str, float] = field(factory=dict[str, float])
+    _shares: dict[UserId, anyio.Semaphore] = field(factory=dict[UserId, anyio.Semaphore])
     _ready: tuple[float, dict[str, str]] = (-1e9, {})
 
     def __attrs_post_init__(self) -> None:
         self.accounts = Accounts(self.vault.catalog, self.vault.clock)
         self.metrics = Metrics(self.vault)
         self.description = describe(ROUTES)
+
+    def share_of(self, user: UserId) -> anyio.Semaphore:
+        """What each large upload of `user` goes through.
+
+        One that stands still holds a block of the budget that others wait for, for as long
+        as `contents.IDLE` says; together a user's hold no more than half of what uploads may.
+        """
+        found = self._shares.get(user)
+        if found is None:
+            blocks = self.vault.budget.total * Use.WRITE.value // 8 // BLOCK
+            found = self._shares[user] = anyio.Semaphore(max(1, blocks // 2))
+        return found
 
     async def ready(self) -> dict[str, str]:
         """How catalog and store are, as seen at most `READY_FOR` seconds ago."""
@@ -85,8 +114,8 @@ class Server:
             self._ready = (now, await operating.look(self.vault))
         return self._ready[1]
 
-    def admit(self, who: str) -> dict[str, str]:
-        """Count a request of the token `who`; headers that tell how much is left.
+    def admit(self, who: str) -> tuple[bytes, bytes]:
+        """Count a request of the token `who`; a header that tells how much is left.
 
         Raises `RateLimited`.
         """
@@ -100,7 +129,7 @@ class Server:
                 f"too many requests: {self.rate.per_second:g} a second are allowed",
                 retry_after=verdict.retry_after,
             )
-        return {"RateLimit-Remaining": str(verdict.remaining)}
+        return b"ratelimit-remaining", b"%d" % verdict.remaining
 
 
 @define(eq=False)
@@ -109,6 +138,7 @@ class _Seen:
 
     request_id: str
     started: float
+    receive: Receive
     send: Send
     route: str = "none"
     status: int = 0
@@ -118,22 +148,28 @@ class _Seen:
     token: str = ""
     error: str = ""
     ended: bool = False
-    extra: dict[str, str] = field(factory=dict[str, str])
+    extra: list[tuple[bytes, bytes]] = field(factory=list[tuple[bytes, bytes]])
+    """Headers that the answer has, whatever it is."""
+
+    async def take(self) -> Message:
+        """The next message of the request."""
+        message = await self.receive()
+        self.received += len(message.get("body", b""))
+        return message
 
     async def forward(self, message: Message) -> None:
         """Send `message`, with the headers that every answer has."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = list(message.get("headers", []))
-            everywhere = {
-                "x-request-id": self.request_id,
-                "x-content-type-options": "nosniff",
-                **self.extra,
-            }
-            headers += [(key.encode(), text.encode()) for key, text in everywhere.items()]
+            headers = [
+                *message["headers"],
+                (b"x-request-id", self.request_id.encode()),
+                _NO_SNIFFING,
+                *self.extra,
+            ]
             message = {**message, "headers": headers}
-        elif message["type"] == "http.response.body":
-            self.sent += len(message.get("body", b""))
+        else:
+            self.sent += len(message["body"])
             self.ended = not message.get("more_body", False)
         await self.send(message)
 
@@ -143,93 +179,84 @@ class Api:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._routes: dict[str, list[tuple[Route, StarletteRoute]]] = {}
+        self._routes: dict[str, list[tuple[re.Pattern[str], dict[str, Route]]]] = {}
         """By the beginning of their address, which is no parameter in any of them."""
-        for route in ROUTES:
-            matcher = StarletteRoute(route.path, _unused, methods=[route.method])
-            self._routes.setdefault(_beginning(route.path), []).append((route, matcher))
+        for path in dict.fromkeys(route.path for route in ROUTES):
+            pattern, *_ = compile_path(path)
+            methods = {route.method: route for route in ROUTES if route.path == path}
+            self._routes.setdefault(_beginning(path), []).append((pattern, methods))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other kinds of connection are not for us."""
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
-        seen = _Seen(_request_id(scope), time.perf_counter(), send)
-
-        async def counted() -> Message:
-            message = await receive()
-            seen.received += len(message.get("body", b""))
-            return message
-
-        self.server.metrics.active.inc()
+        headers = read_headers(scope)
+        seen = _Seen(_request_id(headers), time.perf_counter(), receive, send)
+        self.server.metrics.active += 1
         try:
-            await self._answer(scope, counted, seen)
+            await self._answer(scope, headers, seen)
         finally:
-            self.server.metrics.active.dec()
+            self.server.metrics.active -= 1
             self._note(scope, seen)
 
-    async def _answer(self, scope: Scope, receive: Receive, seen: _Seen) -> None:
+    async def _answer(self, scope: Scope, headers: dict[str, str], seen: _Seen) -> None:
         try:
-            route, call = await self._understand(scope, receive, seen)
+            route, call = await self._understand(scope, headers, seen)
             response = await route.handler(call)
-            await response(scope, receive, seen.forward)
+            await response(scope, seen.take, seen.forward)
+        except anyio.get_cancelled_exc_class():
+            seen.error = "cut"
+            if not seen.status:  # a server that ends has waited long enough
+                with anyio.move_on_after(1, shield=True):
+                    stopping = Busy("the server is stopping: try again")
+                    await _refusal(scope, headers, seen, stopping)(scope, seen.take, seen.forward)
+            raise
         except Exception as error:
             seen.error = _told(error)
             if not isinstance(error, VaultError):
                 log.exception("a bug", extra={"request_id": seen.request_id})
             if seen.status:
                 raise  # too late to say so: the connection is cut, not ended
-            await self._refuse(scope, receive, seen, error)
+            await _refusal(scope, headers, seen, error)(scope, seen.take, seen.forward)
 
-    async def _refuse(self, scope: Scope, receive: Receive, seen: _Seen, error: Exception) -> None:
-        headers = {"Connection": "close"} if _has_body(scope) else {}
-        if isinstance(error, RateLimited):
-            headers["Retry-After"] = str(max(1, round(error.retry_after + 0.5)))
-        if isinstance(error, _MethodNotAllowedError):
-            found = problems.problem(405, "method_not_allowed", error.message, seen.request_id)
-            headers["Allow"] = error.allowed
-        else:
-            found = problems.problem_of(error, seen.request_id)
-        response = problems.answer(found, headers)
-        if scope["method"] == "HEAD":
-            response.body = b""
-        await response(scope, receive, seen.forward)
-
-    async def _understand(self, scope: Scope, receive: Receive, seen: _Seen) -> tuple[Route, Call]:
-        _check_raw(scope)
+    async def _understand(
+        self, scope: Scope, headers: dict[str, str], seen: _Seen
+    ) -> tuple[Route, Call]:
+        _check_raw(scope, headers)
         route, params = self._match(scope)
         seen.route = route.path
-        request = Request(scope, receive)
         identity = _NOBODY
         if route.scope is not None:
-            identity = await self.server.accounts.identify(_token_of(request))
+            identity = await self.server.accounts.identify(_token_of(headers))
             seen.user, seen.token = identity.user.name, identity.token
             if not (route.admin_too and TokenScope.ADMIN in identity.scopes):
                 identity.require(route.scope)
-            seen.extra.update(self.server.admit(identity.token))
-        return route, Call(self.server, request, identity, seen.request_id, params)
+            seen.extra.append(self.server.admit(identity.token))
+        request = Request(scope, seen.take)
+        return route, Call(self.server, request, headers, identity, seen.request_id, params)
 
-    def _match(self, scope: Scope) -> tuple[Route, dict[str, Any]]:
-        allowed: list[str] = []
-        for route, matcher in self._routes.get(_beginning(scope["path"]), ()):
-            found, child = matcher.matches(scope)
-            if found is Match.NONE:
+    def _match(self, scope: Scope) -> tuple[Route, dict[str, str]]:
+        path, method = scope["path"], scope["method"]
+        allowed: set[str] = set()
+        for pattern, methods in self._routes.get(_beginning(path), ()):
+            found = pattern.match(path)
+            if found is None:
                 continue
-            if scope["method"] == route.method:
-                return route, child["path_params"]
-            allowed.append(route.method)
+            if method in methods:
+                return methods[method], found.groupdict()
+            allowed |= methods.keys()
         if allowed:
-            raise _MethodNotAllowedError(", ".join(sorted(set(allowed))))
+            raise _MethodNotAllowedError(", ".join(sorted(allowed)))
         raise NotFound("there is no such address: see /openapi.json")
 
     def _note(self, scope: Scope, seen: _Seen) -> None:
         took = time.perf_counter() - seen.started
-        metrics, method = self.server.metrics, str(scope["method"])
-        if method not in _METHODS:
-            method = "other"
-        metrics.note(method, seen.route, seen.status, took)
-        metrics.received.inc(seen.received)
-        metrics.sent.inc(seen.sent)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        figures = self.server.metrics.figures(method, seen.route)
+        figures.note(seen.status, took)
+        figures.received += seen.received
+        figures.sent += seen.sent
         if not log.isEnabledFor(logging.INFO):
             return
         log.info(
@@ -266,10 +293,6 @@ def _beginning(path: str) -> str:
     return "/".join(path.split("/", 3)[:3])
 
 
-async def _unused(_: Request) -> Response:
-    raise NotImplementedError("routes are only matched")
-
-
 def _told(error: Exception) -> str:
     """An error for the log; what a client did wrong names the client's files, so only its kind."""
     kind = type(error).__name__
@@ -277,39 +300,57 @@ def _told(error: Exception) -> str:
     return kind if private else f"{kind}: {error}"
 
 
-def _request_id(scope: Scope) -> str:
-    headers: list[tuple[bytes, bytes]] = scope["headers"]
-    for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(given := value.decode("latin-1")):
-            return given
-    return uuid4().hex
+def _refusal(scope: Scope, headers: dict[str, str], seen: _Seen, error: Exception) -> Answer:
+    """The answer that tells `error`."""
+    extra = {"Connection": "close"} if _has_body(headers) else {}
+    if isinstance(error, RateLimited):
+        extra["Retry-After"] = str(max(1, round(error.retry_after + 0.5)))
+    if isinstance(error, _MethodNotAllowedError):
+        found = problems.problem(405, "method_not_allowed", error.message, seen.request_id)
+        extra["Allow"] = error.allowed
+    else:
+        found = problems.problem_of(error, seen.request_id)
+    answer = problems.answer(found, extra)
+    if scope["method"] == "HEAD":
+        answer.body = b""
+    return answer
 
 
-def _has_body(scope: Scope) -> bool:
-    headers = dict(scope["headers"])
-    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+def _request_id(headers: dict[str, str]) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
 
 
-def _check_raw(scope: Scope) -> None:
+def _has_body(headers: dict[str, str]) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
+def _check_raw(scope: Scope, headers: dict[str, str]) -> None:
     """Raise `InvalidName` for what would smuggle a path or a body past somebody."""
     raw: bytes = scope.get("raw_path") or b""
+    if b"%" in raw or b".." in raw:
+        _check_encoded(raw)
+    if "host" not in headers and scope["http_version"] != "1.0":
+        raise InvalidField("a request has a Host header (RFC 9112, 3.2)")
+    if "transfer-encoding" in headers:
+        if "content-length" in headers:
+            raise InvalidName("a request has Content-Length or Transfer-Encoding, not both")
+        if headers["transfer-encoding"].strip().lower() != "chunked":
+            raise Unsupported("Transfer-Encoding: chunked alone is understood")
+
+
+def _check_encoded(raw: bytes) -> None:
     if _REFUSED.search(raw):
         raise InvalidName("the address has an encoded slash, backslash, control character or ..")
     try:
         unquote_to_bytes(raw).decode()
     except UnicodeDecodeError:
         raise InvalidName("the address is not UTF-8 once it is decoded") from None
-    names = [name for name, _ in scope["headers"]]
-    if b"content-length" in names and b"transfer-encoding" in names:
-        raise InvalidName("a request has Content-Length or Transfer-Encoding, not both")
-    for name, value in scope["headers"]:
-        if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            raise Unsupported("Transfer-Encoding: chunked alone is understood")
 
 
-def _token_of(request: Request) -> str:
+def _token_of(headers: dict[str, str]) -> str:
     """The token that the request shows: as bearer, or as the password of Basic."""
-    kind, _, rest = request.headers.get("authorization", "").partition(" ")
+    kind, _, rest = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer":
         return rest.strip()
     if kind.lower() == "basic":

@@ -4,7 +4,7 @@ import mimetypes
 import re
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, nullcontext
 from hashlib import sha256
 from typing import Any, Final, Protocol
 from urllib.parse import quote
@@ -12,7 +12,6 @@ from urllib.parse import quote
 import anyio
 from anyio import to_thread
 from blake3 import blake3
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -25,6 +24,7 @@ from vaultfs.domain.errors import (
     VersionMismatch,
 )
 from vaultfs.domain.nodes import DigestState, Node, Origin, Version
+from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.entrypoints.http.calls import (
@@ -116,7 +116,6 @@ async def get_file(call: Call) -> Response:
     headers["Content-Length"] = str(stop - start)
     if partial:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{version.size}"
-        headers.pop("Repr-Digest", None)
     status = 206 if partial else 200
     if call.request.method == "HEAD":
         return Response(status_code=status, headers=headers)
@@ -140,6 +139,7 @@ def _headers(node: Node, version: Version, etag: str) -> dict[str, str]:
         "Last-Modified": version.created.strftime("%a, %d %b %Y %H:%M:%S GMT"),
         "Cache-Control": "private, no-cache",
         "Vaultfs-Version": str(version.number),
+        "Vaultfs-Created": str(version.created_us),
         "Vaultfs-Node": f"{node.id}; revision={node.revision}",
     }
     if version.mtime_us is not None:
@@ -205,36 +205,39 @@ class BodySource:
     """The body of a request as a `Source`; its digests are checked before its end is told."""
 
     def __init__(self, call: Call) -> None:
-        self._pieces = call.request.stream()
+        self._receive = call.request.receive
         self._rest = memoryview(b"")
+        self._more = True
         self._digests = _wanted_digests(call.header("content-digest"))
 
     async def readinto(self, view: memoryview) -> int:
         """Fill `view`; fewer bytes only at the end. Raises `InvalidField`, `SourceChanged`."""
         filled = 0
-        while filled < len(view):
-            if not self._rest:
-                try:
-                    with anyio.fail_after(IDLE):
-                        piece = await anext(self._pieces, None)
-                except TimeoutError:
-                    raise SourceChanged(
-                        f"nothing came for {IDLE} seconds: nothing was stored"
-                    ) from None
-                except ClientDisconnect:
-                    raise SourceChanged("the client went away: nothing was stored") from None
-                if piece is None:
-                    break
-                self._rest = memoryview(piece)
-            part = self._rest[: len(view) - filled]
-            view[filled : filled + len(part)] = part
-            filled += len(part)
-            self._rest = self._rest[len(part) :]
+        try:
+            with anyio.fail_after(IDLE) as patience:
+                while filled < len(view) and await self._any():
+                    part = self._rest[: len(view) - filled]
+                    view[filled : filled + len(part)] = part
+                    filled += len(part)
+                    self._rest = self._rest[len(part) :]
+                    patience.deadline = anyio.current_time() + IDLE
+        except TimeoutError:
+            raise SourceChanged(f"nothing came for {IDLE} seconds: nothing was stored") from None
         for _, hasher, _ in self._digests:
             await to_thread.run_sync(hasher.update, view[:filled])
         if filled < len(view):
             self._check()
         return filled
+
+    async def _any(self) -> bool:
+        """Whether there are more bytes; they are in `_rest` then."""
+        while not self._rest and self._more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise SourceChanged("the client went away: nothing was stored")
+            self._rest = memoryview(message.get("body", b""))
+            self._more = message.get("more_body", False)
+        return bool(self._rest)
 
     def _check(self) -> None:
         for name, hasher, wanted in self._digests:
@@ -261,22 +264,24 @@ def _wanted_digests(header: str | None) -> list[tuple[str, _Hasher, bytes]]:
 
 async def put_file(call: Call) -> Response:
     """The body becomes the newest version of the file."""
-    preconditions = call.preconditions
-    length = call.header("content-length")
-    if length is not None and int(length) > MOST:
+    preconditions = await call.preconditions(call.address)
+    length = call.length
+    if length is not None and length > MOST:
         raise TooLarge(f"a body of {length} bytes: {MOST} is the most")
     if call.header("if-unmodified-since") is not None:
         raise InvalidField("times are too coarse for this: use If-Match")
+    large = length is None or length > SMALL
     try:
-        result = await call.files.put(
-            call.user,
-            call.address,
-            BodySource(call),
-            size=None if length is None else int(length),
-            origin=_origin(call),
-            preconditions=preconditions,
-            parents=call.flag("parents"),
-        )
+        async with call.server.share_of(call.user.id) if large else nullcontext():
+            result = await call.files.put(
+                call.user,
+                call.address,
+                BodySource(call),
+                size=length,
+                origin=_origin(call),
+                preconditions=preconditions,
+                parents=call.flag("parents"),
+            )
     except Exists as error:
         if preconditions.if_absent:
             raise VersionMismatch(error.message, expected=None, found=None) from error

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from html import escape
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +13,11 @@ from vaultfs._version import __version__
 from vaultfs.entrypoints.http.calls import WITH_LOCK, Parameter, Route
 from vaultfs.entrypoints.http.problems import Problem
 
+EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = msgspec.json.decode(
+    (Path(__file__).parent / "examples.json").read_bytes()
+)
+"""Requests and what they are answered with, by operation; the tests send them. An answer that
+is missing is empty, or too long to be told."""
 _TEMPLATE: Final = re.compile(r"{(\w+)(?::(\w+))?}")
 _REF: Final = "#/components/schemas/{name}"
 _ALWAYS: Final = (400, 401, 403, 404, 429, 503)
@@ -62,7 +67,26 @@ def _operation(route: Route) -> dict[str, Any]:
         found["description"] = f"Needs a token with the scope `{route.scope}`."
     if route.body is not None:
         found["requestBody"] = {"required": True, "content": _content(route.body)}
+    for example in EXAMPLES.get(route.name, ()):
+        _show(example, found)
     return found
+
+
+def _show(example: dict[str, Any], operation: dict[str, Any]) -> None:
+    """Put the parts of an example where OpenAPI has them; its name keeps them together."""
+    name = example["name"]
+    given = {**example["path"], **example.get("query", {}), **example.get("headers", {})}
+    for parameter in operation["parameters"]:
+        if parameter["name"] in given:
+            value = {"value": given[parameter["name"]]}
+            parameter.setdefault("examples", {})[name] = value
+    parts = {
+        "body": operation.get("requestBody", {}),
+        "answer": operation["responses"][str(example["status"])],
+    }
+    for part, described in parts.items():
+        for content in described.get("content", {}).values() if part in example else ():
+            content.setdefault("examples", {})[name] = {"value": example[part]}
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
@@ -132,41 +156,3 @@ def _responses(route: Route) -> dict[str, Any]:
     if 304 in route.failures:
         found["304"] = {"description": "Not Modified"}
     return found
-
-
-# For people
-
-
-_STYLE: Final = (
-    "body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "code{background:#eee;padding:.1em .3em}h2{margin-top:2rem;font-size:1.1rem}"
-    "td{padding:.1rem 1rem .1rem 0;vertical-align:top}"
-)
-
-
-def page(document: dict[str, Any]) -> str:
-    """A page that shows the document, without scripts and without asking anybody else."""
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>VaultFS API</title>",
-        f"<style>{_STYLE}</style><h1>VaultFS {escape(document['info']['version'])}</h1>",
-        '<p>For programs: <a href="/openapi.json">openapi.json</a></p>',
-    ]
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            parts.append(_section(method.upper(), path, operation))
-    return "".join(parts) + "</html>"
-
-
-def _section(method: str, path: str, operation: dict[str, Any]) -> str:
-    rows = [
-        (f"{each['name']} ({each['in']})", each["description"]) for each in operation["parameters"]
-    ]
-    rows += [(status, each["description"]) for status, each in operation["responses"].items()]
-    cells = "".join(
-        f"<tr><td><code>{escape(name)}</code></td><td>{escape(text)}</td></tr>"
-        for name, text in rows
-    )
-    text = f"{operation['summary']} {operation.get('description', '')}"
-    return (
-        f"<h2><code>{method} {escape(path)}</code></h2><p>{escape(text)}</p><table>{cells}</table>"
-    )

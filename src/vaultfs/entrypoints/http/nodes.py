@@ -27,6 +27,7 @@ from vaultfs.entrypoints.http.wire import (
     TrashList,
     VersionIn,
     VersionList,
+    entries_out,
     node_etag,
     node_out,
     trashed_out,
@@ -50,7 +51,7 @@ async def patch_node(call: Call) -> Response:
     """Change metadata by a JSON merge patch."""
     patch = (await call.raw_body()).decode("utf-8", "surrogateescape")
     node = await call.files.set_metadata(
-        call.user, call.address, patch, preconditions=call.preconditions
+        call.user, call.address, patch, preconditions=await call.preconditions(call.address)
     )
     return _answer(call, node, call.address.path)
 
@@ -61,7 +62,7 @@ async def delete_node(call: Call) -> Response:
         call.user,
         call.address,
         recursive=call.flag("recursive"),
-        preconditions=call.preconditions,
+        preconditions=await call.preconditions(call.address),
     )
     return _answer(call, node, call.address.path)
 
@@ -73,7 +74,7 @@ async def list_folder(call: Call) -> Response:
         call.user, address, after=call.cursor("name") or "", limit=limit
     )
     more = write_cursor("name", key_of(nodes[-1].name)) if len(nodes) == limit else None
-    return call.json(NodeList([node_out(node, (*address.path, node.name)) for node in nodes], more))
+    return call.json(NodeList(entries_out(nodes, address.path), more))
 
 
 async def make_folder(call: Call) -> Response:
@@ -96,7 +97,10 @@ async def restore_version(call: Call) -> Response:
     """Make an old version the newest again."""
     wanted = await call.body(VersionIn)
     node = await call.files.restore_version(
-        call.user, call.address, _fitting(wanted.number), preconditions=call.preconditions
+        call.user,
+        call.address,
+        _fitting(wanted.number),
+        preconditions=await call.preconditions(call.address),
     )
     return _answer(call, node, call.address.path)
 
@@ -106,12 +110,12 @@ async def move(call: Call) -> Response:
     wanted = await call.body(Transfer)
     if wanted.version is not None:
         raise InvalidField("a move takes the whole file: version is for copies")
-    target = call.at(wanted.target)
+    source, target = call.at(wanted.source), call.at(wanted.target)
     node = await call.files.move(
         call.user,
-        call.at(wanted.source),
+        source,
         target,
-        preconditions=call.preconditions,
+        preconditions=await call.preconditions(source),
         replace=wanted.replace,
     )
     return _answer(call, node, target.path)
@@ -120,13 +124,13 @@ async def move(call: Call) -> Response:
 async def copy(call: Call) -> Response:
     """Copy a node with all below it; no bytes are copied."""
     wanted = await call.body(Transfer)
-    target = call.at(wanted.target)
+    source, target = call.at(wanted.source), call.at(wanted.target)
     result = await call.files.copy(
         call.user,
-        call.at(wanted.source),
+        source,
         target,
         number=None if wanted.version is None else _fitting(wanted.version),
-        preconditions=call.preconditions,
+        preconditions=await call.preconditions(source),
         replace=wanted.replace,
     )
     assert result.node is not None

@@ -1,12 +1,22 @@
 """What tells how the server is, and what it accepts."""
 
-from collections.abc import Awaitable, Callable
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from itertools import accumulate
 from typing import Final
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.responses import HTMLResponse, Response
+from attrs import define, field
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from starlette.responses import Response
 
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import MAX_DEPTH, MAX_NAME, MAX_PATH
@@ -20,48 +30,77 @@ READY_FOR: Final = 2.0
 """Seconds for which a look at the store and the catalog is good."""
 
 
-class Metrics:
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+"""Seconds that requests are counted by."""
+
+
+@define(eq=False)
+class Figures:
+    """What was counted of one method of one route.
+
+    Plain numbers: the event loop alone changes them, and a lock for each would cost as
+    much as all else that happens around a small request.
+    """
+
+    statuses: dict[int, int] = field(factory=dict[int, int])
+    buckets: list[int] = field(factory=lambda: [0] * (len(BUCKETS) + 1))
+    seconds: float = 0.0
+    received: int = 0
+    sent: int = 0
+
+    def note(self, status: int, seconds: float) -> None:
+        """Count a request."""
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+        self.seconds += seconds
+
+
+class Metrics(Collector):
     """What `/metrics` tells, of one server; labels are routes, never paths."""
 
     def __init__(self, vault: Vault) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "vaultfs_http_requests",
-            "Requests answered.",
-            ("method", "route", "status"),
-            registry=self.registry,
+        self.vault = vault
+        self.active = 0
+        self._figures: dict[tuple[str, str], Figures] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def figures(self, method: str, route: str) -> Figures:
+        """Those of a method of a route, to be added to."""
+        found = self._figures.get((method, route))
+        if found is None:
+            found = self._figures[method, route] = Figures()
+        return found
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus' library."""
+        counted = CounterMetricFamily(
+            "vaultfs_http_requests", "Requests answered.", labels=("method", "route", "status")
         )
-        self.seconds = Histogram(
+        took = HistogramMetricFamily(
             "vaultfs_http_request_seconds",
             "Seconds from a request to the end of its answer.",
-            ("method", "route"),
-            registry=self.registry,
+            labels=("method", "route"),
         )
-        self.received = Counter(
-            "vaultfs_http_received_bytes", "Bytes of bodies.", registry=self.registry
-        )
-        self.sent = Counter("vaultfs_http_sent_bytes", "Bytes of answers.", registry=self.registry)
-        self.active = Gauge(
-            "vaultfs_http_active_requests", "Requests under way.", registry=self.registry
-        )
-        budget = Gauge("vaultfs_budget_bytes", "Bytes that transfers hold.", registry=self.registry)
-        budget.set_function(lambda: vault.budget.total - vault.budget.free)
-
-        self._noted: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-
-    def note(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a request."""
-        key = (method, route, status)
-        if key not in self._noted:
-            counter = self.requests.labels(method, route, str(status))
-            self._noted[key] = (counter, self.seconds.labels(method, route))
-        counter, histogram = self._noted[key]
-        counter.inc()
-        histogram.observe(seconds)
+        for labels, each in self._figures.items():
+            for status, count in each.statuses.items():
+                counted.add_metric((*labels, str(status)), count)
+            names = (*map(str, BUCKETS), "+Inf")
+            buckets = list(zip(names, accumulate(each.buckets), strict=True))
+            took.add_metric(labels, buckets, each.seconds)
+        yield counted
+        yield took
+        all_ = self._figures.values()
+        received, sent = sum(each.received for each in all_), sum(each.sent for each in all_)
+        yield CounterMetricFamily("vaultfs_http_received_bytes", "Bytes of bodies.", received)
+        yield CounterMetricFamily("vaultfs_http_sent_bytes", "Bytes of answers.", sent)
+        yield GaugeMetricFamily("vaultfs_http_active_requests", "Requests under way.", self.active)
+        held = self.vault.budget.total - self.vault.budget.free
+        yield GaugeMetricFamily("vaultfs_budget_bytes", "Bytes that transfers hold.", held)
 
     def text(self) -> bytes:
         """All of it, in Prometheus' format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)
 
 
 async def healthz(call: Call) -> Response:
@@ -113,16 +152,6 @@ async def openapi(call: Call) -> Response:
     return Response(msgspec.json.encode(call.server.description), media_type="application/json")
 
 
-async def docs(call: Call) -> Response:
-    """The same for people."""
-    from vaultfs.entrypoints.http.description import page
-
-    return HTMLResponse(
-        page(call.server.description),
-        headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},
-    )
-
-
 ROUTES: Final = (
     Route(*("GET", "/healthz", healthz, "healthz", "Does the process answer?"), answer=Health),
     Route(
@@ -136,5 +165,4 @@ ROUTES: Final = (
         *("GET", "/openapi.json", openapi, "openapi", "This API (OpenAPI 3.1)."),
         answer="application/json",
     ),
-    Route(*("GET", "/docs", docs, "docs", "This API, for people."), answer="text/html"),
 )

@@ -4,13 +4,13 @@ from http import HTTPStatus
 from typing import Final
 
 import msgspec
-from starlette.responses import Response
 
 from vaultfs.domain import errors
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.lockitems import path_of
 from vaultfs.domain.locknodes import Blocker, Link
 from vaultfs.entrypoints.cli.errors import error_code
+from vaultfs.entrypoints.http.calls import Answer
 from vaultfs.ports.objects import OutOfSpace, StoreError
 
 STATUSES: Final[tuple[tuple[type, int], ...]] = (
@@ -106,14 +106,9 @@ def problem(status: int, code: str, detail: str, request_id: str) -> Problem:
     return Problem(HTTPStatus(status).phrase, status, detail, code, request_id)
 
 
-def answer(found: Problem, headers: dict[str, str] | None = None) -> Response:
+def answer(found: Problem, headers: dict[str, str] | None = None) -> Answer:
     """The response for a problem."""
     extra = {ERROR_HEADER: found.code, **(headers or {})}
     if found.status == 401:
         extra["WWW-Authenticate"] = 'Bearer realm="vaultfs", Basic realm="vaultfs"'
-    return Response(
-        msgspec.json.encode(found),
-        status_code=found.status,
-        headers=extra,
-        media_type="application/problem+json",
-    )
+    return Answer(msgspec.json.encode(found), found.status, b"application/problem+json", extra)

@@ -29,7 +29,7 @@ GRACE: Final = 30
 KEEP_ALIVE: Final = 75
 UPKEEP_EVERY: Final = 3600
 MAX_HEAD: Final = 256 << 10
-"""Bytes of a request's line and headers, with what came of its body in the same read."""
+"""Bytes of a request's line and headers, or of its trailers, that are not yet whole."""
 MOST_PIPELINED: Final = 32
 """Requests of one connection that wait for those before them."""
 _TOO_LARGE: Final = (
@@ -114,42 +114,34 @@ class BoundedHead(HttpToolsProtocol):
     """Reads a request's line and headers up to `MAX_HEAD` bytes: the parser knows no end."""
 
     _head = 0
-    _in_head = True
-    _fields = 0
+    """Bytes since a request began or the last of its body came: of a head, or of trailers."""
 
     def on_message_begin(self) -> None:
         """Another request, perhaps before those in front of it are answered."""
         if len(self.pipeline) >= MOST_PIPELINED:
             raise ValueError("too many requests before the first is answered")
-        self._fields = 0
+        self._head = 0
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer behind a body."""
-        self._fields += len(name) + len(value)
-        if self._fields > MAX_HEAD:
-            raise ValueError("too many headers")
-        super().on_header(name, value)
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes from the client."""
-        if self._in_head:
-            self._head += len(data)
-            if self._head > MAX_HEAD:
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
-                return
-        super().data_received(data)
-
-    def on_headers_complete(self) -> None:
-        """What follows is a body."""
-        self._in_head = False
-        super().on_headers_complete()
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        self._head = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """What follows is another request."""
-        self._in_head, self._head = True, 0
+        self._head = 0
         super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        self._head += len(data)
+        super().data_received(data)
+        if self._head > MAX_HEAD and not self.transport.is_closing():
+            cycle = getattr(self, "cycle", None)  # None, whatever its type, until a head was whole
+            if cycle is None or cycle.response_complete:
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -191,6 +183,7 @@ def _config(vault: Vault, where: Listening) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         date_header=True,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,
         ssl_certfile=where.certificate,

@@ -1,5 +1,6 @@
 """What travels as JSON: the bodies of requests and of answers."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -199,6 +200,67 @@ class Limits(msgspec.Struct):
     requests_burst: int
 
 
+class FrameOut(msgspec.Struct, omit_defaults=True):
+    """What became of a file or folder that came as frames: as if it had been put by itself."""
+
+    path: str
+    status: int
+    """200 or 201, or that of a refusal."""
+    changed: int | None = None
+    """Versions made: 0 or 1."""
+    id: int | None = None
+    revision: int | None = None
+    version: int | None = None
+    number: int | None = None
+    size: int | None = None
+    code: str | None = None
+    """Why it was refused, for programs."""
+    detail: str | None = None
+    missing: list[str] | None = None
+    """The digests of chunks that were neither sent nor the sender's."""
+
+
+class FramesOut(msgspec.Struct):
+    """What became of each entry, in the order in which they came."""
+
+    entries: list[FrameOut]
+
+
+class RetentionBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Which old versions are kept: the last so many, or those of so long; all with neither."""
+
+    last: int | None = None
+    age_seconds: int | None = None
+
+
+class Pruned(msgspec.Struct):
+    """What was forgotten."""
+
+    versions: int
+
+
+class UsageOut(msgspec.Struct):
+    """What the vault of all users holds; bytes unless they are counts of things."""
+
+    users: int
+    folders: int
+    files: int
+    versions: int
+    trashed: int
+    logical: int
+    """Of all versions, as if nothing were deduplicated or compressed."""
+    current: int
+    packs: int
+    packed: int
+    """Of all packs."""
+    chunks: int
+    live: int
+    unreferenced: int
+    """Of packs that no version needs."""
+    damaged: int
+    """Versions whose manifests are not whole."""
+
+
 class Health(msgspec.Struct):
     """How a part of the server is."""
 
@@ -208,8 +270,18 @@ class Health(msgspec.Struct):
 
 def node_out(node: Node, path: Path) -> NodeOut:
     """A node at `path` of its tree."""
+    return _node_out(node, format_path(path))
+
+
+def entries_out(nodes: Iterable[Node], folder: Path) -> list[NodeOut]:
+    """The nodes of the folder at `folder` of its tree."""
+    above = format_path(folder) if not folder else format_path(folder) + "/"
+    return [_node_out(node, above + node.name) for node in nodes]
+
+
+def _node_out(node: Node, path: str) -> NodeOut:
     return NodeOut(
-        format_path(path),
+        path,
         node.name,
         node.kind,
         node.id,
@@ -217,8 +289,8 @@ def node_out(node: Node, path: Path) -> NodeOut:
         node.version,
         node.number or None,
         node.size,
-        node.created,
-        node.modified,
+        moment(node.created_us),
+        moment(node.modified_us),
         msgspec.json.decode(node.metadata),
         node_etag(node),
     )

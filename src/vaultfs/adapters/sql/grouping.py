@@ -1,0 +1,93 @@
+"""Group commit without a timer: many callers' units in few transactions.
+
+While a transaction runs, callers queue up, and the first of them takes all of those
+into the next one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from vaultfs.adapters.sql.statements import Program
+    from vaultfs.adapters.sql.transaction import Transaction
+    from vaultfs.domain.nodes import TreeId
+    from vaultfs.domain.operations import Outcome, Unit
+
+ROUND: Final = 4096
+"""Units that one transaction takes at the most, so that nobody waits for ever."""
+
+
+@define(eq=False)
+class Job:
+    """A call of `apply`, or a program, that waits to be executed."""
+
+    units: "tuple[Unit, ...]" = ()
+    program: "Callable[[Transaction], Program[Any]] | None" = None
+    """Instead of units. It raises a `VaultError` only before it has written anything."""
+    tree: "TreeId | None" = None
+    """The one that the program is about."""
+    begun: bool = False
+    outcomes: "list[Outcome]" = field(factory=list["Outcome"])
+    result: Any = None
+    """What the program returned."""
+    error: Exception | None = None
+
+
+@define(eq=False)
+class GroupCommit(ABC):
+    """Those who wait for a writer; what a writer is, subclasses say."""
+
+    turn: anyio.Lock = field(factory=lambda: anyio.Lock(fast_acquire=True), kw_only=True)
+    """Held by whoever writes, for as long as a reindexing takes."""
+    _jobs: list[Job] = field(factory=list[Job], kw_only=True)
+
+    @abstractmethod
+    async def execute(self, jobs: Sequence[Job]) -> None:
+        """Run `jobs` in one transaction and give each its outcomes, or its error.
+
+        Called by one at a time, and never cancelled.
+        """
+
+    async def apply(self, units: "Sequence[Unit]") -> "list[Outcome]":
+        """See `Catalog.apply`."""
+        if not units:
+            return []
+        job = Job(tuple(units))
+        await self.do(job)
+        return job.outcomes
+
+    async def do(self, job: Job) -> None:
+        """Have `job` executed with all that wait by then. Raises its error.
+
+        A cancellation that comes when it has begun does not stop it.
+        """
+        self._jobs.append(job)
+        try:
+            while not job.begun:
+                async with self.turn:
+                    if not job.begun:
+                        await self._round()
+        finally:
+            if not job.begun:
+                self._jobs.remove(job)
+        if job.error is not None:
+            raise job.error
+
+    async def _round(self) -> None:
+        """Execute what waits, in one transaction; the caller holds `turn`."""
+        jobs: list[Job] = []
+        size = 0
+        for job in self._jobs:
+            size += len(job.units)
+            if jobs and size > ROUND:
+                break
+            jobs.append(job)
+        del self._jobs[: len(jobs)]
+        for job in jobs:
+            job.begun = True
+        with anyio.CancelScope(shield=True):
+            await self.execute(jobs)

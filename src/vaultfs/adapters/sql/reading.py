@@ -1,0 +1,190 @@
+"""What a catalog in SQL answers: the questions that are one text for every database."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+from vaultfs.adapters.sql import queries
+from vaultfs.adapters.sql.statements import (
+    ACCESS,
+    ACCESS_WIDTH,
+    CHANGE,
+    NODE_WIDTH,
+    RESOLVE,
+    USER,
+    VERSION,
+    Row,
+    parse_retention,
+    to_array,
+    to_change,
+    to_location,
+    to_node,
+    to_user,
+    to_version,
+)
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.errors import NotFound
+from vaultfs.domain.names import Path, key_of
+from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version
+from vaultfs.domain.retention import Retention
+from vaultfs.domain.tokens import Token
+from vaultfs.ports.catalog import (
+    Audited,
+    Catalog,
+    CatalogStats,
+    Change,
+    Location,
+    PackRow,
+    VersionRef,
+)
+
+
+class SqlCatalog(Catalog):
+    """A catalog that can run one of our statements and give its rows."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def _rows(self, sql: str, *parameters: Any) -> list[Row]:
+        """The rows of a query."""
+
+    async def _few(self, sql: str, *parameters: Any) -> list[Row]:
+        """The same for a query by index that has few rows."""
+        return await self._rows(sql, *parameters)
+
+    async def outcome(self, op_id: str) -> tuple[Change, ...]:
+        rows = await self._rows(
+            f"SELECT {CHANGE} FROM changes WHERE op_id = $1 ORDER BY tree, seq", op_id
+        )
+        return tuple(map(to_change, rows))
+
+    async def user(self, name: str) -> User:
+        rows = await self._few(
+            f"SELECT {USER} FROM users u JOIN trees t ON t.id = u.id WHERE u.key = $1",
+            key_of(name),
+        )
+        if not rows:
+            raise NotFound(f"there is no user {name}")
+        return to_user(rows[0])
+
+    async def users(self) -> list[User]:
+        rows = await self._rows(
+            f"SELECT {USER} FROM users u JOIN trees t ON t.id = u.id ORDER BY u.key"
+        )
+        return list(map(to_user, rows))
+
+    async def token(self, number: str) -> tuple[Token, User] | None:
+        rows = await self._few(
+            f"SELECT {ACCESS}, {USER} FROM tokens k JOIN users u ON u.id = k.owner"
+            " JOIN trees t ON t.id = u.id WHERE k.id = $1",
+            number,
+        )
+        if not rows:
+            return None
+        return Token._make(rows[0][:ACCESS_WIDTH]), to_user(rows[0][ACCESS_WIDTH:])
+
+    async def tokens(self, owner: UserId) -> list[Token]:
+        rows = await self._rows(
+            f"SELECT {ACCESS} FROM tokens k WHERE k.owner = $1 AND k.revoked IS NULL ORDER BY k.id",
+            owner,
+        )
+        return list(map(Token._make, rows))
+
+    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[Audited]:
+        rows = await self._rows(
+            "SELECT id, at, actor, kind, subject, op_id FROM audit WHERE id > $1"
+            " ORDER BY id LIMIT $2",
+            *(after, limit),
+        )
+        return list(map(Audited._make, rows))
+
+    async def retention(self, tree: TreeId) -> Retention:
+        rows = await self._rows("SELECT retention FROM trees WHERE id = $1", tree)
+        if not rows:
+            raise NotFound("there is no such tree")
+        return parse_retention(rows[0][0])
+
+    async def resolve(self, tree: TreeId, path: Path) -> tuple[Node, ...]:
+        rows = await self._few(RESOLVE, tree, _keys(path))
+        return tuple(map(to_node, rows))
+
+    async def file(
+        self, tree: TreeId, path: Path, number: int | None = None
+    ) -> tuple[tuple[Node, ...], Version | None]:
+        rows = await self._few(queries.FILE, tree, _keys(path), number, len(path))
+        nodes = tuple(to_node(row[:NODE_WIDTH]) for row in rows)
+        if len(nodes) != len(path) + 1 or rows[-1][NODE_WIDTH] is None:
+            return nodes, None
+        return nodes, to_version(rows[-1][NODE_WIDTH:])
+
+    async def versions(
+        self, node: NodeId, *, before: int | None = None, limit: int = 1000
+    ) -> list[Version]:
+        rows = await self._rows(
+            f"SELECT {VERSION} FROM versions v WHERE v.node = $1 AND v.number < $2"
+            " ORDER BY v.number DESC LIMIT $3",
+            *(node, 1 << 62 if before is None else before, limit),
+        )
+        return list(map(to_version, rows))
+
+    async def node_path(self, node: NodeId) -> tuple[TreeId, Path]:
+        rows = await self._rows(queries.PATH, node)
+        if not rows:
+            raise NotFound(f"there is no node {node}")
+        return rows[0][0], to_path(row[1:] for row in rows)
+
+    async def files_with_history(
+        self, tree: TreeId, *, after: int = 0, limit: int = 1000
+    ) -> list[NodeId]:
+        rows = await self._rows(
+            "SELECT n.id FROM nodes n WHERE n.tree = $1 AND n.id > $2 AND n.number > 1 AND EXISTS"
+            " (SELECT 1 FROM versions v WHERE v.node = n.id AND v.id <> n.version)"
+            " ORDER BY n.id LIMIT $3",
+            *(tree, after, limit),
+        )
+        return [row[0] for row in rows]
+
+    async def changes(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Change]:
+        rows = await self._rows(
+            f"SELECT {CHANGE} FROM changes WHERE tree = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+            *(tree, after, limit),
+        )
+        return list(map(to_change, rows))
+
+    async def packs(self, *, after: Digest | None = None, limit: int = 1000) -> list[PackRow]:
+        rows = await self._rows(
+            "SELECT p.key, p.size, p.crc32c, l.backend FROM packs p"
+            " JOIN pack_locations l ON l.pack = p.id WHERE p.key > $1 ORDER BY p.key LIMIT $2",
+            *(after or b"", limit),
+        )
+        return list(map(PackRow._make, rows))
+
+    async def has_pack(self, key: Digest) -> bool:
+        return bool(await self._rows("SELECT 1 FROM packs WHERE key = $1", key))
+
+    async def index(
+        self, *, after: Digest | None = None, limit: int = 1000
+    ) -> list[tuple[Digest, Location]]:
+        rows = await self._rows(queries.INDEX, after or b"", limit)
+        return list(map(to_location, rows))
+
+    async def all_versions(self, *, after: int = 0, limit: int = 1000) -> list[VersionRef]:
+        rows = await self._rows(
+            "SELECT v.id, v.node, n.tree, v.number, v.manifest FROM versions v"
+            " JOIN nodes n ON n.id = v.node WHERE v.id > $1 ORDER BY v.id LIMIT $2",
+            *(after, limit),
+        )
+        return list(map(VersionRef._make, rows))
+
+    async def stats(self) -> CatalogStats:
+        rows = await self._rows(queries.STATS)
+        return CatalogStats(*map(int, rows[0]))
+
+
+def to_path(rows: Iterable[Row]) -> Path:
+    """The path of (name, parent) from a node upwards; the root's name is none."""
+    return tuple(name for name, parent in reversed(tuple(rows)) if parent is not None)
+
+
+def _keys(path: Path) -> str:
+    return to_array(map(key_of, path))

@@ -1,0 +1,64 @@
+"""`/v1/frames`: many small files with one request, cut into chunks by the client."""
+
+from typing import Final
+
+from starlette.responses import Response
+
+from vaultfs.domain.errors import ChunksMissing, Exists, VaultError, VersionMismatch
+from vaultfs.domain.frames import MEDIA_TYPE
+from vaultfs.domain.services.intake import Taken
+from vaultfs.domain.tokens import Scope
+from vaultfs.entrypoints.http.calls import Call, Parameter, Route
+from vaultfs.entrypoints.http.contents import BodySource
+from vaultfs.entrypoints.http.problems import problem_of
+from vaultfs.entrypoints.http.wire import FrameOut, FramesOut
+
+
+async def take_frames(call: Call) -> Response:
+    """Commit the files whose chunks are in the body; a status for each (`docs/format.md`)."""
+    taken = await call.server.vault.intake.take(
+        call.user,
+        call.tree,
+        BodySource(call),
+        size=call.length,
+    )
+    return call.json(FramesOut([_told(call, each) for each in taken]))
+
+
+def _told(call: Call, taken: Taken) -> FrameOut:
+    path, result = taken.entry.path, taken.result
+    if isinstance(result, VaultError):
+        return _refused(call, path, result, create_only=taken.entry.preconditions.if_absent)
+    node = result.node
+    assert node is not None
+    made = node.is_folder or (node.number == 1 and result.count == 1)
+    return FrameOut(
+        path,
+        201 if made else 200,
+        result.count,
+        node.id,
+        node.revision,
+        node.version,
+        node.number or None,
+        node.size,
+    )
+
+
+def _refused(call: Call, path: str, error: VaultError, *, create_only: bool) -> FrameOut:
+    if create_only and isinstance(error, Exists):  # as a whole PUT tells it
+        error = VersionMismatch(error.message, expected=None, found=None)
+    found = problem_of(error, call.request_id)
+    missing = [each.hex() for each in error.digests] if isinstance(error, ChunksMissing) else None
+    return FrameOut(path, found.status, code=found.code, detail=found.detail, missing=missing)
+
+
+ROUTES: Final = (
+    Route(
+        *("POST", "/v1/frames/{user}", take_frames, "takeFrames", "Store many small files."),
+        scope=Scope.WRITE,
+        body=MEDIA_TYPE,
+        answer=FramesOut,
+        parameters=(Parameter("Content-Digest", "sha-256 or blake3 of the body.", where="header"),),
+        failures=(409, 501),
+    ),
+)

@@ -1,0 +1,272 @@
+"""Whole trees to a server and back: what `domain.services.transfer` does in a vault at hand."""
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Final
+from urllib.parse import quote
+
+import anyio
+from anyio import to_thread
+from attrs import define, field
+from blake3 import blake3
+
+from vaultfs.adapters.files import LocalSource, LocalTarget
+from vaultfs.domain.chunks import Chunker
+from vaultfs.domain.digests import Buffer, Digest
+from vaultfs.domain.errors import InvalidName, NotAFolder, VaultError
+from vaultfs.domain.frames import (
+    HEAD,
+    MEDIA_TYPE,
+    End,
+    Entry,
+    write_chunk,
+    write_end,
+    write_entry,
+)
+from vaultfs.domain.names import Address, Path, check_path, format_path, parse_address
+from vaultfs.domain.nodes import DigestState, Node
+from vaultfs.domain.services.budget import BLOCK
+from vaultfs.domain.services.ingest import SMALL as SMALL_FILE
+from vaultfs.domain.services.ingest import Compressibility, cut_content, encode, manifest_of
+from vaultfs.domain.services.tasks import task_group
+from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES, Report
+from vaultfs.entrypoints.answers import error_of, origin_headers, version_of
+from vaultfs.entrypoints.calling import Slices
+from vaultfs.entrypoints.client import SMALL, Body, RemoteVault, check_digest
+from vaultfs.entrypoints.http.wire import FrameOut, FramesOut
+from vaultfs.ports.progress import Progress
+from vaultfs.ports.trees import Item, Skipped
+
+AT_ONCE: Final = 16
+"""Files that are on their way to this machine at the same time."""
+GROUPS: Final = 4
+"""Groups of small files that are on their way to a server at the same time."""
+LARGE: Final = 4
+"""Large files."""
+
+
+@define(eq=False)
+class PutTree:
+    """One local folder on its way to a server.
+
+    Small files go in groups, as frames; each large one by itself. An interruption leaves
+    whole files, and running the same again goes on.
+    """
+
+    vault: RemoteVault
+    source: LocalSource
+    path: str
+    progress: Progress
+    report: Report = field(factory=Report)
+    groups: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(GROUPS))
+    large: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(LARGE))
+    top: Address = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.top = parse_address(self.path, own=self.vault.user)
+
+    async def run(self) -> Report:
+        """Send it all; only a failure of the server itself is raised."""
+        await self.vault.mkdir(self.path, parents=True, exist_ok=True)
+        group: list[Item] = []
+        size = 0
+        async with task_group() as tasks, aclosing(self.source.walk()) as batches:
+            async for batch in batches:
+                for item in batch:
+                    if isinstance(item, Skipped):
+                        self.report.skipped.append(item)
+                    elif (refused := self._too_long(item.path)) is not None:
+                        self._fail(item.path, refused)
+                    elif item.size > SMALL_FILE:
+                        await self.large.acquire()
+                        tasks.start_soon(self._send_large, item)
+                    else:
+                        group.append(item)
+                        size += item.size
+                        if size > BLOCK - 2 * SMALL_FILE or len(group) >= GROUP_FILES:
+                            await self.groups.acquire()
+                            tasks.start_soon(self._send_group, group)
+                            group, size = [], 0
+            await self.groups.acquire()
+            await self._send_group(group)
+        return self.report
+
+    def _at(self, path: Path) -> str:
+        return self.path.rstrip("/") + format_path(path)
+
+    def _too_long(self, path: Path) -> InvalidName | None:
+        """Why the vault has no room for such a path, if it has none."""
+        try:
+            check_path((*self.top.path, *path))
+        except InvalidName as error:
+            return error
+        return None
+
+    async def _send_large(self, item: Item) -> None:
+        headers = origin_headers(item.origin)
+        try:
+            async with self.source.open(item) as opened:
+                body = Body(opened, self.progress)
+                stored = await self.vault.send(
+                    self._at(item.path), body, item.size, headers, parents=True
+                )
+        except FILE_ERRORS as error:
+            self._fail(item.path, error)
+        else:
+            self.report.files += 1
+            self.report.size += item.size
+            self.report.changed += stored.changed
+        finally:
+            self.large.release()
+
+    async def _send_group(self, items: Sequence[Item]) -> None:
+        try:
+            files = [item for item in items if item.kind == "file"]
+            found: list[tuple[Item, bytes | None]] = [
+                (item, None) for item in items if item.kind == "folder"
+            ]
+            for item, data in zip(files, await self.source.load(files), strict=True):
+                if isinstance(data, VaultError):
+                    self._fail(item.path, data)
+                else:
+                    found.append((item, data))
+            if found:
+                body = await to_thread.run_sync(_framed, self.top.path, found)
+                for (item, _), out in zip(found, await self._post(body), strict=True):
+                    self._note(item, out)
+        finally:
+            self.groups.release()
+
+    async def _post(self, body: bytes) -> list[FrameOut]:
+        calls = self.vault.calls
+        answer = await calls.ask(
+            "POST",
+            calls.url(f"frames/{quote(self.top.tree, safe='')}"),
+            headers={"Content-Type": MEDIA_TYPE},
+            data=Slices(body) if len(body) > SMALL else body,
+            again=False,  # somebody else's version may stand between a first and a second time
+        )
+        out: FramesOut = calls.decode(answer, FramesOut)
+        return out.entries
+
+    def _note(self, item: Item, out: FrameOut) -> None:
+        if out.code is not None:
+            error = error_of(out.code, out.detail or "", "")
+            if not isinstance(error, FILE_ERRORS):
+                raise error
+            self._fail(item.path, error)
+        elif item.kind == "folder":
+            self.report.folders += 1
+        else:
+            self.progress(item.size)
+            self.report.files += 1
+            self.report.size += item.size
+            self.report.changed += out.changed or 0
+
+    def _fail(self, path: Path, error: VaultError) -> None:
+        self.report.failed.append(Skipped(format_path(path), error.message))
+
+
+def _framed(top: Path, items: Sequence[tuple[Item, bytes | None]]) -> bytes:
+    """The frames of small files and of folders, which have no bytes. CPU work."""
+    parts: list[Buffer] = [HEAD]
+    sent: set[Digest] = set()
+    count = 0
+    contents = [b"" if data is None else data for _, data in items]
+    chunker = Chunker()
+    pieces = [cut_content(data, chunker) for data in contents]
+    encoded = iter(encode([cut for cuts, _ in pieces for cut in cuts], Compressibility()))
+    for (item, data), (cuts, digest) in zip(items, pieces, strict=True):
+        for _ in cuts:
+            chunk = next(encoded)
+            if len(cuts) > 1 or chunk.digest not in sent:  # several in order prove the whole
+                parts += write_chunk(chunk)
+                sent.add(chunk.digest)
+                count += 1
+        path = format_path((*top, *item.path))
+        manifest = None if data is None else manifest_of(cuts)
+        claimed = None if data is None else digest
+        parts.append(write_entry(Entry(path, manifest, item.origin, claimed)))
+    parts.append(write_end(End(count, len(items))))
+    return b"".join(parts)
+
+
+@define(eq=False)
+class GetTree:
+    """One folder of a server on its way to this machine."""
+
+    vault: RemoteVault
+    path: str
+    target: LocalTarget
+    progress: Progress
+    report: Report = field(factory=Report)
+    room: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(AT_ONCE))
+
+    async def run(self) -> Report:
+        """Fetch it all. Raises `NotFound`, `NotAFolder`, and failures of the server itself."""
+        if not (await self.vault.stat(self.path)).is_folder:
+            raise NotAFolder(f"{self.path} is a file, not a folder")
+        folders: list[Path] = [()]
+        async with task_group() as tasks:
+            while folders:
+                folder = folders.pop()
+                [refused] = await self.target.make_folders([folder])
+                if refused is not None:
+                    self._fail(folder, refused)
+                    continue
+                async for node in self.vault.list(self._at(folder)):
+                    where = (*folder, node.name)
+                    if node.is_folder:
+                        folders.append(where)
+                        self.report.folders += 1
+                    else:
+                        await self.room.acquire()
+                        tasks.start_soon(self._fetch, node, where)
+        return self.report
+
+    def _at(self, path: Path) -> str:
+        return self.path.rstrip("/") + format_path(path)
+
+    def _fail(self, path: Path, error: VaultError) -> None:
+        self.report.failed.append(Skipped(format_path(path), error.message))
+
+    async def _fetch(self, node: Node, where: Path) -> None:
+        try:
+            size = await self._small(where) if 0 < node.size <= SMALL else None
+            if size is None:
+                size = await self._large(where)
+        except FILE_ERRORS as error:
+            self._fail(where, error)
+        else:
+            self.report.files += 1
+            self.report.size += size
+        finally:
+            self.room.release()
+
+    async def _small(self, where: Path) -> int | None:
+        """Get a file with one request; None if it is larger by now."""
+        url = self.vault.url("files", self._at(where))
+        headers = {"Range": f"bytes=0-{SMALL - 1}"}
+        answer = await self.vault.calls.ask("GET", url, headers=headers)
+        version = version_of(answer.headers)
+        if version.size != len(answer.data):
+            return None
+        if version.digest_state is DigestState.VERIFIED:
+            check_digest(blake3(answer.data).digest(), version)
+        [refused] = await self.target.store([(where, [answer.data], version.origin)])
+        if refused is not None:
+            raise refused
+        self.progress(version.size)
+        return version.size
+
+    async def _large(self, where: Path) -> int:
+        path = self._at(where)
+        version = await self.vault.version(path)
+        async with (
+            self.target.create(where, version.origin) as sink,
+            self.vault.content(path, version) as parts,
+        ):
+            async for part in parts:
+                await sink.write(part)
+                self.progress(sum(map(len, part)))
+        return version.size

@@ -1,0 +1,264 @@
+"""What a vault can be asked for, whether it is in a folder here or behind a server.
+
+The command line and the blocking SDK know nothing else of a vault, so that there is one
+of each command. Paths are texts such as `/a/b`, or `user:/a/b` for another user's tree.
+"""
+
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from os import PathLike
+from pathlib import Path as LocalPath
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, overload
+
+from vaultfs.domain.digests import Buffer
+from vaultfs.domain.errors import Exists, InvalidField, Unsupported
+from vaultfs.domain.lockmodes import WRITE, Mode
+from vaultfs.domain.metadata import Json, format_metadata, parse_metadata
+from vaultfs.domain.nodes import (
+    NO_PRECONDITIONS,
+    Node,
+    NodeId,
+    Preconditions,
+    Version,
+)
+from vaultfs.domain.retention import Retention
+from vaultfs.entrypoints.look import Look
+from vaultfs.ports.progress import Progress, no_progress
+from vaultfs.ports.trees import Source
+
+if TYPE_CHECKING:
+    from vaultfs.domain.services.recovery import Usage
+    from vaultfs.domain.services.transfer import Report
+    from vaultfs.entrypoints.fileobjects import Loop, ReadFile, WriteFile
+
+Content = Buffer | AsyncIterable[bytes] | PathLike[str] | Source
+"""What can be put: bytes, an asynchronous stream of them, a local file, or a source."""
+
+
+class Stored(NamedTuple):
+    """What a put came to."""
+
+    node: Node
+    changed: int
+    """Versions made: 0 or 1."""
+
+
+class Surface(Look):
+    """A vault to work with."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where the vault is, for people: its folder, or the address of its server."""
+
+    @property
+    @abstractmethod
+    def folder(self) -> LocalPath | None:
+        """The local folder that the vault is in, which nothing is put from or got into."""
+
+    @property
+    @abstractmethod
+    def loop(self) -> "Loop":
+        """The event loop that the vault lives in."""
+
+    # Contents
+
+    @abstractmethod
+    async def store(
+        self,
+        path: str,
+        content: Content,
+        *,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+        parents: bool = True,
+        progress: Progress = no_progress,
+    ) -> Stored:
+        """As `put`; also tells whether there is a new version."""
+
+    async def put(
+        self,
+        path: str,
+        content: Content,
+        *,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+        parents: bool = True,
+        progress: Progress = no_progress,
+    ) -> Node:
+        """Store `content` as the newest version of the file at `path`; durable on return.
+
+        Missing folders are made unless `parents` is false. Nothing is visible before all
+        of it is. Raises `Conflict` for unmet preconditions or a folder in the way,
+        `QuotaExceeded`, and over a network `ServerError` if it broke off: then it may have
+        been stored all the same.
+        """
+        stored = await self.store(
+            path, content, preconditions=preconditions, parents=parents, progress=progress
+        )
+        return stored.node
+
+    @abstractmethod
+    def content(
+        self, path: str, version: Version, start: int = 0, stop: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator["list[Buffer]"]]:
+        """The bytes `start` to `stop` of what `version` gave for `path`, in bounded memory.
+
+        Raises `NotFound`, `DamagedContent`; over a network `VersionMismatch` if another file
+        has the path by now.
+        """
+
+    async def get(
+        self, path: str, *, version: int | None = None, start: int = 0, stop: int | None = None
+    ) -> bytes:
+        """The bytes of a file, or those from `start` to `stop`: all in memory at once.
+
+        Raises `NotFound`, `IsAFolder`, `DamagedContent`.
+        """
+        async with self.stream(path, version=version, start=start, stop=stop) as pieces:
+            return b"".join([piece async for piece in pieces])
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, *, version: int | None = None, start: int = 0, stop: int | None = None
+    ) -> AsyncGenerator[AsyncIterator[Buffer], None]:
+        """The bytes of a file piece by piece, in bounded memory.
+
+        Raises as `get` does; a damaged file ends the stream with `DamagedContent`.
+        """
+        found = await self.version(path, version)
+        if start < 0 or (stop is not None and stop < start):
+            raise InvalidField(f"bytes {start} to {stop} are no range")
+        async with self.content(path, found, start, stop) as parts:
+            yield _flat(parts)
+
+    @overload
+    async def open(
+        self, path: str, mode: Literal["rb"] = "rb", *, version: int | None = None
+    ) -> "ReadFile": ...
+    @overload
+    async def open(self, path: str, mode: Literal["wb", "xb"]) -> "WriteFile": ...
+    async def open(
+        self, path: str, mode: Literal["rb", "wb", "xb"] = "rb", *, version: int | None = None
+    ) -> "ReadFile | WriteFile":
+        """A binary file object, for code that blocks: use it in a worker thread.
+
+        Read, it is seekable. Written, it becomes a version when it is closed, and nothing
+        if the `with` block is left by an exception. `xb` is for a file that is not there yet:
+        it raises `Exists`, or when it is closed `Conflict` if somebody else was faster.
+        """
+        from vaultfs.entrypoints.fileobjects import ReadFile, WriteFile
+
+        if mode == "rb":
+            return ReadFile(self, path, await self.version(path, version))
+        if mode == "xb" and await self.exists(path):
+            raise Exists(f"{path} is there already")
+        wanted = Preconditions(if_absent=mode == "xb")
+        return await WriteFile.start(self, path, wanted)
+
+    def lock(
+        self,
+        *paths: str,  # noqa: ARG002 what vaults that have locks take
+        mode: Mode = WRITE,  # noqa: ARG002
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> AbstractAsyncContextManager[Self]:
+        """Have `paths`, or the whole tree, inside `async with`; see `docs/locks.md`.
+
+        Yields the vault whose changes come with the lock. Raises `LockTimedOut`,
+        `WouldBlock`, `DeadlockFound`; `Unsupported` over a network, where leases are to be
+        had from `/v1/locks`.
+        """
+        raise Unsupported("locks over HTTP are leases: see /v1/locks in the server's /docs")
+
+    # Trees
+
+    @abstractmethod
+    async def put_tree(
+        self, local: str | PathLike[str], path: str, *, progress: Progress = no_progress
+    ) -> "Report":
+        """Store a local folder and all below it as the folder `path`."""
+
+    @abstractmethod
+    async def get_tree(
+        self, path: str, local: str | PathLike[str], *, progress: Progress = no_progress
+    ) -> "Report":
+        """Write the folder `path` and all below it into a local folder."""
+
+    # Nodes
+
+    @abstractmethod
+    async def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False) -> Node:
+        """Make a folder."""
+
+    @abstractmethod
+    async def move(
+        self,
+        source: str,
+        target: str,
+        *,
+        replace: bool = False,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+    ) -> Node:
+        """Give a node another path; nothing below it is touched."""
+
+    @abstractmethod
+    async def copy(
+        self, source: str, target: str, *, version: int | None = None, replace: bool = False
+    ) -> Node:
+        """Copy a node and all below it; no bytes are copied."""
+
+    @abstractmethod
+    async def delete(
+        self,
+        path: str,
+        *,
+        recursive: bool = False,
+        preconditions: Preconditions = NO_PRECONDITIONS,
+    ) -> Node:
+        """Send a node to the trash."""
+
+    @abstractmethod
+    async def restore(self, node: NodeId, target: str | None = None) -> Node:
+        """Bring a node back from the trash, to where it was or to `target`."""
+
+    @abstractmethod
+    async def purge(self, node: NodeId) -> None:
+        """Forget a node in the trash, for ever."""
+
+    @abstractmethod
+    async def restore_version(self, path: str, number: int) -> Node:
+        """Make an old content the newest version."""
+
+    @abstractmethod
+    async def patch_metadata(
+        self, path: str, patch: str, *, preconditions: Preconditions = NO_PRECONDITIONS
+    ) -> Node:
+        """Change metadata by the text of a JSON merge patch (RFC 7396)."""
+
+    async def set_metadata(self, path: str, patch: dict[str, Json]) -> dict[str, Json]:
+        """Change metadata by a JSON merge patch: a value of None removes its key."""
+        from vaultfs.domain.operations import MAX_METADATA
+
+        text = format_metadata(patch, most=MAX_METADATA)
+        return parse_metadata((await self.patch_metadata(path, text)).metadata)
+
+    # The whole of it
+
+    @abstractmethod
+    async def set_retention(self, retention: Retention) -> None:
+        """Say which old versions are kept; `prune` forgets the others."""
+
+    @abstractmethod
+    async def prune(self) -> int:
+        """Forget the old versions that need not be kept; how many."""
+
+    @abstractmethod
+    async def usage(self) -> "Usage":
+        """What the vault holds."""
+
+
+async def _flat(parts: AsyncIterator[list[Buffer]]) -> AsyncIterator[Buffer]:
+    async for part in parts:
+        for piece in part:
+            yield piece

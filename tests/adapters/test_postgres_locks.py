@@ -1,0 +1,55 @@
+"""Locks in PostgreSQL, of one server and of two."""
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import anyio
+import pytest
+from tests.contracts.callers import add_user
+from tests.contracts.locks import TREE, F, LockContract, SharedLockContract, both
+
+from vaultfs.adapters.sql.postgres import PostgresCatalog
+from vaultfs.adapters.system import SystemClock
+from vaultfs.domain.lockmodes import Mode
+from vaultfs.domain.services.locks import Locks, open_locks
+
+pytestmark = pytest.mark.slow
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncGenerator[Locks, None]:
+    catalog = await PostgresCatalog.open(url, create=True)
+    try:
+        while len(await catalog.users()) < TREE + 1:  # the trees that are locked are there
+            await add_user(catalog, f"user{len(await catalog.users())}")
+        async with open_locks(catalog.lock_store(), SystemClock()) as locks:
+            yield locks
+    finally:
+        await catalog.aclose()
+
+
+class TestOneServer(LockContract):
+    @pytest.fixture
+    def opened(self, database: str) -> AbstractAsyncContextManager[Locks]:
+        return opened(database)
+
+
+class TestTwoServers(SharedLockContract):
+    @pytest.fixture
+    def opened(self, database: str) -> AbstractAsyncContextManager[tuple[Locks, Locks]]:
+        return both(opened(database), opened(database))
+
+
+async def test_neither_of_two_servers_starves(database: str) -> None:
+    taken = [0, 0]
+
+    async def work(number: int, locks: Locks) -> None:
+        while sum(taken) < 200:
+            async with locks.hold(locks.new_owner(), TREE, {F: Mode.X}):
+                taken[number] += 1
+
+    async with opened(database) as one, opened(database) as two, anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(work, 0, one)
+            tasks.start_soon(work, 1, two)
+    assert min(taken) >= sum(taken) / 5, taken

@@ -1,0 +1,475 @@
+"""The lock table, step by step. A step is `owner: what -> what comes of it`."""
+
+from itertools import permutations, product
+
+import pytest
+from tests.domain.lock_checks import check, check_circle
+
+from vaultfs.domain.intervals import byte_range
+from vaultfs.domain.lockmodes import Mode, Resource
+from vaultfs.domain.locknodes import (
+    Answer,
+    Blocked,
+    Deadlock,
+    Grant,
+    Owner,
+    OwnerBusy,
+    Waiting,
+)
+from vaultfs.domain.locks import LockTable
+from vaultfs.domain.lockstate import dump, load
+
+A, B, C, D = (Owner(name) for name in "ABCD")
+
+
+def at(path: str) -> Resource:
+    return ("tree", *filter(None, path.split("/")))
+
+
+class Table:
+    """A table, and the grants of its owners by what they are for."""
+
+    def __init__(self) -> None:
+        self.table = LockTable()
+        self.grants: dict[tuple[str, str], int] = {}
+
+    def step(self, text: str) -> None:
+        """Do `owner: verb [mode] [path] -> outcome`; `, X goes on` for each that is woken."""
+        action, outcome = text.split(" -> ")
+        owner, _, words = action.partition(": ")
+        expected, *woken = outcome.split(", ")
+        found = self._do(owner, words.split())
+        assert found == expected, text
+        went_on = [grant.owner for _, grant in self._passed()]
+        assert went_on == [each.removesuffix(" goes on") for each in woken], text
+        check(self.table)
+        assert dump(load(dump(self.table))) == dump(self.table)
+
+    def _passed(self) -> tuple[tuple[int, Grant], ...]:
+        granted = self.table.take_passed().granted
+        for _, grant in granted:
+            self._note(grant)
+        return granted
+
+    def _note(self, grant: Grant) -> None:
+        for resource in (*grant.items, *grant.ranges):
+            self.grants[grant.owner, "/".join(resource[1:])] = grant.id
+
+    def _do(self, owner: str, words: list[str]) -> str:
+        verb, *rest = words
+        match verb:
+            case "release":
+                self.table.release(self.grants.pop((owner, rest[0])))
+                return "done"
+            case "cancel":
+                self.table.cancel(self.table.waits[Owner(owner)].id)
+                return "done"
+            case "upgrade" | "downgrade":
+                mode, path = rest
+                answer = self.table.convert(self.grants[owner, path], {at(path): Mode[mode]})
+            case "try":
+                mode, path = rest
+                answer = self.table.request(Owner(owner), {at(path): Mode[mode]}, wait=False)
+            case _:
+                pairs = zip(words[::2], words[1::2], strict=True)
+                items = {at(path): Mode[mode] for mode, path in pairs}
+                answer = self.table.request(Owner(owner), items)
+        return self._told(Owner(owner), answer)
+
+    def _told(self, owner: Owner, answer: Answer) -> str:
+        match answer:
+            case Grant():
+                self._note(answer)
+                return "granted"
+            case Waiting():
+                return "waits"
+            case Deadlock():
+                check_circle(self.table, answer, owner)
+                return "deadlock"
+            case Blocked():
+                blockers = sorted({each.owner for each in answer.blockers})
+                return "blocked by " + " and ".join(blockers)
+            case OwnerBusy():
+                return "busy"
+
+
+def play(*steps: str) -> Table:
+    table = Table()
+    for step in steps:
+        table.step(step)
+    return table
+
+
+def test_who_writes_below_shuts_out_who_reads_above_and_the_reverse() -> None:
+    play(
+        "A: X docs/a.txt -> granted",
+        "B: X docs/b.txt -> granted",
+        "C: try S docs -> blocked by A and B",
+        "C: try S docs/c.txt -> granted",
+        "D: try X docs -> blocked by A and B and C",
+        "D: S other -> granted",
+        "C: try X other/file -> blocked by D",
+    )
+
+
+def test_who_comes_later_and_clashes_waits_behind_and_who_does_not_passes() -> None:
+    play(
+        "A: S a -> granted",
+        "B: X a -> waits",
+        "C: S a -> waits",
+        "D: S b -> granted",
+        "A: release a -> done, B goes on",
+        "B: release a -> done, C goes on",
+    )
+
+
+def test_readers_behind_a_writer_go_on_together() -> None:
+    play(
+        "A: X a -> granted",
+        "B: S a -> waits",
+        "C: S a -> waits",
+        "D: X a -> waits",
+        "A: release a -> done, B goes on, C goes on",
+        "B: release a -> done",
+        "C: release a -> done, D goes on",
+    )
+
+
+def test_an_upgrade_goes_ahead_of_newcomers_and_holds_back_new_readers() -> None:
+    play(
+        "A: S a -> granted",
+        "B: S a -> granted",
+        "C: X a -> waits",
+        "A: upgrade X a -> waits",
+        "D: S a -> waits",
+        "B: release a -> done, A goes on",
+        "A: release a -> done, C goes on",
+        "C: release a -> done, D goes on",
+    )
+
+
+def test_of_two_readers_that_upgrade_the_second_is_told_and_keeps_what_it_has() -> None:
+    table = play(
+        "A: S a -> granted",
+        "B: S a -> granted",
+        "A: upgrade X a -> waits",
+        "B: upgrade X a -> deadlock",
+    )
+    assert table.table.nodes[at("a")].has(B) is Mode.S
+    assert table.table.nodes[at("")].has(B) is Mode.IS, "nor did anything above change"
+    table.step("B: release a -> done, A goes on")
+
+
+def test_with_update_mode_two_that_mean_to_write_cannot_deadlock() -> None:
+    play(
+        "A: U a -> granted",
+        "C: S a -> granted",
+        "B: U a -> waits",
+        "A: upgrade X a -> waits",
+        "C: release a -> done, A goes on",
+        "A: release a -> done, B goes on",
+        "B: upgrade X a -> granted",
+    )
+
+
+def test_a_downgrade_lets_others_in_and_intents_above_fall_with_it() -> None:
+    table = play(
+        "A: X docs/a -> granted",
+        "B: S docs -> waits",
+        "C: S docs/a -> waits",
+        "A: downgrade S docs/a -> granted, B goes on, C goes on",
+    )
+    assert table.table.nodes[at("docs")].has(A) is Mode.IS
+    assert table.table.nodes[at("")].has(A) is Mode.IS
+
+
+def test_grants_of_one_owner_may_be_released_in_any_order() -> None:
+    for order in permutations(["S a", "X a/b", "IX a"]):
+        table = Table()
+        ids: dict[str, int] = {}
+        for text in ("S a", "X a/b", "IX a"):
+            mode, path = text.split()
+            grant = table.table.request(A, {at(path): Mode[mode]})
+            assert isinstance(grant, Grant)
+            ids[text] = grant.id
+        assert table.table.nodes[at("a")].has(A) is Mode.SIX
+        for text in order:
+            table.table.release(ids[text])
+            check(table.table)
+        assert not table.table.nodes
+
+
+def test_a_circle_names_each_member_what_it_waits_for_and_who_has_that() -> None:
+    table = play("A: X a -> granted", "B: X b -> granted", "C: X c -> granted")
+    table.step("A: S b -> waits")
+    table.step("B: U c -> waits")
+    answer = table.table.request(C, {at("a"): Mode.X})
+    assert isinstance(answer, Deadlock)
+    told = [(e.owner, e.resource[1], e.wanted.name, e.holder, e.held.name) for e in answer.circle]
+    assert told == [
+        ("C", "a", "X", "A", "X"),
+        ("A", "b", "S", "B", "X"),
+        ("B", "c", "U", "C", "X"),
+    ]
+    assert C not in table.table.waits
+    table.step("C: release c -> done, B goes on")
+
+
+def test_a_circle_made_by_places_alone_is_opened() -> None:
+    # B waits for A; A asks for what B is only ahead for.
+    play(
+        "A: S a -> granted",
+        "C: S b -> granted",
+        "B: X a X b -> waits",
+        "A: S b -> granted",
+        "A: release a -> done",
+    )
+
+
+def test_somebody_further_back_is_let_pass_where_that_opens_a_circle() -> None:
+    # C is only behind B on b, who waits for A: A's wait for C must not become a circle.
+    play(
+        "A: S a -> granted",
+        "D: S b -> granted",
+        "C: X c -> granted",
+        "B: X a X b -> waits",
+        "C: S b -> waits",
+        "A: S c -> waits, C goes on",
+        "C: release c -> done, A goes on",
+    )
+
+
+def test_standing_behind_somebody_who_does_not_clash_is_not_waiting_for_them() -> None:
+    play(
+        "A: S a -> granted",
+        "B: X a -> waits",
+        "D: X d -> granted",
+        "C: S d -> waits",
+        "A: S d -> waits",
+        "D: release d -> done, C goes on, A goes on",
+    )
+
+
+def test_who_leaves_a_queue_lets_those_behind_go_on() -> None:
+    play(
+        "A: S a -> granted",
+        "B: X a -> waits",
+        "C: S a -> waits",
+        "B: cancel -> done, C goes on",
+    )
+
+
+def test_an_owner_waits_for_one_thing_at_a_time() -> None:
+    play(
+        "A: X a -> granted",
+        "B: S b -> granted",
+        "B: S a -> waits",
+        "B: S c -> busy",
+        "B: upgrade X b -> busy",
+        "B: downgrade IS b -> granted",
+        "A: release a -> done, B goes on",
+        "B: S c -> granted",
+    )
+
+
+def test_a_batch_waits_holding_nothing_new_and_is_granted_whole() -> None:
+    table = play("A: X a -> granted", "B: X a X b -> waits", "C: try S b -> blocked by B")
+    assert table.table.nodes[at("b")].has(B) is None
+    table.step("A: release a -> done, B goes on")
+    assert table.table.nodes[at("b")].has(B) is Mode.X
+
+
+def test_a_part_of_a_batch_can_be_released() -> None:
+    table = play("A: X d/a X d/b S d/c -> granted", "B: S d/b -> waits", "C: S d -> waits")
+    grant = table.grants[A, "d/a"]
+    table.table.release(grant, [at("d/b")])
+    assert [each.owner for _, each in table.table.take_passed().granted] == [B]
+    table.table.release(grant, [at("d/a")])
+    assert [each.owner for _, each in table.table.take_passed().granted] == [C]
+    assert table.table.nodes[at("d")].has(A) is Mode.IS
+    check(table.table)
+
+
+def test_a_conversion_whose_grant_is_released_is_dropped() -> None:
+    table = play("A: S a -> granted", "B: S a -> granted", "A: upgrade X a -> waits")
+    request = table.table.waits[A].id
+    table.table.release(table.grants[A, "a"])
+    assert table.table.take_passed().dropped == (request,)
+    check(table.table)
+
+
+def test_misuse_is_an_error_that_changes_nothing() -> None:
+    table = play("A: S a S b -> granted").table
+    before = dump(table)
+    with pytest.raises(ValueError, match="one by one"):
+        table.convert(1, {at("a"): Mode.X, at("b"): Mode.IS})
+    for call in (
+        lambda: table.convert(1, {at("c"): Mode.X}),
+        lambda: table.convert(99, {at("a"): Mode.X}),
+        lambda: table.release(99),
+        lambda: table.cancel(99),
+        lambda: table.renew(99, 5),
+    ):
+        with pytest.raises(KeyError):
+            call()
+    assert dump(table) == before
+
+
+def test_ranges_clash_by_overlap_and_with_whole_file_locks() -> None:
+    table = LockTable()
+    file = at("d/file")
+
+    def ask(owner: Owner, start: int, stop: int | None, *, exclusive: bool) -> Answer:
+        ranges = {file: (byte_range(start, stop, exclusive=exclusive),)}
+        return table.request(owner, {}, ranges=ranges, wait=False)
+
+    first = ask(A, 0, 10, exclusive=True)
+    assert isinstance(first, Grant)
+    assert isinstance(ask(B, 10, None, exclusive=True), Grant)
+    assert isinstance(ask(C, 5, 6, exclusive=False), Blocked)
+    assert isinstance(table.request(C, {file: Mode.S}, wait=False), Blocked)
+    assert isinstance(table.request(C, {at("d/other"): Mode.X}, wait=False), Grant)
+    table.release(first.id)
+    assert isinstance(ask(C, 5, 6, exclusive=False), Grant)
+    assert isinstance(ask(D, 0, 10, exclusive=False), Grant)
+    check(table)
+
+
+def test_a_range_waits_behind_one_that_it_would_meet_and_passes_others() -> None:
+    table = LockTable()
+    file = at("file")
+
+    def ask(owner: Owner, start: int, stop: int) -> Answer:
+        return table.request(owner, {}, ranges={file: (byte_range(start, stop, exclusive=True),)})
+
+    first = ask(A, 0, 10)
+    assert isinstance(first, Grant)
+    assert isinstance(ask(B, 5, 20), Waiting)
+    assert isinstance(ask(C, 15, 30), Waiting)
+    assert isinstance(ask(D, 30, 40), Grant)
+    table.release(first.id)
+    assert [grant.owner for _, grant in table.take_passed().granted] == [B]
+    check(table)
+
+
+def test_a_lease_that_runs_out_wakes_the_queue_and_cannot_be_renewed() -> None:
+    table = LockTable()
+    grant = table.request(A, {at("a"): Mode.X}, expires=10)
+    assert isinstance(grant, Grant)
+    assert isinstance(table.request(B, {at("a"): Mode.X}), Waiting)
+    assert table.tick(9.9) == ()
+    table.renew(grant.id, 20)
+    assert table.tick(10) == ()
+    assert table.tick(20) == (grant,)
+    [(_, following)] = table.take_passed().granted
+    assert following.owner == B
+    assert following.token > grant.token
+    with pytest.raises(KeyError):
+        table.renew(grant.id, 99)
+    check(table)
+
+
+def test_a_waiter_whose_own_lease_ran_out_is_dropped_not_granted() -> None:
+    table = LockTable()
+    table.request(A, {at("a"): Mode.X}, expires=10)
+    late = table.request(B, {at("a"): Mode.X}, expires=5)
+    assert isinstance(late, Waiting)
+    table.request(C, {at("a"): Mode.X})
+    table.tick(10)  # both at once: the waiter must not get what runs out with it
+    passed = table.take_passed()
+    assert passed.dropped == (late.id,)
+    assert [grant.owner for _, grant in passed.granted] == [C]
+    check(table)
+
+
+def test_time_that_goes_back_is_not_believed() -> None:
+    table = LockTable()
+    table.request(A, {at("a"): Mode.X}, expires=10)
+    table.tick(8)
+    table.tick(3)
+    assert table.now == 8
+    assert dump(load(dump(table))) == dump(table)
+
+
+def test_tokens_only_grow_also_in_a_table_that_was_saved() -> None:
+    table, last = LockTable(), 0
+    for _ in range(5):
+        grant = table.request(A, {at("a"): Mode.X})
+        assert isinstance(grant, Grant)
+        assert grant.token > last
+        last = grant.token
+        table.release(grant.id)
+        table = load(dump(table))
+
+
+def test_a_plain_write_is_told_who_is_in_its_way() -> None:
+    table = play("A: X d/a -> granted", "B: S e -> granted").table
+    assert {each.owner for each in table.in_the_way({at("d"): Mode.X, at("e/f"): Mode.X})} == {A, B}
+    assert table.in_the_way({at("d/b"): Mode.X}) == ()
+    assert table.in_the_way({at("d/a"): Mode.X}, frozenset({A})) == ()
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 300])
+def test_a_circle_of_any_size_is_found_when_it_closes(size: int) -> None:
+    table = LockTable()
+    owners = [Owner(f"o{number}") for number in range(size)]
+    for number, owner in enumerate(owners):
+        table.request(owner, {at(f"f{number}"): Mode.X})
+    for number, owner in enumerate(owners[:-1]):
+        assert isinstance(table.request(owner, {at(f"f{number + 1}"): Mode.X}), Waiting)
+    answer = table.request(owners[-1], {at("f0"): Mode.X})
+    assert isinstance(answer, Deadlock)
+    assert len(answer.circle) == size
+    check_circle(table, answer, owners[-1])
+
+
+PROGRAMS = (
+    ("S a", "X b", "upgrade", "release"),
+    ("X b", "X c", "S a", "release"),
+    ("U a", "X a", "S c", "release"),
+)
+
+
+class _Runner:
+    """Small programs, one for each owner; a step is put off while its owner waits."""
+
+    def __init__(self) -> None:
+        self.table = LockTable()
+        self.steps = [list(program) for program in PROGRAMS]
+
+    def run(self, number: int) -> None:
+        owner = Owner(f"o{number}")
+        if owner in self.table.waits or not self.steps[number]:
+            return
+        word = self.steps[number].pop(0)
+        mine = list(self.table.owned.get(owner, {}).values())
+        answer: Answer | None = None
+        if word == "release":
+            for grant in mine:
+                self.table.release(grant.id)
+        elif word == "upgrade":
+            answer = self.table.convert(mine[0].id, dict.fromkeys(mine[0].items, Mode.X))
+        else:
+            mode, path = word.split()
+            answer = self.table.request(owner, {at(path): Mode[mode]})
+        if isinstance(answer, Deadlock):
+            check_circle(self.table, answer, owner)
+            self.steps[number] = ["release"]  # as a victim does
+        check(self.table)
+
+
+@pytest.mark.slow
+def test_every_interleaving_of_small_programs_ends_with_an_empty_table() -> None:
+    seen: set[tuple[int, ...]] = set()
+    for order in product(range(3), repeat=7):
+        if order in seen:
+            continue
+        seen.add(order)
+        runner = _Runner()
+        for number in order:
+            runner.run(number)
+        for _ in range(12):  # to the end, in turns
+            for number in range(3):
+                runner.run(number)
+        assert not runner.table.nodes, order
+        assert not any(runner.steps), order

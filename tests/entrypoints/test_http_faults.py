@@ -1,0 +1,126 @@
+"""What the API answers when stores fail, packs are damaged and writers race."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+from tests.entrypoints.http_calls import Client, open_api
+from tests.faults import random_bytes
+
+from vaultfs.ports.objects import OutOfSpace, StoreError
+
+FILE = "/v1/files/me/a"
+OLD, NEW = random_bytes(700_000, "old"), random_bytes(700_000, "new")
+
+
+async def _wait() -> Any:
+    await anyio.sleep_forever()
+
+
+async def _ignore(_: Any) -> None:
+    """Take what nobody reads."""
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Client]:
+    async with open_api() as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (OutOfSpace("disk full in /srv/x", backend="b", operation="put"), 507, "out_of_space"),
+        (StoreError("permission denied: /srv/x", backend="b", operation="put"), 503, "store"),
+    ],
+)
+async def test_a_store_that_fails_leaves_the_old_version(
+    api: Client, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
+) -> None:
+    await api.ok("PUT", FILE, content=OLD)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(api.vault.objects), "put", fail)
+        answer = await api("PUT", FILE, content=NEW)
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+        assert "/srv/x" not in answer.text
+    assert (await api("GET", FILE)).content == OLD
+    assert api.vault.budget.free == api.vault.budget.total
+    await api.ok("PUT", FILE, content=NEW)
+    assert (await api("GET", FILE)).content == NEW
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+async def test_a_damaged_pack_hits_its_files_alone(api: Client, damage: str) -> None:
+    await api.ok("PUT", FILE, content=OLD)
+    store: Any = api.vault.objects
+    [key] = [each for each in store.objects if each.startswith("packs/")]
+    await api.ok("PUT", "/v1/files/me/b", content=NEW)
+    data = bytearray(store.objects[key])
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    else:
+        for at in range(300, len(data), 20_000):
+            data[at] ^= 1
+    store.objects[key] = bytes(data)
+    assert await api.refused(500, "GET", FILE) == "damaged_content"
+    assert (await api("GET", "/v1/files/me/b")).content == NEW
+
+
+async def test_of_many_that_have_the_same_tag_one_writes(api: Client) -> None:
+    node = await api.ok("PUT", FILE, content=b"first")
+    headers = {"If-Match": f'"v{node["version"]}"'}
+    statuses: list[int] = []
+
+    async def write(number: int) -> None:
+        answer = await api("PUT", FILE, content=b"%d" % number, headers=headers)
+        statuses.append(answer.status_code)
+
+    async with anyio.create_task_group() as writers:
+        for number in range(16):
+            writers.start_soon(write, number)
+    assert sorted(statuses) == [200, *[412] * 15]
+    assert (await api.ok("GET", "/v1/nodes/me/a"))["number"] == 2
+
+
+async def test_names_that_look_alike_are_names_of_their_own(api: Client) -> None:
+    for name, text in (("a", b"latin"), ("%D0%B0", b"cyrillic"), ("%EF%BC%8E%EF%BC%8E", b"dots")):
+        await api.ok("PUT", f"/v1/files/me/{name}", content=text)
+    assert (await api("GET", FILE)).content == b"latin"
+    entries = (await api.ok("GET", "/v1/folders/me/"))["entries"]
+    assert [each["name"] for each in entries] == ["a", "\u0430", "\uff0e\uff0e"]
+
+
+async def test_uploads_of_one_user_that_stand_still_hold_up_nobody_else(api: Client) -> None:
+    bob = await api.new_user("bob")
+    headers = {"host": "x", "authorization": f"Bearer {bob}", "transfer-encoding": "chunked"}
+
+    async def stalled(number: int) -> None:
+        path = f"/v1/files/bob/{number}"
+        scope: dict[str, Any] = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "PUT",
+            "query_string": b"",
+            "path": path,
+            "raw_path": path.encode(),
+            "headers": [(name.encode(), text.encode()) for name, text in headers.items()],
+        }
+        await api.app(scope, _wait, _ignore)
+
+    budget = api.vault.budget
+    async with anyio.create_task_group() as tasks:
+        for number in range(40):
+            tasks.start_soon(stalled, number)
+        await anyio.wait_all_tasks_blocked()
+        assert 0 < budget.total - budget.free <= budget.total // 2
+        with anyio.fail_after(5):
+            await api.ok("PUT", FILE, content=OLD)
+            await api.ok("PUT", "/v1/files/bob/small", token=bob, content=b"x")
+        tasks.cancel_scope.cancel()
+    assert budget.free == budget.total
+    await api.ok("PUT", "/v1/files/bob/large", token=bob, content=NEW)
