@@ -18,7 +18,7 @@ CASES = [(name, each) for name, examples in EXAMPLES.items() for each in example
 
 async def prepare(api: Client) -> dict[str, str]:
     """What the examples say is there: two notes, one with two versions; a file in the trash,
-    the user bob, a token; and what they call the last two here."""
+    the user bob, a token, a lock on /reports; and what they call those with ids here."""
     for path, text in (("today.txt", "first"), ("today.txt", "second"), ("other.txt", "x")):
         await api.ok("PUT", f"/v1/files/me/notes/{path}?parents=true", content=text.encode())
     await api.ok("PUT", "/v1/files/me/old.txt", content=b"old")
@@ -26,12 +26,24 @@ async def prepare(api: Client) -> dict[str, str]:
     await api.ok("POST", "/v1/users", json={"name": "bob", "quota": 1 << 30})
     body = {"name": "phone", "scopes": ["read"]}
     token = await api.ok("POST", "/v1/users/me/tokens", json=body)
-    return {"node": str(gone["id"]), "token": token["id"]}
+    lock = {"paths": [{"path": "/reports", "mode": "update"}], "ttl_seconds": 3600}
+    held = await api.ok("POST", "/v1/locks", json=lock)
+    return {
+        "node": str(gone["id"]),
+        "token": token["id"],
+        "lease": held["lock"],
+        "fence": str(held["token"]),
+    }
 
 
 async def ask(api: Client, name: str, example: dict[str, Any], state: dict[str, str]) -> Any:
     """Send an example's request; ids that it cannot know are those of `state`."""
-    known = {"1": state["node"], "0123456789abcdef": state["token"]}
+    known = {
+        "1": state["node"],
+        "0123456789abcdef": state["token"],
+        "4f7a0c1b.3": state["lease"],
+        "3": state["fence"],
+    }
     given = {key: str(value) for key, value in example["path"].items()}
     for key in state.keys() & given.keys():
         given[key] = known.get(given[key], given[key])

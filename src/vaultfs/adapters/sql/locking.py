@@ -50,15 +50,19 @@ def _check(
     if isinstance(operation, ops.Prune) or (
         isinstance(operation, ops.Restore) and operation.target is None
     ):
-        place = yield from _place(operation.node)
+        place = yield from _place(operation.tree, operation.node)
+        if place is None:
+            return  # it is refused for another reason
     wanted = needs(operation, place)
     check_write(locks.table, wanted, check_presented(locks.table, unit.presented))
 
 
-def _place(node: NodeId) -> Program[Path]:
-    """Where a node stands, or would if it were not in the trash."""
+def _place(tree: TreeId, node: NodeId) -> Program[Path | None]:
+    """Where a node of `tree` stands, or would if it were not in the trash; None if it is none."""
     rows = yield Run(ABOVE, (node,))
-    chain = map(to_node, reversed(rows))
+    chain = [to_node(row) for row in reversed(rows)]
+    if not chain or chain[0].tree != tree:
+        return None
     return tuple(each.name for each in chain if each.parent is not None)
 
 
