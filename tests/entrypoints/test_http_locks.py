@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import pytest
 from tests.entrypoints.http_calls import Client, open_api
+
+from vaultfs.domain.frames import MEDIA_TYPE
 
 HEADER: Final = "VaultFS-Lock-Token"
 FILE: Final = "/v1/files/me/d/f"
@@ -40,6 +43,18 @@ async def test_a_lock_keeps_others_out_and_lets_its_owner_in(api: Client) -> Non
     stale = {HEADER: made["lock"]}
     assert await api.refused(412, "PUT", FILE, content=b"4", headers=stale) == "stale_token"
     assert (await api("GET", FILE)).content == b"three"
+
+
+async def test_many_files_at_once_come_with_locks_too(api: Client) -> None:
+    made = await lock(api, "/d")
+    vectors = json.loads(Path("docs/vectors.json").read_text())
+    frames = bytes.fromhex(vectors["frames"][0]["bytes"])  # the folder /d, a file in it, another
+    kind = {"Content-Type": MEDIA_TYPE}
+    refused = await api.ok("POST", "/v1/frames/me", content=frames, headers=kind)
+    assert [each["status"] for each in refused["entries"]] == [423, 423, 412]
+    headers = kind | {HEADER: made["lock"]}
+    taken = await api.ok("POST", "/v1/frames/me", content=frames, headers=headers)
+    assert [each["status"] for each in taken["entries"]] == [201, 201, 412]
 
 
 async def test_every_write_is_refused_and_takes_the_header(api: Client) -> None:

@@ -34,8 +34,8 @@ from vaultfs.domain.errors import (
 from vaultfs.domain.frames import HEAD_SIZE, MAX_FRAME, End, Entry, Frame, check_head, read_frame
 from vaultfs.domain.manifests import INLINE_ENTRIES, Manifest
 from vaultfs.domain.names import parse_path
-from vaultfs.domain.nodes import Content, DigestState, TreeId, User, micros
-from vaultfs.domain.operations import MakeFolder, Outcome, PutFile, Refused, Result, Unit
+from vaultfs.domain.nodes import Content, DigestState, TreeId, User
+from vaultfs.domain.operations import MakeFolder, Outcome, PutFile, Refused, Result
 from vaultfs.domain.packs import Codec, Kind, StoredChunk, contents_of
 from vaultfs.domain.services.budget import BLOCK, Budget, Use
 from vaultfs.domain.services.files import Files
@@ -196,10 +196,17 @@ class Intake:
         self._streams = anyio.Semaphore(max(1, self.budget.total // 4 // MAX_FRAME))
 
     async def take(
-        self, caller: User, tree: str, source: Source, *, size: int | None = None
+        self,
+        caller: User,
+        tree: str,
+        source: Source,
+        *,
+        size: int | None = None,
+        files: Files | None = None,
     ) -> list[Taken]:
         """Take in the frames that `source` gives, `size` bytes if that is known.
 
+        `files` are those to commit with, where the caller presents locks.
         What became of each entry, in their order; durable on return. Raises, and commits
         nothing, `InvalidField` for what are no frames, `Unsupported` for those of a newer
         release, `TooLarge`, and what `source` raises. Memory: one block, charged, and the
@@ -211,7 +218,7 @@ class Intake:
         else:
             async with self._streams:
                 reader, placed = await self._read(caller, source, BLOCK)
-        return await self._commit(caller, where, reader, placed)
+        return await self._commit(files or self.files, caller, where, reader, placed)
 
     async def _read(self, caller: User, source: Source, block: int) -> tuple[_Reader, Placed]:
         reader, placed = _Reader(), Placed()
@@ -236,7 +243,7 @@ class Intake:
         return reader, placed
 
     async def _commit(
-        self, caller: User, tree: TreeId, reader: _Reader, placed: Placed
+        self, files: Files, caller: User, tree: TreeId, reader: _Reader, placed: Placed
     ) -> list[Taken]:
         lengths = await self._lengths(caller, reader)
         foreign = set(placed.foreign)
@@ -256,9 +263,9 @@ class Intake:
             operation = PutFile(tree, path, content, entry.origin, entry.preconditions, True)
             own = [digest for digest, _ in entry.manifest.entries if digest in foreign]
             puts[index] = (operation, Ingested(content, Placed(placed.packs, own)))
-        for index, outcome in zip(folders, await self._make(caller, folders), strict=True):
+        for index, outcome in zip(folders, await _make(files, caller, folders), strict=True):
             results[index] = _result(outcome)
-        outcomes = await self.files.commit(caller, list(puts.values())) if puts else []
+        outcomes = await files.commit(caller, list(puts.values())) if puts else []
         for index, outcome in zip(puts, outcomes, strict=True):
             results[index] = _result(outcome)
         return [
@@ -282,13 +289,13 @@ class Intake:
         found = await self.files.catalog.locate(caller.id, list(others))
         return lengths | {digest: location.length for digest, location in found.items()}
 
-    async def _make(self, caller: User, folders: dict[int, MakeFolder]) -> list[Outcome]:
-        now, stem = micros(self.files.clock.now()), self.files.clock.new_id()
-        units = [
-            Unit(caller.id, now, f"{stem}-{index}", (operation,))
-            for index, operation in folders.items()
-        ]
-        return await self.files.catalog.apply(units) if units else []
+
+async def _make(files: Files, caller: User, folders: dict[int, MakeFolder]) -> list[Outcome]:
+    stem = files.clock.new_id()
+    units = [
+        files.unit(caller, f"{stem}-{index}", (operation,)) for index, operation in folders.items()
+    ]
+    return await files.catalog.apply(units) if units else []
 
 
 def _bounded(size: int) -> int:

@@ -21,6 +21,7 @@ async def take_frames(call: Call) -> Response:
         call.tree,
         BodySource(call),
         size=call.length,
+        files=call.files,
     )
     return call.json(FramesOut([_told(call, each) for each in taken]))
 
