@@ -34,6 +34,7 @@ FRESH: Final = "vaultfs_new"
 TABLES: Final = (
     *("meta", *DUMPED),
     *("packs", "pack_locations", "chunks", "uploads", "pins"),
+    *("lock_state", "lock_sessions"),
 )
 
 
