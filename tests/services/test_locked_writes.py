@@ -11,7 +11,7 @@ from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Owner, Presented
 from vaultfs.domain.names import parse_path
 from vaultfs.domain.nodes import Node
-from vaultfs.domain.operations import Prune, Purge
+from vaultfs.domain.operations import Done, Move, Prune, Purge
 from vaultfs.entrypoints.vault import Vault
 
 Change = Callable[[Vault], Awaitable[object]]
@@ -181,6 +181,33 @@ async def test_many_files_at_once_are_each_held_to_the_locks(vault: Vault) -> No
         report = await vault.transfer.put(vault.user, MemoryTree(names), at("/t"))
     assert [each.where for each in report.failed] == ["/n3"]
     assert report.files == 19
+
+
+async def move_all(vault: Vault, files: int) -> list[bool]:
+    """Move so many files of `/many` to `/d`, in one call; which were moved."""
+    moves = [Move(vault.user.tree, ("many", f"n{n}"), ("d", f"n{n}")) for n in range(files)]
+    units = [vault.files.unit(vault.user, f"op-{n}", (move,)) for n, move in enumerate(moves)]
+    return [isinstance(each, Done) for each in await vault.catalog.apply(units)]
+
+
+async def test_many_moves_at_once_are_each_held_to_the_locks(vault: Vault) -> None:
+    for number in range(20):
+        await put(vault, f"/many/n{number}", b"x")
+    async with vault.locks.hold(ME, vault.user.tree, {("many", "n3"): Mode.S}):
+        assert await move_all(vault, 20) == [number != 3 for number in range(20)]
+
+
+async def test_many_moves_at_once_end_the_movers_locks_on_what_moved(vault: Vault) -> None:
+    for number in range(20):
+        await put(vault, f"/many/n{number}", b"x")
+    token = await vault.locks.acquire(ME, vault.user.tree, {("many",): Mode.X, ("d",): Mode.X})
+    names: dict[tuple[str, ...], Mode] = {("many", f"n{n}"): Mode.X for n in range(3)}
+    mine = await vault.locks.acquire(ME, vault.user.tree, names | {("e",): Mode.X})
+    holder = vault.presenting(Presented(ME, token), Presented(ME, mine))
+    assert all(await move_all(holder, 20))
+    left = await vault.locks.find(ME, vault.user.tree, mine)
+    assert left is not None
+    assert left.items == {("1", "e"): Mode.X}
 
 
 async def test_errors_say_who_and_where(vault: Vault) -> None:

@@ -129,6 +129,8 @@ def _move_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome]
     first = moves[0]
     above = yield from folder_at(tx, units[0], first.tree, first.source[:-1], make=False)
     folder = yield from folder_at(tx, units[0], first.tree, first.target[:-1], make=False)
+    if any(unit.presented for unit in units) or (yield from any_locked(tx, first.tree, units)):
+        return None  # each is held to the locks, and ends those of its own that it moves
     keys = [key_of(check_path(move.target)[-1]) for move in moves]
     if len(set(keys)) != len(keys) or (yield from _any_there(folder, keys)):
         return None
