@@ -5,12 +5,14 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
 import pytest
-from tests.contracts.callers import add_user
+from tests.contracts.callers import Caller, add_user
 from tests.contracts.locks import TREE, F, LockContract, SharedLockContract, both
 
 from vaultfs.adapters.sql.postgres import PostgresCatalog
 from vaultfs.adapters.system import SystemClock
+from vaultfs.domain.errors import Locked
 from vaultfs.domain.lockmodes import Mode
+from vaultfs.domain.operations import Refused
 from vaultfs.domain.services.locks import Locks, open_locks
 
 pytestmark = pytest.mark.slow
@@ -53,3 +55,23 @@ async def test_neither_of_two_servers_starves(database: str) -> None:
             tasks.start_soon(work, 0, one)
             tasks.start_soon(work, 1, two)
     assert min(taken) >= sum(taken) / 5, taken
+
+
+async def test_a_write_at_one_server_is_held_to_the_locks_of_another(database: str) -> None:
+    catalog = await PostgresCatalog.open(database, create=True)
+    try:
+        async with opened(database) as locks:
+            me = Caller(catalog, await catalog.user("user0"))
+            await me.do(me.put_op("/d/f", parents=True))
+            owner = locks.new_owner()
+            token = await locks.acquire(owner, me.tree, {F: Mode.X}, ttl=1)
+            outcome = await me.outcome(me.put_op("/d/f"))
+            assert isinstance(outcome, Refused)
+            assert isinstance(outcome.error, Locked)
+            await me.do(me.put_op("/d/g"))
+            with anyio.fail_after(10):  # the lease runs out by the clock of the database
+                while isinstance(await me.outcome(me.put_op("/d/f")), Refused):
+                    await anyio.sleep(0.1)
+            assert await locks.find(owner, me.tree, token) is None
+    finally:
+        await catalog.aclose()

@@ -33,13 +33,13 @@ async def set_retention(call: Call) -> Response:
     if wanted.age_seconds is not None and not 0 < wanted.age_seconds <= LONGEST:
         raise InvalidField(f"age_seconds: 1 to {LONGEST}")
     age = None if wanted.age_seconds is None else timedelta(seconds=wanted.age_seconds)
-    await call.server.vault.files.set_retention(call.user, call.tree, Retention(wanted.last, age))
+    await call.files.set_retention(call.user, call.tree, Retention(wanted.last, age))
     return call.json(wanted)
 
 
 async def prune(call: Call) -> Response:
     """Forget the old versions that the tree's retention does not keep."""
-    return call.json(Pruned(await call.server.vault.files.prune(call.user, call.tree)))
+    return call.json(Pruned(await call.files.prune(call.user, call.tree)))
 
 
 async def usage(call: Call) -> Response:
