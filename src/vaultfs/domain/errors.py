@@ -96,6 +96,30 @@ class ChunksMissing(Conflict):
         self.digests = digests
 
 
+class OffsetMismatch(Conflict):
+    """Bytes of an upload that do not follow those that are there; the next one goes to `offset`."""
+
+    def __init__(self, message: str, *, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+class Fenced(Conflict):
+    """An upload has another writer now. Nothing of this one's last bytes was taken."""
+
+
+class UploadGone(Conflict):
+    """An upload has ended and cannot be changed."""
+
+
+class UploadExpired(UploadGone):
+    """Nobody has gone on with an upload for too long, or it has taken too long."""
+
+
+class ChecksumMismatch(VaultError):
+    """Bytes do not have the checksum that came with them. None of them were taken."""
+
+
 class SourceChanged(Conflict):
     """What was being read changed meanwhile; nothing was stored."""
 

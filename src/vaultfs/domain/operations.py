@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import InvalidField, VaultError
+from vaultfs.domain.manifests import Entry
 from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
@@ -28,6 +29,7 @@ from vaultfs.domain.nodes import (
 from vaultfs.domain.packs import PackEntry
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.tokens import Token
+from vaultfs.domain.uploads import Upload
 
 if TYPE_CHECKING:  # most units come with no locks
     from vaultfs.domain.locknodes import Presented
@@ -275,6 +277,127 @@ class ClaimChunks:
     digests: tuple[Digest, ...] = field(repr=lambda digests: f"<{len(digests)} digests>")
 
 
+@frozen
+class CreateUpload:
+    """Keep a session as it is: open, with nothing in it.
+
+    Refused with `Exists` (the id), `NotFound` (no such tree), `QuotaExceeded` if its size
+    is known and would not fit.
+    """
+
+    upload: Upload
+
+    @property
+    def tree(self) -> TreeId:
+        return self.upload.tree
+
+
+@frozen
+class AttachUpload:
+    """Be the session's only writer from now on; the result counts the writers: the new fence.
+
+    Refused with `NotFound`, `UploadGone`, `UploadExpired`.
+    """
+
+    tree: TreeId
+    id: str
+
+
+@frozen
+class DeclareUpload:
+    """Say how many bytes the session is to have. Refused as `AttachUpload` is, with
+    `OffsetMismatch` if another number was said, and with `TooLarge` if it has more already,
+    `QuotaExceeded`.
+    """
+
+    tree: TreeId
+    id: str
+    size: int
+
+
+@frozen
+class AppendUpload:
+    """Add `entries`, whose chunks are durable when this is, from byte `at` on, where the last
+    chunk ended, and put `tail` behind them in the place of the tail that was there.
+
+    Refused as `AttachUpload` is, with `Fenced`, `OffsetMismatch`, `TooLarge` (more bytes than
+    were said), and with `QuotaExceeded` if the tree with all bytes of its open sessions would
+    hold more than its quota: what was there before stays.
+    """
+
+    tree: TreeId
+    id: str
+    fence: int
+    at: int
+    entries: tuple[Entry, ...] = field(repr=lambda entries: f"<{len(entries)} entries>")
+    tail: bytes = field(default=b"", repr=lambda tail: f"<{len(tail)} bytes>")
+
+
+@frozen
+class FinishUpload:
+    """End the session: with what `put` does, or as a part of another content without it.
+
+    The content of `put` is what the session has. Refused as `PutFile` is, as `AttachUpload`
+    is, with `Fenced`, and with `OffsetMismatch` while bytes are missing or not yet cut. The
+    session then stays open. The result is that of `put`.
+    """
+
+    tree: TreeId
+    id: str
+    fence: int
+    put: PutFile | None = None
+
+
+@frozen
+class AbortUpload:
+    """Give the session up; all that it holds is let go of. Nothing if it was given up before.
+
+    Refused with `NotFound`, `UploadExpired`, and `UploadGone` if it is finished.
+    """
+
+    tree: TreeId
+    id: str
+
+
+@frozen
+class ExpireUploads:
+    """End the sessions of a tree whose time has come, let go of all that they, and pins
+    that have run out, hold, and forget those that ended long ago; at most `limit` sessions.
+
+    The result counts them.
+    """
+
+    tree: TreeId
+    limit: int = 1000
+
+
+@frozen
+class PinChunks:
+    """Keep the packs in which `user` has `digests` until `until_us`, for `holder`.
+
+    Refused with `ChunksMissing`, which names those that the user does not have (any more).
+    A pin that is there already lasts until the later of the two times.
+    """
+
+    user: UserId
+    holder: str
+    digests: tuple[Digest, ...] = field(repr=lambda digests: f"<{len(digests)} digests>")
+    until_us: int
+
+
+@frozen
+class SetDigest:
+    """Say what the digest of a version was found to be, once all its bytes were read in order.
+
+    It counts as verified from then on. If another was claimed, an audit row `false-claim`
+    tells so. Nothing if the version is gone; the result counts the versions changed.
+    """
+
+    tree: TreeId
+    version: VersionId
+    digest: Digest
+
+
 FileOperation = (
     PutFile
     | RestoreVersion
@@ -297,7 +420,17 @@ AccountOperation = (
     | TouchToken
     | BreakLock
 )
-Operation = FileOperation | AccountOperation | RecordPack | ClaimChunks
+UploadOperation = (
+    CreateUpload
+    | AttachUpload
+    | DeclareUpload
+    | AppendUpload
+    | FinishUpload
+    | AbortUpload
+    | ExpireUploads
+)
+StockOperation = RecordPack | ClaimChunks | PinChunks | SetDigest
+Operation = FileOperation | AccountOperation | UploadOperation | StockOperation
 
 
 @frozen

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from attrs import frozen
 
 from vaultfs.domain.digests import Digest
-from vaultfs.domain.manifests import Manifest
+from vaultfs.domain.manifests import Entry, Manifest
 from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version, VersionId
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.tokens import Token
+from vaultfs.domain.uploads import Upload
 
 if TYPE_CHECKING:  # readers of a catalog need not load the operations and all they know
     from vaultfs.domain.operations import Outcome, RecordPack, Unit
@@ -97,6 +98,20 @@ class VersionRef(NamedTuple):
     owner: UserId
     number: int
     manifest_bytes: bytes
+
+    @property
+    def manifest(self) -> Manifest:
+        """Raises `Corrupt` or `Unsupported`."""
+        return Manifest.decode(self.manifest_bytes)
+
+
+class Unverified(NamedTuple):
+    """A version whose digest nobody has found to be right yet."""
+
+    id: VersionId
+    owner: UserId
+    manifest_bytes: bytes
+    claimed: Digest | None
 
     @property
     def manifest(self) -> Manifest:
@@ -282,6 +297,32 @@ class Catalog(ABC):
     @abstractmethod
     async def all_versions(self, *, after: int = 0, limit: int = 1000) -> list[VersionRef]:
         """Up to `limit` versions of all trees, trash included, ascending by id, above `after`."""
+
+    @abstractmethod
+    async def unverified(self, *, after: int = 0, limit: int = 1000) -> list[Unverified]:
+        """Up to `limit` versions with a digest that is claimed or absent, by id, above `after`.
+
+        By an index: what is verified costs nothing.
+        """
+
+    @abstractmethod
+    async def upload(self, number: str) -> Upload:
+        """The session with that id, as it is stored: it may have expired. Raises `NotFound`."""
+
+    @abstractmethod
+    async def uploads(self, owner: UserId, *, after: str = "", limit: int = 1000) -> list[Upload]:
+        """Up to `limit` sessions of a user that are open, by id, above `after`."""
+
+    @abstractmethod
+    async def upload_entries(self, number: str, *, at: int = 0) -> list[Entry]:
+        """Entries of a session from byte `at` on, where one begins: some 25,000 at the most.
+
+        Empty at the end, and for a session that has none (any more).
+        """
+
+    @abstractmethod
+    async def upload_tail(self, number: str) -> bytes:
+        """The bytes of a session behind its last cut."""
 
     @abstractmethod
     async def stats(self) -> CatalogStats:
