@@ -26,13 +26,14 @@ from vaultfs.adapters.wrappers.counting import CountingObjectStore, Effect
 from vaultfs.domain.digests import Buffer, Digest, digest_of
 from vaultfs.domain.errors import CatalogUnavailable, NotFound, OutcomeUnknown, VaultError
 from vaultfs.domain.integrity import Depth
-from vaultfs.domain.manifests import Manifest
+from vaultfs.domain.manifests import Entry, Manifest
 from vaultfs.domain.names import Address, Path, parse_address, parse_path
 from vaultfs.domain.nodes import Node, NodeId, Origin, TreeId, User, UserId, Version
 from vaultfs.domain.operations import AddUser, Done, Outcome, Unit
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.reader import Wanted
 from vaultfs.domain.tokens import Token
+from vaultfs.domain.uploads import Upload
 from vaultfs.entrypoints.opening import OWNER
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import Vault, compose
@@ -46,6 +47,7 @@ from vaultfs.ports.catalog import (
     PackRow,
     Reindexing,
     Trashed,
+    Unverified,
     VersionRef,
 )
 from vaultfs.ports.locks import LockStore
@@ -157,6 +159,21 @@ class CatalogAround(Catalog):
 
     async def all_versions(self, *, after: int = 0, limit: int = 1000) -> list[VersionRef]:
         return await self.inner.all_versions(after=after, limit=limit)
+
+    async def unverified(self, *, after: int = 0, limit: int = 1000) -> list[Unverified]:
+        return await self.inner.unverified(after=after, limit=limit)
+
+    async def upload(self, number: str) -> Upload:
+        return await self.inner.upload(number)
+
+    async def uploads(self, owner: UserId, *, after: str = "", limit: int = 1000) -> list[Upload]:
+        return await self.inner.uploads(owner, after=after, limit=limit)
+
+    async def upload_entries(self, number: str, *, at: int = 0) -> list[Entry]:
+        return await self.inner.upload_entries(number, at=at)
+
+    async def upload_tail(self, number: str) -> bytes:
+        return await self.inner.upload_tail(number)
 
     async def stats(self) -> CatalogStats:
         return await self.inner.stats()
@@ -288,6 +305,8 @@ class BytesSource:
     data: bytes
     step: int = 1 << 30
     pause: Callable[[], Awaitable[object]] | None = None
+    broken: VaultError | None = None
+    """What is told at the end, if the data is not all that there should be."""
     _at: int = 0
 
     async def readinto(self, view: memoryview) -> int:

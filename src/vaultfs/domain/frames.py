@@ -35,8 +35,10 @@ MAX_FRAME: Final = HEADER_SIZE + MAX_CHUNK
 
 _HEAD = struct.Struct("<4sB3x")
 _ENTRY = struct.Struct("<4sBBHHHqQ32s")
+_NAMED = struct.Struct("<4sI32s")
 _END = struct.Struct("<4sII")
-_HEAD_MAGIC, _CHUNK_MAGIC, _ENTRY_MAGIC, _END_MAGIC = b"VFUP", b"VFCH", b"VFFE", b"VFUE"
+_HEAD_MAGIC, _CHUNK_MAGIC, _NAMED_MAGIC = b"VFUP", b"VFCH", b"VFCN"
+_ENTRY_MAGIC, _END_MAGIC = b"VFFE", b"VFUE"
 _FILE, _FOLDER = 0, 1
 _MTIME, _MODE, _DIGEST, _IF_ABSENT, _IF_VERSION = 1, 2, 4, 8, 16
 _FLAGS: Final = _MTIME | _MODE | _DIGEST | _IF_ABSENT | _IF_VERSION
@@ -61,20 +63,33 @@ class Entry:
     preconditions: Preconditions = NO_PRECONDITIONS
 
 
+class Named(NamedTuple):
+    """A chunk that is not sent, since it is the sender's already, and bytes of its content."""
+
+    digest: Digest
+    length: int
+
+
 class End(NamedTuple):
     """The end of a stream: how many frames of each kind came before it."""
 
     chunks: int
+    """Those that are only named are counted with them."""
     entries: int
 
 
-Frame = StoredChunk | Entry | End
+Frame = StoredChunk | Named | Entry | End
 
 
 def write_chunk(chunk: StoredChunk) -> tuple[bytes, Buffer]:
     """The frame of a chunk, in two parts."""
     entry = PackEntry(chunk.digest, 0, len(chunk.stored), chunk.length, chunk.codec, chunk.kind)
     return header_of(entry), chunk.stored
+
+
+def write_named(chunk: Named) -> bytes:
+    """The frame of a chunk that is not sent."""
+    return _NAMED.pack(_NAMED_MAGIC, chunk.length, chunk.digest)
 
 
 def write_entry(entry: Entry) -> bytes:
@@ -128,6 +143,8 @@ def read_frame(data: memoryview, at: int) -> tuple[Frame, int] | None:
     match bytes(data[at : at + 4]):
         case b"VFCH":
             return read_chunk(data, at)
+        case b"VFCN":
+            return _read_named(data, at)
         case b"VFFE":
             return _read_entry(data, at)
         case b"VFUE":
@@ -137,6 +154,15 @@ def read_frame(data: memoryview, at: int) -> tuple[Frame, int] | None:
             return End(chunks, entries), at + _END.size
         case magic:
             raise Corrupt(f"no frame begins with {magic.hex()}")
+
+
+def _read_named(data: memoryview, at: int) -> tuple[Named, int] | None:
+    if len(data) - at < _NAMED.size:
+        return None
+    _, length, digest = _NAMED.unpack_from(data, at)
+    if not 0 < length <= MAX_CHUNK:
+        raise Corrupt(f"no chunk has {length} bytes")
+    return Named(Digest(digest), length), at + _NAMED.size
 
 
 def _read_entry(data: memoryview, at: int) -> tuple[Entry, int] | None:

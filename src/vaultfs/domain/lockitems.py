@@ -86,8 +86,17 @@ def needs(  # noqa: PLR0911 a case for each kind of operation
             | ops.RevokeToken()
             | ops.TouchToken()
             | ops.BreakLock()
+            | ops.CreateUpload()
+            | ops.AttachUpload()
+            | ops.DeclareUpload()
+            | ops.AppendUpload()
+            | ops.FinishUpload()  # its put is looked at for itself
+            | ops.AbortUpload()
+            | ops.ExpireUploads()
             | ops.RecordPack()
             | ops.ClaimChunks()
+            | ops.PinChunks()
+            | ops.SetDigest()
         ):
             return {}
         case _:  # pragma: no cover

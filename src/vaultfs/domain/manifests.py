@@ -9,7 +9,7 @@ versions of a large file share all pages but those around a change.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from attrs import frozen
@@ -63,7 +63,7 @@ class Manifest:
     def encode(self) -> bytes:
         """The bytes that a version's row keeps."""
         head = _MANIFEST.pack(FORMAT, self.chunker, self.level, len(self.entries))
-        return head + b"".join(_ENTRY.pack(digest, size) for digest, size in self.entries)
+        return head + pack_entries(self.entries)
 
     @staticmethod
     def decode(data: Buffer) -> "Manifest":
@@ -113,9 +113,19 @@ def parse_page(data: Buffer, *, level: int, size: int) -> tuple[Entry, ...]:
     return entries
 
 
+def pack_entries(entries: Iterable[Entry]) -> bytes:
+    """`entries` as a page has them, without its head."""
+    return b"".join(_ENTRY.pack(digest, size) for digest, size in entries)
+
+
+def unpack_entries(data: Buffer) -> list[Entry]:
+    """The opposite of `pack_entries`."""
+    return list(_ENTRY.iter_unpack(data))
+
+
 def _encode_page(level: int, chunker: int, entries: list[Entry]) -> Page:
     head = _PAGE.pack(_MAGIC, FORMAT, level, chunker, len(entries))
-    data = head + b"".join(_ENTRY.pack(digest, size) for digest, size in entries)
+    data = head + pack_entries(entries)
     return Page(digest_of(data), data, sum(size for _, size in entries))
 
 
@@ -145,6 +155,10 @@ class ManifestBuilder:
             page = self._close(index)
             pages.append(page)
             entry, index = (page.digest, page.size), index + 1
+
+    def add_all(self, entries: Iterable[Entry]) -> list[Page]:
+        """The same for several, one after another."""
+        return [page for entry in entries for page in self.add(entry)]
 
     def _close(self, index: int) -> Page:
         """Finish the page under way at `index`."""

@@ -1,4 +1,4 @@
-"""Upload sessions: what a content is from its first byte until it is a version.
+r"""Upload sessions: what a content is from its first byte until it is a version.
 
     create -> attach -> append ... append -> finish
                  \\-> abort, or left alone until it expires
@@ -127,9 +127,7 @@ def declare(upload: Upload, size: int, now_us: int) -> Upload:
     return upload._replace(size=size)
 
 
-def append(  # noqa: PLR0913 what an append says of itself
-    upload: Upload, *, fence: int, at: int, cut: int, tail: int, now_us: int
-) -> Upload:
+def append(upload: Upload, *, fence: int, at: int, cut: int, tail: int, now_us: int) -> Upload:
     """The session with `cut` more bytes in chunks, from `at` on, and with another tail.
 
     Raises `Fenced` if there is a later writer, `OffsetMismatch` if it does not follow what
@@ -139,9 +137,7 @@ def append(  # noqa: PLR0913 what an append says of itself
     if fence != upload.fence:
         raise Fenced(f"upload {upload.id} was taken over by another writer: ask for its offset")
     if at != upload.cut or at + cut + tail < upload.offset or not 0 <= tail <= MAX_TAIL:
-        raise OffsetMismatch(
-            f"upload {upload.id} is at byte {upload.offset}", offset=upload.offset
-        )
+        raise OffsetMismatch(f"upload {upload.id} is at byte {upload.offset}", offset=upload.offset)
     _must_fit(upload, at + cut + tail, upload.size)
     return upload._replace(cut=at + cut, tail=tail, touched_us=max(now_us, upload.touched_us))
 
@@ -186,4 +182,3 @@ def expire(upload: Upload, now_us: int) -> Upload:
 def forgettable(upload: Upload, now_us: int) -> bool:
     """Whether even the row can go."""
     return upload.state is not UploadState.OPEN and now_us >= upload.touched_us + KEPT_US
-

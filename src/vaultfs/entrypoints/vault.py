@@ -54,6 +54,7 @@ from vaultfs.ports.objects import ObjectExists, ObjectNotFound, ObjectStore, Wro
 if TYPE_CHECKING:  # most commands need no locks
     from vaultfs.domain.locknodes import Presented
     from vaultfs.domain.services.locks import Locks
+    from vaultfs.domain.services.uploads import Uploads
 
 MARKER: Final = "marker/vault.json"
 FORMAT: Final = 1
@@ -89,6 +90,23 @@ async def late_locks(catalog: Catalog, clock: Clock) -> AsyncGenerator[LateLocks
             tasks.cancel_scope.cancel()
 
 
+@define(eq=False)
+class LateUploads:
+    """The upload sessions of a vault, made when somebody asks for them first."""
+
+    _files: Files
+    _uploads: "Uploads | None" = None
+
+    @property
+    def uploads(self) -> "Uploads":
+        """The one object of them."""
+        if self._uploads is None:
+            from vaultfs.domain.services.uploads import Uploads
+
+            self._uploads = Uploads(self._files)
+        return self._uploads
+
+
 @frozen
 class Vault:
     """An open vault: the services, and the ports for those who compose their own."""
@@ -105,7 +123,8 @@ class Vault:
     intake: Intake
     integrity: Integrity
     recovery: Recovery
-    late_locks: "LateLocks"
+    late_locks: LateLocks
+    late_uploads: LateUploads
     user: User
     """The user of an embedded vault, and the first one of a served one."""
 
@@ -113,6 +132,11 @@ class Vault:
     def locks(self) -> "Locks":
         """Locks on paths, for all tasks of the process."""
         return self.late_locks.locks
+
+    @property
+    def uploads(self) -> "Uploads":
+        """Upload sessions, for all tasks of the process."""
+        return self.late_uploads.uploads
 
     def presenting(self, *presented: "Presented") -> "Vault":
         """The same vault, for a caller whose changes come with these locks."""
@@ -343,6 +367,7 @@ async def compose(
                 Integrity(store, catalog, reader, workers),
                 Recovery(store, catalog, reader, clock),
                 locks,
+                LateUploads(files),
                 user,
             )
         finally:

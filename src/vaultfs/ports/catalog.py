@@ -17,10 +17,10 @@ from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version, VersionId
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.tokens import Token
-from vaultfs.domain.uploads import Upload
 
 if TYPE_CHECKING:  # readers of a catalog need not load the operations and all they know
     from vaultfs.domain.operations import Outcome, RecordPack, Unit
+    from vaultfs.domain.uploads import Upload
     from vaultfs.ports.locks import LockStore
 
 
@@ -306,16 +306,16 @@ class Catalog(ABC):
         """
 
     @abstractmethod
-    async def upload(self, number: str) -> Upload:
+    async def upload(self, number: str) -> "Upload":
         """The session with that id, as it is stored: it may have expired. Raises `NotFound`."""
 
     @abstractmethod
-    async def uploads(self, owner: UserId, *, after: str = "", limit: int = 1000) -> list[Upload]:
+    async def uploads(self, owner: UserId, *, after: str = "", limit: int = 1000) -> "list[Upload]":
         """Up to `limit` sessions of a user that are open, by id, above `after`."""
 
     @abstractmethod
     async def upload_entries(self, number: str, *, at: int = 0) -> list[Entry]:
-        """Entries of a session from byte `at` on, where one begins: some 25,000 at the most.
+        """Entries of a session from byte `at` on, where one begins; some of them, in order.
 
         Empty at the end, and for a session that has none (any more).
         """

@@ -34,8 +34,9 @@ def guard(tx: Transaction, unit: Unit) -> Program[None]:
     Raises `Locked`, `StaleToken`, `NotHeld`, and `NotFound` for a tree of somebody else.
     """
     for operation in unit.operations:
-        if type(operation) in _IN_TREES:
-            change = cast("ops.FileOperation", operation)
+        change = operation.put if isinstance(operation, ops.FinishUpload) else operation
+        if type(change) in _IN_TREES:
+            change = cast("ops.FileOperation", change)
             seen = tx.locks.seen.get(change.tree)
             locks = (yield from locks_of(tx.locks, change.tree)) if seen is None else seen[1]
             if locks.table.grants or unit.presented:

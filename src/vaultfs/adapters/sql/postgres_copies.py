@@ -33,7 +33,8 @@ FRESH: Final = "vaultfs_new"
 """The schema in which a catalog is brought back, until it takes the place of the other."""
 TABLES: Final = (
     *("meta", *DUMPED),
-    *("packs", "pack_locations", "chunks", "uploads", "pins"),
+    *("packs", "pack_locations", "chunks", "pins"),
+    *("uploads", "upload_entries", "upload_tails"),
     *("lock_state", "lock_sessions"),
 )
 

@@ -28,6 +28,7 @@ _WORDS: Final = tuple(
         (r"json_each\(\$(\d)\) e\b", r"jsonb_array_elements_text($\1::jsonb) e(value)"),
         (r"LENGTH\(CAST\(([\w.]+) AS BLOB\)\)", r"OCTET_LENGTH(\1)"),
         (r"lower\(hex\(([\w.]+)\)\)", r"encode(\1, 'hex')"),
+        (r"\bMAX\((pins\.until), ", r"GREATEST(\1, "),
         (r"\bSELECT \$1, 0\b", "SELECT $1::bigint, 0"),
         (_BELOW, _LATERAL),  # one arm of a recursion may look at the rows so far, not two
     )

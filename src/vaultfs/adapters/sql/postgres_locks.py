@@ -93,7 +93,7 @@ def _wanted(operations: Sequence[Operation], others: Iterable[int]) -> dict[str,
 
 _AUDITED: Final = (
     *(ops.AddUser, ops.SetRetention, ops.SetQuota),
-    *(ops.AddToken, ops.RotateToken, ops.RevokeToken, ops.BreakLock),
+    *(ops.AddToken, ops.RotateToken, ops.RevokeToken, ops.BreakLock, ops.SetDigest),
 )
 
 
@@ -102,7 +102,7 @@ def _trees_of(op: Operation) -> Iterable[int]:
     match op:
         case ops.RecordPack():
             return (user for user, _ in op.claims)
-        case ops.ClaimChunks():
+        case ops.ClaimChunks() | ops.PinChunks():
             return (op.user,)
         case (
             ops.AddUser()

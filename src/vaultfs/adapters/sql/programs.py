@@ -7,7 +7,7 @@ A program first reads, then decides, then writes; it refuses by raising a
 from collections.abc import Callable
 from typing import Any
 
-from vaultfs.adapters.sql import accounts, copies, files, folders, locking, stock
+from vaultfs.adapters.sql import accounts, copies, files, folders, locking, stock, uploads
 from vaultfs.adapters.sql.lockview import save
 from vaultfs.adapters.sql.statements import Program, Run
 from vaultfs.adapters.sql.transaction import Transaction
@@ -57,4 +57,5 @@ PROGRAMS: dict[type, Callable[[Transaction, Unit, Any], Program[Result]]] = {
     ops.BreakLock: locking.break_lock,
     ops.RecordPack: stock.record_pack,
     ops.ClaimChunks: stock.claim_chunks,
+    **uploads.PROGRAMS,
 }

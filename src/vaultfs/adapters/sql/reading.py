@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.statements import (
@@ -24,6 +24,7 @@ from vaultfs.adapters.sql.statements import (
 )
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import NotFound
+from vaultfs.domain.manifests import Entry, unpack_entries
 from vaultfs.domain.names import Path, key_of
 from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version
 from vaultfs.domain.retention import Retention
@@ -35,8 +36,15 @@ from vaultfs.ports.catalog import (
     Change,
     Location,
     PackRow,
+    Unverified,
     VersionRef,
 )
+
+if TYPE_CHECKING:  # those who only read files need not know what an upload is
+    from vaultfs.domain.uploads import Upload
+
+ROWS_AT_ONCE = 16
+"""Rows of a session's entries that are read at once."""
 
 
 class SqlCatalog(Catalog):
@@ -175,6 +183,51 @@ class SqlCatalog(Catalog):
             *(after, limit),
         )
         return list(map(VersionRef._make, rows))
+
+    async def unverified(self, *, after: int = 0, limit: int = 1000) -> list[Unverified]:
+        rows = await self._rows(
+            "SELECT v.id, n.tree, v.manifest, v.digest FROM versions v"
+            " JOIN nodes n ON n.id = v.node WHERE v.id > $1 AND v.digest_state <> 'verified'"
+            " ORDER BY v.id LIMIT $2",
+            *(after, limit),
+        )
+        return list(map(Unverified._make, rows))
+
+    async def upload(self, number: str) -> "Upload":
+        from vaultfs.adapters.sql.uploadrows import UPLOAD, to_upload  # noqa: PLC0415 as above
+
+        rows = await self._few(f"SELECT {UPLOAD} FROM uploads WHERE id = $1", number)
+        if not rows:
+            raise NotFound(f"there is no upload {number}")
+        return to_upload(rows[0])
+
+    async def uploads(self, owner: UserId, *, after: str = "", limit: int = 1000) -> "list[Upload]":
+        from vaultfs.adapters.sql.uploadrows import UPLOAD, to_upload  # noqa: PLC0415 as above
+
+        rows = await self._rows(
+            f"SELECT {UPLOAD} FROM uploads WHERE owner = $1 AND state = 'open' AND id > $2"
+            " ORDER BY id LIMIT $3",
+            *(owner, after, limit),
+        )
+        return list(map(to_upload, rows))
+
+    async def upload_entries(self, number: str, *, at: int = 0) -> list[Entry]:
+        rows = await self._rows(
+            "SELECT at, entries FROM upload_entries WHERE upload = $1 AND at + size > $2"
+            " ORDER BY at LIMIT $3",
+            *(number, at, ROWS_AT_ONCE),
+        )
+        entries = [entry for _, packed in rows for entry in unpack_entries(packed)]
+        skipped = at - rows[0][0] if rows else 0
+        first = 0
+        while skipped > 0:
+            skipped -= entries[first][1]
+            first += 1
+        return entries[first:]
+
+    async def upload_tail(self, number: str) -> bytes:
+        rows = await self._rows("SELECT tail FROM upload_tails WHERE upload = $1", number)
+        return rows[0][0] if rows else b""
 
     async def stats(self) -> CatalogStats:
         rows = await self._rows(queries.STATS)

@@ -223,7 +223,51 @@ LOCKS: Final = (
     "INSERT INTO counters(name, next) VALUES ('locks', 1)",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES, ACCOUNTS, PLACEMENT, LOCKS)
+# Not in dumps: an upload that was under way when a catalog was lost is begun anew.
+UPLOADS: Final = (
+    "DROP TABLE uploads",
+    """
+    CREATE TABLE uploads(
+        id TEXT PRIMARY KEY,
+        tree INTEGER NOT NULL,
+        owner INTEGER NOT NULL,
+        path TEXT,
+        state TEXT NOT NULL CHECK (state IN ('open', 'finished', 'aborted', 'expired')),
+        fence INTEGER NOT NULL,
+        size INTEGER,
+        cut INTEGER NOT NULL,
+        tail INTEGER NOT NULL,
+        notes TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        touched INTEGER NOT NULL,
+        node INTEGER,
+        version INTEGER
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX uploads_by_tree ON uploads(tree, state)",
+    "CREATE INDEX uploads_by_owner ON uploads(owner, id) WHERE state = 'open'",
+    # The chunks of a session in order: `size` bytes from byte `at` on, 40 bytes for each
+    # chunk as in a page of a manifest.
+    """
+    CREATE TABLE upload_entries(
+        upload TEXT NOT NULL,
+        at INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        entries BLOB NOT NULL,
+        PRIMARY KEY (upload, at)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE upload_tails(
+        upload TEXT PRIMARY KEY,
+        tail BLOB NOT NULL
+    )
+    """,
+    "CREATE INDEX pins_by_time ON pins(until)",
+    "CREATE INDEX versions_unverified ON versions(id) WHERE digest_state <> 'verified'",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES, ACCOUNTS, PLACEMENT, LOCKS, UPLOADS)
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 
 SCHEMA: Final = len(MIGRATIONS)

@@ -121,13 +121,13 @@ class Files(Browse):
         """
         tree = await self.tree(caller, address.tree)
         if preconditions.any:
-            await self._forecast(caller, address, preconditions)
+            await self.forecast(caller, address, preconditions)
         ingested = await self.ingest.stream(caller.id, source, size=size, progress=progress)
         operation = PutFile(tree, address.path, ingested.content, origin, preconditions, parents)
         [outcome] = await self.commit(caller, [(operation, ingested)], wait=wait)
         return _result(outcome)
 
-    async def _forecast(self, caller: User, address: Address, preconditions: Preconditions) -> None:
+    async def forecast(self, caller: User, address: Address, preconditions: Preconditions) -> None:
         """Refuse before a byte is read what the commit would refuse anyhow."""
         chain = await self.catalog.resolve(await self.tree(caller, address.tree), address.path)
         node = chain[-1] if len(chain) == len(address.path) + 1 else None

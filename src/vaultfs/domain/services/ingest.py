@@ -11,6 +11,7 @@ Nothing is visible before the commit. A crash, a cancellation or an error leaves
 most chunks in packs that no version names.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -149,32 +150,53 @@ class _Continued:
         return first + (await self._rest.readinto(view[first:]) if first < len(view) else 0)
 
 
-class _Cutter:
-    """Cuts a stream of blocks and hashes chunks and whole; used in threads, by one at a time."""
+@define(eq=False)
+class Passing:
+    """The digest of a content whose bytes pass by in order, as long as they do."""
 
-    def __init__(self) -> None:
+    whole: blake3 = field(factory=blake3)
+    seen: int = 0
+    """Bytes."""
+    live: bool = True
+    """Whether what comes next is what follows those."""
+
+    def see(self, data: Buffer) -> None:
+        """The next bytes, if they are. In a thread if they are many."""
+        if self.live:
+            self.whole.update(data)
+            self.seen += len(data)
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self.whole.digest())
+
+
+class Cutter:
+    """Cuts a stream of blocks and hashes chunks and whole; used in threads, by one at a time.
+
+    Bytes in front of the stream may be given as `tail`, which `passing` has seen. Unless it is
+    `final`, more comes after the stream: what is uncut at its end stays in `tail`.
+    """
+
+    def __init__(self, passing: Passing, tail: Buffer = b"", *, final: bool = True) -> None:
         self._chunker = Chunker()
-        self._whole = blake3()
-        self._tail: Buffer = b""
+        self._passing = passing
+        self._final = final
+        self.tail = tail
 
     def cut(self, block: Block) -> list[Cut]:
         """The chunks that end in `block`."""
         head, stop = block.head, block.head + block.size
         buffer = memoryview(block.buffer)
-        self._whole.update(buffer[head:stop])
-        start = head - len(self._tail)
-        buffer[start:head] = self._tail
-        cuts, uncut = _cut(self._chunker, buffer[start:stop], last=block.last)
-        self._tail = bytes(uncut)
+        self._passing.see(buffer[head:stop])
+        start = head - len(self.tail)
+        buffer[start:head] = self.tail
+        cuts, uncut = cut_piece(self._chunker, buffer[start:stop], last=block.last and self._final)
+        self.tail = bytes(uncut)
         return cuts
 
-    @property
-    def digest(self) -> Digest:
-        """Of all bytes so far."""
-        return Digest(self._whole.digest())
 
-
-def _cut(chunker: Chunker, data: memoryview, *, last: bool) -> tuple[list[Cut], memoryview]:
+def cut_piece(chunker: Chunker, data: memoryview, *, last: bool) -> tuple[list[Cut], memoryview]:
     """The chunks at the head of `data`, and what is left uncut."""
     cuts: list[Cut] = []
     at = 0
@@ -194,12 +216,12 @@ class Ingest:
     budget: Budget
     workers: anyio.CapacityLimiter
     buffers: Buffers = field(factory=lambda: Buffers(DEFAULT_CHUNKING.maximum + BLOCK))
-    _streams: anyio.Semaphore = field(init=False)
+    streams: anyio.Semaphore = field(init=False)
     """Bounds the tails that streams keep between two blocks, which nobody charges for."""
 
     def __attrs_post_init__(self) -> None:
         tails = self.budget.total // 4 // DEFAULT_CHUNKING.maximum
-        self._streams = anyio.Semaphore(max(1, tails))
+        self.streams = anyio.Semaphore(max(1, tails))
 
     async def stream(
         self,
@@ -217,9 +239,13 @@ class Ingest:
         if size is not None and size <= SMALL:
             return await self._whole(user, source, size, progress)
         if size is not None and size < BLOCK:
-            return await _Stream(self, user, progress).run(source, size + 1)
-        async with self._streams:
-            return await _Stream(self, user, progress).run(source, BLOCK)
+            return await self._one(user, progress).run(source, size + 1)
+        async with self.streams:
+            return await self._one(user, progress).run(source, BLOCK)
+
+    def _one(self, user: UserId, progress: Progress) -> "_Whole":
+        passing = Passing()
+        return _Whole(self, user, progress, Cutter(passing), passing=passing)
 
     async def _whole(self, user: UserId, source: Source, size: int, progress: Progress) -> Ingested:
         """Take in `source` in one piece, unless it is longer than `size` after all."""
@@ -233,7 +259,7 @@ class Ingest:
         if filled > size:
             charge.release()
             longer = _Continued(memoryview(buffer), source)
-            return await _Stream(self, user, progress).run(longer, BLOCK)
+            return await self._one(user, progress).run(longer, BLOCK)
         charge.shrink(filled)
         progress(filled)
         [ingested] = await self.small(user, [bytes(memoryview(buffer)[:filled])], charge)
@@ -296,6 +322,10 @@ class Ingest:
         placed.take(self.packer.add(user, kept, charge))
         return placed
 
+    async def pages(self, user: UserId, pages: Sequence[Page]) -> Placed:
+        """Store pages of a manifest: a few tens of KB, which nobody waits for budget with."""
+        return await self.store(user, as_cuts(pages), Charge(self.budget, Use.WRITE, 0))
+
     async def _compute(self, size: int, call: Callable[..., T], *arguments: object) -> T:
         """What `call` returns, which works on `size` bytes: in a thread if that is worth it."""
         if size <= TINY:
@@ -328,7 +358,7 @@ def _cut_each(contents: Sequence[bytes]) -> list[tuple[list[Cut], Digest]]:
 
 def cut_content(data: bytes, chunker: Chunker) -> tuple[list[Cut], Digest]:
     """The chunks of a whole content, and its own digest."""
-    cuts, _ = _cut(chunker, memoryview(data), last=True)
+    cuts, _ = cut_piece(chunker, memoryview(data), last=True)
     # The digest of a content of one chunk is the chunk's.
     return cuts, cuts[0].digest if len(cuts) == 1 else digest_of(data)
 
@@ -339,25 +369,31 @@ def manifest_of(cuts: Sequence[Cut]) -> Manifest:
 
 
 @define(eq=False)
-class _Stream:
-    """One stream on its way in."""
+class Stream(ABC):
+    """One stream on its way in, block by block; what is done with its chunks is said below."""
 
     ingest: Ingest
     user: UserId
     progress: Progress
-    placed: Placed = field(factory=Placed)
+    cutter: Cutter
+    first_head: int = 0
+    """Room in front of the first block, for the tail that the cutter begins with."""
     compressible: Compressibility = field(factory=Compressibility)
-    manifest: ManifestBuilder = field(factory=ManifestBuilder)
-    cutter: _Cutter = field(factory=_Cutter)
     ahead: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(BLOCKS_AHEAD))
     held: set[Charge] = field(factory=set[Charge])
     """Charges that nobody else has taken over yet."""
+
+    @abstractmethod
+    def listed(self, cuts: Sequence[Cut]) -> tuple[Sequence[Cut], Callable[[Placed], None]]:
+        """Called for the chunks of each block in their order: those that are to be stored with
+        them, and what is to be told where all of them are, in any order.
+        """
 
     @property
     def buffers(self) -> Buffers:
         return self.ingest.buffers
 
-    async def run(self, source: Source, size: int) -> Ingested:
+    async def take_in(self, source: Source, size: int) -> None:
         """Take in all of `source`, read in blocks of `size` bytes."""
         send, receive = anyio.create_memory_object_stream[Block](0)
         try:
@@ -368,10 +404,9 @@ class _Stream:
         finally:
             for charge in self.held:
                 charge.release()
-        return await self._finish()
 
     async def _read(self, source: Source, size: int, blocks: MemoryObjectSendStream[Block]) -> None:
-        head, last = 0, False
+        head, last = self.first_head, False
         # Nobody takes blocks any more: whoever stopped says why.
         with suppress(anyio.BrokenResourceError):
             async with blocks:
@@ -398,29 +433,43 @@ class _Stream:
     async def _cut(self, block: Block, tasks: TaskGroup) -> None:
         workers = self.ingest.workers
         cuts = await to_thread.run_sync(self.cutter.cut, block, limiter=workers)
-        pages = [page for cut in cuts for page in self.manifest.add((cut.digest, len(cut.data)))]
+        more, tell = self.listed(cuts)
         self.progress(block.size)
         await self.ahead.acquire()
-        tasks.start_soon(self._store, block, [*cuts, *_pages(pages)])
+        tasks.start_soon(self._store, block, [*cuts, *more], tell)
 
-    async def _store(self, block: Block, cuts: list[Cut]) -> None:
+    async def _store(self, block: Block, cuts: list[Cut], tell: Callable[[Placed], None]) -> None:
         charge, kept = block.charge, block.charge.size
         self.held.discard(charge)
         charge.on_release = partial(self.buffers.give, block.buffer)
-        self.placed.take(await self.ingest.store(self.user, cuts, charge, self.compressible))
+        tell(await self.ingest.store(self.user, cuts, charge, self.compressible))
         if charge.size < kept:  # what is stored is copies: the block can be used again at once
             charge.let_go()
         self.ahead.release()
 
-    async def _finish(self) -> Ingested:
+
+@define(eq=False)
+class _Whole(Stream):
+    """A content that comes in one stream."""
+
+    passing: Passing = field(kw_only=True)
+    placed: Placed = field(factory=Placed)
+    manifest: ManifestBuilder = field(factory=ManifestBuilder)
+
+    def listed(self, cuts: Sequence[Cut]) -> tuple[Sequence[Cut], Callable[[Placed], None]]:
+        pages = self.manifest.add_all((cut.digest, len(cut.data)) for cut in cuts)
+        return as_cuts(pages), self.placed.take
+
+    async def run(self, source: Source, size: int) -> Ingested:
+        """Take in all of `source`, read in blocks of `size` bytes."""
+        await self.take_in(source, size)
         manifest, pages = self.manifest.finish()
         if pages:
-            # A few tens of KB: not worth waiting for budget while all else is in.
-            charge = Charge(self.ingest.budget, Use.WRITE, 0)
-            self.placed.take(await self.ingest.store(self.user, _pages(pages), charge))
-        content = Content(manifest, self.cutter.digest, DigestState.VERIFIED)
+            self.placed.take(await self.ingest.pages(self.user, pages))
+        content = Content(manifest, self.passing.digest, DigestState.VERIFIED)
         return Ingested(content, self.placed)
 
 
-def _pages(pages: Sequence[Page]) -> list[Cut]:
+def as_cuts(pages: Sequence[Page]) -> list[Cut]:
+    """Pages of a manifest as the chunks that they are."""
     return [Cut(page.digest, page.data, Kind.PAGE) for page in pages]

@@ -121,6 +121,13 @@ class Packer:
         """The pack on its way that has this chunk, if there is one."""
         return self._pending.get(digest)
 
+    def sent(self, user: UserId, digest: Digest) -> OpenPack | None:
+        """The same, if `user` is among those who sent it."""
+        pack = self._pending.get(digest)
+        if pack is None or pack.builder.index(digest) not in pack.owners.get(user, ()):
+            return None
+        return pack
+
     def add(self, user: UserId, chunks: Sequence[StoredChunk], charge: Charge) -> "Placed":
         """Put `chunks` into packs. Takes over `charge`.
 

@@ -1,0 +1,389 @@
+"""Upload sessions: appended to, broken off, resumed, joined, finished."""
+
+from datetime import timedelta
+from random import Random
+
+import anyio
+import pytest
+from blake3 import blake3
+from tests.faults import BytesSource, at, open_memory_vault, random_bytes
+
+from vaultfs.adapters.memory import ManualClock
+from vaultfs.domain.errors import (
+    ChecksumMismatch,
+    Fenced,
+    InvalidField,
+    NotFound,
+    OffsetMismatch,
+    QuotaExceeded,
+    SourceChanged,
+    TooLarge,
+    UploadExpired,
+    UploadGone,
+    VersionMismatch,
+)
+from vaultfs.domain.nodes import DigestState, Preconditions, User, VersionId
+from vaultfs.domain.operations import SetQuota
+from vaultfs.domain.services.budget import BLOCK, MIB
+from vaultfs.domain.services.uploads import MAX_CHECKED, Checksum, Purpose, Uploads
+from vaultfs.domain.uploads import IDLE_US, Upload, UploadState
+from vaultfs.entrypoints.vault import Vault
+
+
+async def _content(vault: Vault, path: str, number: int | None = None) -> bytes:
+    _, version = await vault.files.version(vault.user, at(path), number)
+    async with vault.files.read(vault.user, version) as parts:
+        return b"".join([bytes(piece) async for part in parts for piece in part])
+
+
+async def _state(vault: Vault, path: str) -> tuple[DigestState, bytes | None]:
+    _, version = await vault.files.version(vault.user, at(path))
+    return version.digest_state, version.digest
+
+
+async def _manifest(vault: Vault, path: str) -> bytes:
+    _, version = await vault.files.version(vault.user, at(path))
+    return version.manifest_bytes
+
+
+def cold(vault: Vault) -> Uploads:
+    """As another process sees it: it knows what is in the catalog."""
+    return Uploads(vault.files)
+
+
+async def left_over(vault: Vault) -> list[Upload]:
+    return await vault.catalog.uploads(vault.user.id)
+
+
+def _wait_a_day(vault: Vault) -> None:
+    assert isinstance(vault.clock, ManualClock)
+    vault.clock.advance(timedelta(microseconds=IDLE_US))
+
+
+SIZES = (0, 1, 70_000, BLOCK - 1, BLOCK, 3 * BLOCK + 12_345)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("said", [True, False])
+async def test_a_content_in_one_go_is_what_a_put_makes(size: int, said: bool) -> None:
+    data = random_bytes(size)
+    async with open_memory_vault() as vault:
+        await vault.files.put(vault.user, at("/put"), BytesSource(data))
+        uploads = vault.uploads
+        upload = await uploads.create(vault.user, Purpose(at("/a/b")), size=size if said else None)
+        if upload.state is UploadState.OPEN:
+            upload = await uploads.append(
+                *(vault.user, upload.id, BytesSource(data)), at=0, length=size, size=size
+            )
+        assert upload.state is UploadState.FINISHED
+        assert await _content(vault, "/a/b") == data
+        assert await _manifest(vault, "/a/b") == await _manifest(vault, "/put")
+        assert await _state(vault, "/a/b") == (DigestState.VERIFIED, blake3(data).digest())
+        assert not await left_over(vault)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_however_it_is_cut_and_resumed_the_content_is_the_same(seed: int) -> None:
+    random = Random(seed)
+    size = random.choice([100, 600_000, 5 * MIB, 9 * MIB + 7])
+    data = random_bytes(size, seed)
+    async with open_memory_vault() as vault:
+        await vault.files.put(vault.user, at("/put"), BytesSource(data))
+        uploads = vault.uploads
+        upload = await uploads.create(vault.user, Purpose(at("/x")), size=size)
+        told: list[int] = []
+        while upload.state is UploadState.OPEN:
+            length = random.randrange(1, size // 2 + 2)
+            part = data[upload.offset : upload.offset + length]
+            checked = random.random() < 0.3
+            if random.random() < 0.4:
+                uploads = cold(vault)
+            broken = SourceChanged("the line is cut") if random.random() < 0.3 else None
+            source = BytesSource(part, broken=None if checked else broken)
+            try:
+                upload = await uploads.append(
+                    *(vault.user, upload.id, source),
+                    at=upload.offset,
+                    length=len(part) if checked or random.random() < 0.5 else None,
+                    checksum=Checksum("blake3", blake3(), blake3(part).digest())
+                    if checked
+                    else None,
+                    progress=told.append,
+                )
+            except SourceChanged:
+                upload = await uploads.get(vault.user, upload.id)
+        assert sum(told) == size
+        assert await _content(vault, "/x") == data
+        assert await _manifest(vault, "/x") == await _manifest(vault, "/put")
+        assert await _state(vault, "/x") == (DigestState.VERIFIED, blake3(data).digest())
+
+
+async def test_what_arrived_before_the_line_was_cut_counts() -> None:
+    data = random_bytes(2 * BLOCK + 1234)
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        source = BytesSource(data[:-1000], broken=SourceChanged("gone"))
+        with pytest.raises(SourceChanged):
+            await vault.uploads.append(vault.user, upload.id, source, at=0)
+        found = await vault.uploads.get(vault.user, upload.id)
+        assert found.offset == len(data) - 1000
+        with pytest.raises(NotFound):
+            await vault.files.version(vault.user, at("/x"))
+        rest = BytesSource(data[-1000:])
+        await cold(vault).append(vault.user, upload.id, rest, at=found.offset, length=1000)
+        assert await _content(vault, "/x") == data
+
+
+async def test_what_arrived_before_the_call_was_cancelled_counts() -> None:
+    data = random_bytes(3 * BLOCK)
+    stuck = anyio.Event()
+
+    async def hang() -> None:
+        if source._at >= 2 * BLOCK:  # noqa: SLF001 how far it is
+            stuck.set()
+            await anyio.sleep_forever()
+
+    source = BytesSource(data, step=BLOCK, pause=hang)
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+
+        async def run() -> None:
+            await vault.uploads.append(vault.user, upload.id, source, at=0)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await stuck.wait()
+            await anyio.sleep(0.1)
+            tasks.cancel_scope.cancel()
+        found = await vault.uploads.get(vault.user, upload.id)
+        assert BLOCK - 600_000 < found.offset <= 2 * BLOCK
+        rest = BytesSource(data[found.offset :])
+        await vault.uploads.append(vault.user, upload.id, rest, at=found.offset)
+        assert await _content(vault, "/x") == data
+
+
+async def test_a_later_writer_fences_the_earlier() -> None:
+    data = random_bytes(3 * BLOCK)
+    blocked, go_on = anyio.Event(), anyio.Event()
+
+    async def hang() -> None:
+        blocked.set()
+        await go_on.wait()
+
+    async with open_memory_vault() as vault:
+        first, second = cold(vault), cold(vault)
+        upload = await first.create(vault.user, Purpose(at("/x")), size=len(data))
+        slow = BytesSource(data, step=BLOCK, pause=hang)
+        failed: list[Exception] = []
+
+        async def run() -> None:
+            try:
+                await first.append(vault.user, upload.id, slow, at=0)
+            except Fenced as error:
+                failed.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await blocked.wait()
+            part = BytesSource(data[:1000])
+            found = await second.append(vault.user, upload.id, part, at=0, length=1000)
+            assert found.offset == 1000
+            go_on.set()
+        assert failed
+        assert (await first.get(vault.user, upload.id)).offset == 1000
+        await second.append(vault.user, upload.id, BytesSource(data[1000:]), at=1000)
+        assert await _content(vault, "/x") == data
+
+
+async def test_a_later_writer_in_the_same_process_ends_the_earlier() -> None:
+    data = random_bytes(2 * BLOCK)
+    blocked = anyio.Event()
+
+    async def hang() -> None:
+        blocked.set()
+        await anyio.sleep_forever()
+
+    async with open_memory_vault() as vault:
+        uploads = vault.uploads
+        upload = await uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        failed: list[Exception] = []
+
+        async def run() -> None:
+            try:
+                slow = BytesSource(data, step=100, pause=hang)
+                await uploads.append(vault.user, upload.id, slow, at=0)
+            except Fenced as error:
+                failed.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await blocked.wait()
+            await uploads.append(vault.user, upload.id, BytesSource(data), at=0)
+        assert failed
+        assert await _content(vault, "/x") == data
+
+
+async def test_a_checksum_that_is_wrong_leaves_nothing_of_its_bytes() -> None:
+    data = random_bytes(BLOCK + 5)
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        await vault.uploads.append(vault.user, upload.id, BytesSource(data[:10]), at=0, length=10)
+        wrong = Checksum("blake3", blake3(), bytes(32))
+        with pytest.raises(ChecksumMismatch):
+            await vault.uploads.append(
+                *(vault.user, upload.id, BytesSource(data[10:])),
+                at=10,
+                length=len(data) - 10,
+                checksum=wrong,
+            )
+        assert (await vault.uploads.get(vault.user, upload.id)).offset == 10
+        await vault.uploads.append(vault.user, upload.id, BytesSource(data[10:]), at=10)
+        assert await _content(vault, "/x") == data
+        assert (await _state(vault, "/x"))[0] is DigestState.VERIFIED
+
+
+async def test_refusals() -> None:
+    async with open_memory_vault() as vault:
+        uploads, user = vault.uploads, vault.user
+        upload = await uploads.create(user, Purpose(at("/x")), size=100)
+        number = upload.id
+
+        async def append(data: bytes, offset: int, **more: int) -> Upload:
+            return await uploads.append(user, number, BytesSource(data), at=offset, **more)
+
+        with pytest.raises(OffsetMismatch) as mismatch:
+            await append(b"x", 5)
+        assert mismatch.value.offset == 0
+        with pytest.raises(TooLarge):
+            await append(b"x" * 101, 0, length=101)
+        with pytest.raises(TooLarge):
+            await append(b"x" * 101, 0)
+        with pytest.raises(OffsetMismatch):
+            await append(b"x", 0, size=99)
+        with pytest.raises(TooLarge):
+            await uploads.append(
+                *(user, number, BytesSource(b"")),
+                at=0,
+                length=MAX_CHECKED + 1,
+                checksum=Checksum("blake3", blake3(), b""),
+            )
+        other = User(user.id + 1, "other", None, 0)
+        with pytest.raises(NotFound):
+            await uploads.get(other, number)
+        found = await uploads.get(user, number)
+        await append(b"y" * (100 - found.offset), found.offset)
+        with pytest.raises(OffsetMismatch):
+            await append(b"z", 0)
+        gone = await uploads.create(user, Purpose(at("/y")), size=1)
+        await uploads.abort(user, gone.id)
+        await uploads.abort(user, gone.id)
+        with pytest.raises(UploadGone):
+            await uploads.append(user, gone.id, BytesSource(b"z"), at=0)
+        with pytest.raises(NotFound):
+            await uploads.append(user, "none", BytesSource(b"z"), at=0)
+
+
+async def test_a_session_that_is_left_alone_expires() -> None:
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=100)
+        await vault.uploads.append(vault.user, upload.id, BytesSource(b"abc"), at=0)
+        assert await vault.uploads.expire(vault.user) == 0
+        _wait_a_day(vault)
+        with pytest.raises(UploadExpired):
+            await vault.uploads.append(vault.user, upload.id, BytesSource(b"d"), at=3)
+        assert await vault.uploads.expire(vault.user) == 1
+        assert (await vault.uploads.get(vault.user, upload.id)).state is UploadState.EXPIRED
+        assert await vault.catalog.upload_tail(upload.id) == b""
+        _wait_a_day(vault)
+        assert await vault.uploads.expire(vault.user) == 1
+        with pytest.raises(NotFound):
+            await vault.uploads.get(vault.user, upload.id)
+
+
+async def test_a_claim_that_is_false_fails_the_commit() -> None:
+    async with open_memory_vault() as vault:
+        purpose = Purpose(at("/x"), digest=blake3(b"another").digest())
+        upload = await vault.uploads.create(vault.user, purpose, size=3)
+        with pytest.raises(InvalidField):
+            await vault.uploads.append(vault.user, upload.id, BytesSource(b"abc"), at=0)
+        with pytest.raises(NotFound):
+            await vault.files.version(vault.user, at("/x"))
+
+
+async def test_a_commit_that_is_refused_keeps_the_bytes() -> None:
+    data = random_bytes(BLOCK + 9)
+    async with open_memory_vault() as vault:
+        first = await vault.files.put(vault.user, at("/x"), BytesSource(b"first"))
+        assert first.node is not None
+        wanted = Preconditions(if_version=first.node.version)
+        purpose = Purpose(at("/x"), preconditions=wanted)
+        upload = await vault.uploads.create(vault.user, purpose, size=len(data))
+        second = await vault.files.put(vault.user, at("/x"), BytesSource(b"second"))
+        with pytest.raises(VersionMismatch):
+            await vault.uploads.append(vault.user, upload.id, BytesSource(data), at=0)
+        found = await vault.uploads.get(vault.user, upload.id)
+        assert found.state is UploadState.OPEN
+        assert found.offset == len(data)
+        assert await _content(vault, "/x") == b"second"
+        assert second.node is not None
+        await vault.files.restore_version(vault.user, at("/x"), 1)
+        with pytest.raises(VersionMismatch):  # another version with the same content
+            await vault.uploads.append(
+                *(vault.user, upload.id, BytesSource(b"")), at=len(data), length=0
+            )
+
+
+async def test_create_refuses_at_once_what_can_be_told_then() -> None:
+    async with open_memory_vault() as vault:
+        wanted = Preconditions(if_version=VersionId(77))
+        with pytest.raises(VersionMismatch):
+            await vault.uploads.create(vault.user, Purpose(at("/x"), preconditions=wanted), size=1)
+        await vault.files.change(vault.user, SetQuota(vault.user.tree, 1000))
+        with pytest.raises(QuotaExceeded):
+            await vault.uploads.create(vault.user, Purpose(at("/x")), size=1001)
+
+
+async def test_a_quota_ends_an_upload_in_the_middle_and_keeps_what_fits() -> None:
+    data = random_bytes(20 * MIB)
+    async with open_memory_vault() as vault:
+        await vault.files.change(vault.user, SetQuota(vault.user.tree, 18 * MIB))
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")))
+        with pytest.raises(QuotaExceeded):
+            await vault.uploads.append(vault.user, upload.id, BytesSource(data), at=0)
+        found = await vault.uploads.get(vault.user, upload.id)
+        assert found.offset <= 18 * MIB
+        await vault.uploads.abort(vault.user, upload.id)
+        assert not await vault.catalog.upload_entries(upload.id)
+        assert vault.budget.free == vault.budget.total
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (1, 1),
+        (0, 5, 0),
+        (100_000, 100_000, 100_000),
+        (BLOCK + 1, 3),
+        (3, BLOCK + 1),
+        (5 * MIB, 5 * MIB + 1, 40_000, 7 * MIB),
+    ],
+)
+async def test_joined_parts_are_one_content(sizes: tuple[int, ...]) -> None:
+    parts = [random_bytes(size, index) for index, size in enumerate(sizes)]
+    data = b"".join(parts)
+    async with open_memory_vault() as vault:
+        await vault.files.put(vault.user, at("/put"), BytesSource(data))
+        numbers: list[str] = []
+        for part in parts:
+            upload = await vault.uploads.create(vault.user, Purpose(None), size=len(part))
+            if part:
+                upload = await vault.uploads.append(
+                    *(vault.user, upload.id, BytesSource(part)), at=0, length=len(part)
+                )
+            assert upload.state is UploadState.FINISHED
+            numbers.append(upload.id)
+        whole = await vault.uploads.concatenate(vault.user, numbers, Purpose(at("/x")))
+        assert whole.state is UploadState.FINISHED
+        assert await _content(vault, "/x") == data
+        assert await _manifest(vault, "/x") == await _manifest(vault, "/put")
+        assert await _state(vault, "/x") == (DigestState.VERIFIED, blake3(data).digest())
