@@ -11,6 +11,7 @@ from tests.entrypoints.test_http_server import Running, serve
 
 from vaultfs.domain.frames import MEDIA_TYPE
 from vaultfs.entrypoints.http.app import ROUTES
+from vaultfs.entrypoints.http.uploads import BYTES
 
 EXAMPLES = 25
 DESCRIPTION = Path(__file__).parents[2] / "docs" / "openapi.json"
@@ -28,7 +29,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.mark.parametrize("name", [route.name for route in ROUTES])
 def test_every_answer_is_one_that_the_description_has(running: Running, name: str) -> None:
     schemathesis: Any = import_module("schemathesis")  # its types are not complete
-    schemathesis.serializer.alias(MEDIA_TYPE, "application/octet-stream")
+    for kind in (MEDIA_TYPE, BYTES):
+        schemathesis.serializer.alias(kind, "application/octet-stream")
     checks: Any = import_module("schemathesis.checks")
     schema: Any = schemathesis.openapi.from_path(str(DESCRIPTION))
     schema.config.update(base_url=running.address)

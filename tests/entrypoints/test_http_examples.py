@@ -7,18 +7,18 @@ import jsonschema_rs
 import pytest
 from tests.entrypoints.http_calls import Client, open_api
 
-from vaultfs.domain.frames import MEDIA_TYPE
 from vaultfs.entrypoints.http.app import ROUTES
 from vaultfs.entrypoints.http.description import EXAMPLES, describe
 
 DOCUMENT = describe(ROUTES)
 BY_NAME = {route.name: route for route in ROUTES}
+HEXADECIMAL = ("takeFrames", "haveChunks")
 CASES = [(name, each) for name, examples in EXAMPLES.items() for each in examples]
 
 
 async def prepare(api: Client) -> dict[str, str]:
     """What the examples say is there: two notes, one with two versions; a file in the trash,
-    the user bob, a token, a lock on /reports; and what they call those with ids here."""
+    the user bob, a token, a lock on /reports, an upload with half of its bytes; and what they call those with ids here."""
     for path, text in (("today.txt", "first"), ("today.txt", "second"), ("other.txt", "x")):
         await api.ok("PUT", f"/v1/files/me/notes/{path}?parents=true", content=text.encode())
     await api.ok("PUT", "/v1/files/me/old.txt", content=b"old")
@@ -28,11 +28,17 @@ async def prepare(api: Client) -> dict[str, str]:
     token = await api.ok("POST", "/v1/users/me/tokens", json=body)
     lock = {"paths": [{"path": "/reports", "mode": "update"}], "ttl_seconds": 3600}
     held = await api.ok("POST", "/v1/locks", json=lock)
+    said = {"Upload-Length": "12", "Upload-Metadata": "path L25vdGVzL3VwLmJpbg=="}
+    begun = await api("POST", "/v1/uploads", headers=said)
+    upload = begun.headers["location"].rpartition("/")[2]
+    part = {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+    await api("PATCH", f"/v1/uploads/{upload}", headers=part, content=b"hello ")
     return {
         "node": str(gone["id"]),
         "token": token["id"],
         "lease": held["lock"],
         "fence": str(held["token"]),
+        "upload": upload,
     }
 
 
@@ -43,6 +49,7 @@ async def ask(api: Client, name: str, example: dict[str, Any], state: dict[str, 
         "0123456789abcdef": state["token"],
         "4f7a0c1b.3": state["lease"],
         "3": state["fence"],
+        "6fd0c8a1": state["upload"],
     }
     given = {key: str(value) for key, value in example["path"].items()}
     for key in state.keys() & given.keys():
@@ -53,7 +60,7 @@ async def ask(api: Client, name: str, example: dict[str, Any], state: dict[str, 
         rest["token"] = example["token"]
     body = example.get("body")
     if isinstance(body, str):
-        framed = BY_NAME[name].body == MEDIA_TYPE  # which examples can only show in hexadecimal
+        framed = name in HEXADECIMAL  # which examples can only show in hexadecimal
         rest["content"] = bytes.fromhex(body) if framed else body.encode()
     elif body is not None:
         rest["json"] = body

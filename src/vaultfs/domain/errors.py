@@ -55,6 +55,10 @@ class InvalidField(VaultError):
     """A value of the wrong kind or out of its bounds."""
 
 
+class WrongMedia(InvalidField):
+    """A body of a kind that is not taken here."""
+
+
 class Conflict(VaultError):
     """The state of the vault does not allow it; another state would."""
 

@@ -31,7 +31,16 @@ from vaultfs.domain.errors import (
     VaultError,
     listed,
 )
-from vaultfs.domain.frames import HEAD_SIZE, MAX_FRAME, End, Entry, Frame, check_head, read_frame
+from vaultfs.domain.frames import (
+    HEAD_SIZE,
+    MAX_FRAME,
+    End,
+    Entry,
+    Frame,
+    Named,
+    check_head,
+    read_frame,
+)
 from vaultfs.domain.manifests import INLINE_ENTRIES, Manifest
 from vaultfs.domain.names import parse_path
 from vaultfs.domain.nodes import Content, DigestState, TreeId, User
@@ -133,6 +142,8 @@ class _Reader:
             match frame:
                 case StoredChunk():
                     self._take_chunk(frame, next(contents), chunks)
+                case Named():
+                    raise Corrupt("chunks are named by the entries here")
                 case Entry():
                     self._take_entry(frame)
                 case End():

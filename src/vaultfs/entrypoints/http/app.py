@@ -28,6 +28,7 @@ from vaultfs.domain.errors import (
     InvalidName,
     NotAuthenticated,
     NotFound,
+    OffsetMismatch,
     RateLimited,
     Unsupported,
     VaultError,
@@ -49,6 +50,7 @@ from vaultfs.entrypoints.http import (
     operating,
     pages,
     problems,
+    uploads,
 )
 from vaultfs.entrypoints.http.calls import Answer, Call, Route, read_headers
 from vaultfs.entrypoints.http.description import describe
@@ -60,6 +62,7 @@ log = logging.getLogger("vaultfs.http")
 ROUTES: Final = (
     *contents.ROUTES,
     *frames.ROUTES,
+    *uploads.ROUTES,
     *nodes.ROUTES,
     *locks.ROUTES,
     *keeping.ROUTES,
@@ -303,6 +306,8 @@ def _told(error: Exception) -> str:
 def _refusal(scope: Scope, headers: dict[str, str], seen: _Seen, error: Exception) -> Answer:
     """The answer that tells `error`."""
     extra = {"Connection": "close"} if _has_body(headers) else {}
+    if isinstance(error, OffsetMismatch):
+        extra["Upload-Offset"] = str(error.offset)
     if isinstance(error, RateLimited):
         extra["Retry-After"] = str(max(1, round(error.retry_after + 0.5)))
     if isinstance(error, _MethodNotAllowedError):

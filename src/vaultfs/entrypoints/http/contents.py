@@ -21,6 +21,7 @@ from vaultfs.domain.errors import (
     InvalidField,
     SourceChanged,
     TooLarge,
+    VaultError,
     VersionMismatch,
 )
 from vaultfs.domain.nodes import DigestState, Node, Origin, Version
@@ -204,6 +205,9 @@ class _Hasher(Protocol):
 class BodySource:
     """The body of a request as a `Source`; its digests are checked before its end is told."""
 
+    broken: VaultError | None = None
+    """Why it ended, if what came before that is to be kept."""
+
     def __init__(self, call: Call) -> None:
         self._receive = call.request.receive
         self._rest = memoryview(b"")
@@ -222,12 +226,18 @@ class BodySource:
                     self._rest = self._rest[len(part) :]
                     patience.deadline = anyio.current_time() + IDLE
         except TimeoutError:
-            raise SourceChanged(f"nothing came for {IDLE} seconds: nothing was stored") from None
+            self._break(SourceChanged(f"nothing came for {IDLE} seconds: nothing was stored"))
+        except SourceChanged as error:
+            self._break(error)
         for _, hasher, _ in self._digests:
             await to_thread.run_sync(hasher.update, view[:filled])
-        if filled < len(view):
+        if filled < len(view) and self.broken is None:
             self._check()
         return filled
+
+    def _break(self, error: VaultError) -> None:
+        """It ends here, and should not."""
+        raise error
 
     async def _any(self) -> bool:
         """Whether there are more bytes; they are in `_rest` then."""
@@ -243,6 +253,13 @@ class BodySource:
         for name, hasher, wanted in self._digests:
             if hasher.digest() != wanted:
                 raise InvalidField(f"the body does not have its {name}: nothing was stored")
+
+
+class UploadBody(BodySource):
+    """A body of which what has come is kept, however it ends."""
+
+    def _break(self, error: VaultError) -> None:
+        self.broken, self._more = error, False
 
 
 _HASHERS: Final[dict[str, Callable[[], _Hasher]]] = {"sha-256": sha256, "blake3": blake3}

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +10,7 @@ from attrs import evolve
 
 from vaultfs._version import __version__
 from vaultfs.entrypoints.http.calls import WITH_LOCK, Parameter, Route
-from vaultfs.entrypoints.http.problems import Problem
+from vaultfs.entrypoints.http.problems import Problem, phrase_of
 
 EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = msgspec.json.decode(
     (Path(__file__).parent / "examples.json").read_bytes()
@@ -97,6 +96,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
         "token": "The id of a token.",
         "lease": "A lock, as `<lease>.<token>`.",
         "fence": "The token of a lock.",
+        "upload": "The id of an upload.",
     }
     return [
         {
@@ -136,7 +136,7 @@ def _content(kind: type | str) -> dict[str, Any]:
 
 
 def _responses(route: Route) -> dict[str, Any]:
-    found: dict[str, Any] = {str(route.status): {"description": HTTPStatus(route.status).phrase}}
+    found: dict[str, Any] = {str(route.status): {"description": phrase_of(route.status)}}
     if route.answer is not None and route.method != "HEAD":
         found[str(route.status)]["content"] = _content(route.answer)
     if route.failures and 206 in route.failures and route.answer is not None:
@@ -150,7 +150,7 @@ def _responses(route: Route) -> dict[str, Any]:
         refusals.add(413)
     for status in sorted(refusals - {200, 206, 304}):
         content = {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}}
-        found[str(status)] = {"description": HTTPStatus(status).phrase}
+        found[str(status)] = {"description": phrase_of(status)}
         if route.method != "HEAD":
             found[str(status)]["content"] = content
     if 304 in route.failures:

@@ -13,14 +13,19 @@ from vaultfs.entrypoints.cli.errors import error_code
 from vaultfs.entrypoints.http.calls import Answer
 from vaultfs.ports.objects import OutOfSpace, StoreError
 
+CHECKSUM_MISMATCH: Final = 460
+"""A status of tus alone."""
 STATUSES: Final[tuple[tuple[type, int], ...]] = (
     (errors.NotAuthenticated, 401),
     (errors.RateLimited, 429),
     (errors.Forbidden, 403),
     (errors.NotFound, 404),
     (errors.InvalidName, 400),
+    (errors.WrongMedia, 415),
     (errors.InvalidField, 400),
     (errors.VersionMismatch, 412),
+    (errors.UploadExpired, 410),
+    (errors.ChecksumMismatch, CHECKSUM_MISMATCH),
     (errors.Conflict, 409),
     (errors.TooLarge, 413),
     (errors.QuotaExceeded, 507),
@@ -103,7 +108,12 @@ def _link(link: Link) -> dict[str, str]:
 
 def problem(status: int, code: str, detail: str, request_id: str) -> Problem:
     """A problem that no error of the vault stands behind."""
-    return Problem(HTTPStatus(status).phrase, status, detail, code, request_id)
+    return Problem(phrase_of(status), status, detail, code, request_id)
+
+
+def phrase_of(status: int) -> str:
+    """What a status is called."""
+    return "Checksum Mismatch" if status == CHECKSUM_MISMATCH else HTTPStatus(status).phrase
 
 
 def answer(found: Problem, headers: dict[str, str] | None = None) -> Answer:

@@ -9,6 +9,7 @@ import msgspec
 from vaultfs.domain.names import Path, format_path
 from vaultfs.domain.nodes import Node, User, Version, moment
 from vaultfs.domain.tokens import Scope, Token
+from vaultfs.domain.uploads import Upload
 from vaultfs.ports.catalog import Audited, Trashed
 
 
@@ -226,6 +227,32 @@ class FramesOut(msgspec.Struct):
     entries: list[FrameOut]
 
 
+class UploadOut(msgspec.Struct):
+    """An upload: how far it is, and what became of it."""
+
+    id: str
+    path: str | None
+    """Where it goes, in the caller's tree; null for a part that is to be joined to others."""
+    state: str
+    """`open`, `finished`, `aborted` or `expired`."""
+    offset: int
+    """Bytes that are durable."""
+    size: int | None
+    """Bytes in all, once that is known."""
+    created: datetime
+    expires: datetime
+    node: int | None
+    version: int | None
+    """What it became."""
+
+
+class UploadList(msgspec.Struct):
+    """A part of the uploads that are under way, in the order of their ids."""
+
+    entries: list[UploadOut]
+    next_cursor: str | None
+
+
 class RetentionBody(msgspec.Struct, forbid_unknown_fields=True):
     """Which old versions are kept: the last so many, or those of so long; all with neither."""
 
@@ -325,6 +352,21 @@ def trashed_out(trashed: Trashed) -> TrashedOut:
     node = trashed.node
     deleted = moment(node.trashed_us or 0)
     return TrashedOut(node.id, format_path(trashed.path), node.kind, node.size, deleted)
+
+
+def upload_out(upload: Upload) -> UploadOut:
+    """An upload."""
+    return UploadOut(
+        upload.id,
+        None if upload.path is None else format_path(upload.path),
+        str(upload.state),
+        upload.offset,
+        upload.size,
+        moment(upload.created_us),
+        moment(upload.expires_us),
+        upload.node,
+        upload.version,
+    )
 
 
 def user_out(user: User) -> UserOut:
