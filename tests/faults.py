@@ -307,15 +307,16 @@ class BytesSource:
     pause: Callable[[], Awaitable[object]] | None = None
     broken: VaultError | None = None
     """What is told at the end, if the data is not all that there should be."""
-    _at: int = 0
+    at: int = 0
+    """Bytes that were read."""
 
     async def readinto(self, view: memoryview) -> int:
         filled = 0
-        while filled < len(view) and self._at < len(self.data):
-            part = self.data[self._at : self._at + min(self.step, len(view) - filled)]
+        while filled < len(view) and self.at < len(self.data):
+            part = self.data[self.at : self.at + min(self.step, len(view) - filled)]
             view[filled : filled + len(part)] = part
             filled += len(part)
-            self._at += len(part)
+            self.at += len(part)
             if self.pause is not None:
                 await self.pause()
         return filled

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vaultfs.domain.chunks import MAX_CHUNK
 from vaultfs.domain.digests import Buffer, Digest, digest_of
 from vaultfs.domain.errors import Corrupt, Unsupported, VaultError
 from vaultfs.domain.frames import (
@@ -17,11 +18,13 @@ from vaultfs.domain.frames import (
     End,
     Entry,
     Frame,
+    Named,
     check_head,
     read_frame,
     write_chunk,
     write_end,
     write_entry,
+    write_named,
 )
 from vaultfs.domain.manifests import Manifest
 from vaultfs.domain.nodes import Origin, Preconditions, VersionId
@@ -50,13 +53,18 @@ paths = st.text(max_size=100).filter(lambda text: text.isprintable())
 files = st.builds(Entry, paths, manifests, origins, st.none() | digests, conditions)
 folders = st.builds(Entry, paths, st.none())
 chunks = st.binary(min_size=1, max_size=3000).map(lambda data: encode_chunk(digest_of(data), data))
-frames = st.one_of(files, folders, chunks, st.builds(End, *[st.integers(0, (1 << 32) - 1)] * 2))
+names = st.builds(Named, digests, st.integers(1, MAX_CHUNK))
+frames = st.one_of(
+    files, folders, chunks, names, st.builds(End, *[st.integers(0, (1 << 32) - 1)] * 2)
+)
 
 
 def written(frame: Frame) -> bytes:
     match frame:
         case StoredChunk():
             return b"".join(write_chunk(frame))
+        case Named():
+            return write_named(frame)
         case Entry():
             return write_entry(frame)
         case End():

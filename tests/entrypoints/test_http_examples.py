@@ -18,7 +18,8 @@ CASES = [(name, each) for name, examples in EXAMPLES.items() for each in example
 
 async def prepare(api: Client) -> dict[str, str]:
     """What the examples say is there: two notes, one with two versions; a file in the trash,
-    the user bob, a token, a lock on /reports, an upload with half of its bytes; and what they call those with ids here."""
+    the user bob, a token, a lock on /reports, an upload with half of its bytes; and what they
+    call those with ids here."""
     for path, text in (("today.txt", "first"), ("today.txt", "second"), ("other.txt", "x")):
         await api.ok("PUT", f"/v1/files/me/notes/{path}?parents=true", content=text.encode())
     await api.ok("PUT", "/v1/files/me/old.txt", content=b"old")

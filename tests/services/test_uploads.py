@@ -9,6 +9,7 @@ from blake3 import blake3
 from tests.faults import BytesSource, at, open_memory_vault, random_bytes
 
 from vaultfs.adapters.memory import ManualClock
+from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import (
     ChecksumMismatch,
     Fenced,
@@ -22,7 +23,7 @@ from vaultfs.domain.errors import (
     UploadGone,
     VersionMismatch,
 )
-from vaultfs.domain.nodes import DigestState, Preconditions, User, VersionId
+from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, VersionId
 from vaultfs.domain.operations import SetQuota
 from vaultfs.domain.services.budget import BLOCK, MIB
 from vaultfs.domain.services.uploads import MAX_CHECKED, Checksum, Purpose, Uploads
@@ -139,7 +140,7 @@ async def test_what_arrived_before_the_call_was_cancelled_counts() -> None:
     stuck = anyio.Event()
 
     async def hang() -> None:
-        if source._at >= 2 * BLOCK:  # noqa: SLF001 how far it is
+        if source.at >= 2 * BLOCK:
             stuck.set()
             await anyio.sleep_forever()
 
@@ -248,8 +249,11 @@ async def test_refusals() -> None:
         upload = await uploads.create(user, Purpose(at("/x")), size=100)
         number = upload.id
 
-        async def append(data: bytes, offset: int, **more: int) -> Upload:
-            return await uploads.append(user, number, BytesSource(data), at=offset, **more)
+        async def append(
+            data: bytes, offset: int, *, length: int | None = None, size: int | None = None
+        ) -> Upload:
+            source = BytesSource(data)
+            return await uploads.append(user, number, source, at=offset, length=length, size=size)
 
         with pytest.raises(OffsetMismatch) as mismatch:
             await append(b"x", 5)
@@ -267,7 +271,7 @@ async def test_refusals() -> None:
                 length=MAX_CHECKED + 1,
                 checksum=Checksum("blake3", blake3(), b""),
             )
-        other = User(user.id + 1, "other", None, 0)
+        other = User(UserId(user.id + 1), "other", None, 0)
         with pytest.raises(NotFound):
             await uploads.get(other, number)
         found = await uploads.get(user, number)
@@ -302,7 +306,7 @@ async def test_a_session_that_is_left_alone_expires() -> None:
 
 async def test_a_claim_that_is_false_fails_the_commit() -> None:
     async with open_memory_vault() as vault:
-        purpose = Purpose(at("/x"), digest=blake3(b"another").digest())
+        purpose = Purpose(at("/x"), digest=digest_of(b"another"))
         upload = await vault.uploads.create(vault.user, purpose, size=3)
         with pytest.raises(InvalidField):
             await vault.uploads.append(vault.user, upload.id, BytesSource(b"abc"), at=0)
