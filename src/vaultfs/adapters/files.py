@@ -33,7 +33,7 @@ from vaultfs.domain.errors import (
 )
 from vaultfs.domain.names import Path, check_name, key_of
 from vaultfs.domain.nodes import Origin
-from vaultfs.ports.trees import Item, Sink, Skipped, Source, SourceTree, TargetTree
+from vaultfs.ports.trees import Item, Sink, Skipped, SourceTree, TargetTree
 
 BATCH: Final = 1000
 """Entries that one step of a walk gives, about."""
@@ -97,7 +97,7 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 @define(eq=False)
-class _FileSource:
+class FileSource:
     """A regular file that is being read; refuses to end if it changed meanwhile."""
 
     name: str
@@ -118,6 +118,12 @@ class _FileSource:
             self._check()
         return filled
 
+    async def rewind(self, at: int) -> None:
+        """Go on reading at byte `at`."""
+        with _translated(self.name):
+            await self.file.seek(at)
+        self.done = at
+
     def _check(self) -> None:
         now = os.fstat(self.file.fileno())
         if _identity(now) != _identity(self.before) or self.done != now.st_size:
@@ -137,7 +143,9 @@ def _open_regular(path: str) -> int:
 
 
 @asynccontextmanager
-async def open_source(path: str | os.PathLike[str]) -> AsyncGenerator[tuple[Source, Item], None]:
+async def open_source(
+    path: str | os.PathLike[str],
+) -> AsyncGenerator[tuple[FileSource, Item], None]:
     """The regular file at `path` to be read, and what is known of it.
 
     Raises `NotFound`, `Forbidden` or `Conflict`; reading raises `SourceChanged`.
@@ -148,7 +156,7 @@ async def open_source(path: str | os.PathLike[str]) -> AsyncGenerator[tuple[Sour
         status = os.fstat(descriptor)
     async with aiofiles.open(descriptor, "rb", buffering=0) as file:
         item = Item((os.path.basename(name),), "file", status.st_size, _origin(status))
-        yield _FileSource(name, file, status), item
+        yield FileSource(name, file, status), item
 
 
 @frozen
@@ -231,7 +239,7 @@ class LocalSource(SourceTree):
             return _translate(name, error)
 
     @asynccontextmanager
-    async def open(self, item: Item) -> AsyncGenerator[Source, None]:
+    async def open(self, item: Item) -> AsyncGenerator[FileSource, None]:
         async with open_source(self.top.joinpath(*item.path)) as (source, _):
             yield source
 

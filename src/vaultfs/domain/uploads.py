@@ -82,6 +82,8 @@ class Upload(NamedTuple):
     node: NodeId | None = None
     version: VersionId | None = None
     """What it became."""
+    made: int = 0
+    """Versions that finishing it just now has made: 0 or 1. Not stored."""
 
     @property
     def offset(self) -> int:

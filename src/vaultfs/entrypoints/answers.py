@@ -118,7 +118,9 @@ def refuse(status: int, data: bytes, headers: Mapping[str, str]) -> NoReturn:
     raise error_of(problem.code, problem.detail, problem.request_id)
 
 
-def error_of(code: str, text: str, request_id: str) -> VaultError:
+def error_of(  # noqa: PLR0911 a case for each error with more to it
+    code: str, text: str, request_id: str
+) -> VaultError:
     """What the code of a problem stands for."""
     match code:
         case "version_mismatch":
@@ -127,6 +129,8 @@ def error_of(code: str, text: str, request_id: str) -> VaultError:
             return errors.RateLimited(text, retry_after=LONGEST_WAIT)
         case "damaged_content":
             return errors.DamagedContent(text, digest=b"")
+        case "offset_mismatch":
+            return errors.OffsetMismatch(text, offset=0)
         case "chunks_missing":
             return errors.ChunksMissing(text)
         case _:

@@ -23,7 +23,13 @@ from attrs import define
 from blake3 import blake3
 from yarl import URL
 
-from vaultfs.adapters.files import IterableSource, LocalSource, LocalTarget, open_source
+from vaultfs.adapters.files import (
+    FileSource,
+    IterableSource,
+    LocalSource,
+    LocalTarget,
+    open_source,
+)
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import Corrupt, NotAuthenticated, VaultError
 from vaultfs.domain.nodes import (
@@ -57,10 +63,12 @@ from vaultfs.entrypoints.http import wire
 from vaultfs.entrypoints.surface import Content, Stored, Surface
 from vaultfs.ports.catalog import Trashed
 from vaultfs.ports.progress import Progress, no_progress
-from vaultfs.ports.trees import Source
+from vaultfs.ports.trees import Item, Source
 
 SMALL: Final = 1 << 20
 """Contents of so many bytes are sent in one piece."""
+RESUMED: Final = 16 << 20
+"""Local files of more bytes are sent chunk by chunk, so that what breaks off can be resumed."""
 CONNECTIONS: Final = 32
 T = TypeVar("T")
 
@@ -102,6 +110,10 @@ class RemoteVault(Surface):
             raise TypeError("content is text: encode it, or name a local file by a pathlib.Path")
         if isinstance(content, PathLike):
             async with open_source(content) as (source, item):
+                if item.size > RESUMED:
+                    return await self.upload(
+                        path, source, item, headers, parents=parents, progress=progress
+                    )
                 headers |= origin_headers(item.origin)
                 body = Body(source, progress)
                 return await self.send(path, body, item.size, headers, parents=parents)
@@ -115,6 +127,23 @@ class RemoteVault(Surface):
         if isinstance(content, AsyncIterable):
             content = IterableSource(_each(content))
         return await self.send(path, Body(content, progress), None, headers, parents=parents)
+
+    async def upload(
+        self,
+        path: str,
+        source: FileSource,
+        item: Item,
+        headers: dict[str, str],
+        *,
+        parents: bool,
+        progress: Progress,
+    ) -> Stored:
+        """Put a large local file: only chunks that the server lacks travel, and what breaks
+        off goes on where it ended. `progress` is told bytes as they become durable there.
+        """
+        from vaultfs.entrypoints.uploading import Uploading
+
+        return await Uploading(self, path, source, item, headers, parents, progress).run()
 
     async def send(
         self, path: str, body: Any, size: int | None, headers: dict[str, str], *, parents: bool

@@ -30,9 +30,9 @@ from vaultfs.domain.services.ingest import SMALL as SMALL_FILE
 from vaultfs.domain.services.ingest import Compressibility, cut_content, encode, manifest_of
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES, Report
-from vaultfs.entrypoints.answers import error_of, origin_headers, version_of
+from vaultfs.entrypoints.answers import error_of, version_of
 from vaultfs.entrypoints.calling import Slices
-from vaultfs.entrypoints.client import SMALL, Body, RemoteVault, check_digest
+from vaultfs.entrypoints.client import SMALL, RemoteVault, check_digest
 from vaultfs.entrypoints.http.wire import FrameOut, FramesOut
 from vaultfs.ports.progress import Progress
 from vaultfs.ports.trees import Item, Skipped
@@ -103,12 +103,11 @@ class PutTree:
         return None
 
     async def _send_large(self, item: Item) -> None:
-        headers = origin_headers(item.origin)
+        where = self._at(item.path)
         try:
             async with self.source.open(item) as opened:
-                body = Body(opened, self.progress)
-                stored = await self.vault.send(
-                    self._at(item.path), body, item.size, headers, parents=True
+                stored = await self.vault.upload(
+                    where, opened, item, {}, parents=True, progress=self.progress
                 )
         except FILE_ERRORS as error:
             self._fail(item.path, error)

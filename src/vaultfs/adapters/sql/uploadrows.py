@@ -15,6 +15,6 @@ ROW: Final = 2048
 
 def to_upload(row: Row) -> Upload:
     """A session from the columns `UPLOAD`."""
-    upload = Upload._make(row)
+    upload = Upload(*row)
     path = None if row[3] is None else tuple(json.loads(row[3]))
     return upload._replace(path=path, state=UploadState(upload.state))

@@ -56,7 +56,7 @@ def create(tx: Transaction, unit: Unit, op: ops.CreateUpload) -> Program[Result]
     yield Run(
         f"INSERT INTO uploads({UPLOAD})"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
-        (*upload[:3], path, *upload[4:]),
+        (*upload[:3], path, *upload[4:14]),
     )
     return Result(count=upload.fence)
 

@@ -659,6 +659,7 @@ class _Append:
                 node=node and node.id,
                 version=node and node.version,
                 touched_us=self._now(),
+                made=result.count,
             )
         )
 

@@ -305,6 +305,7 @@ def _headers(upload: Upload) -> dict[str, str]:
         found["Upload-Expires"] = format_datetime(when, usegmt=True)
     if upload.version is not None:
         found["ETag"] = content_etag(upload.version)
+        found["Vaultfs-Changed"] = str(upload.made)
     return found
 
 

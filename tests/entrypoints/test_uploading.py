@@ -1,0 +1,158 @@
+"""Large files on their way to a server: what is sent, and what is sent again."""
+
+import signal
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import to_thread
+from tests.entrypoints.cutting import Cutter
+from tests.entrypoints.test_client import served
+from tests.entrypoints.test_http_server import Running, serve
+from tests.faults import MIB, random_bytes
+
+import vaultfs
+from vaultfs.domain.errors import QuotaExceeded, VersionMismatch
+from vaultfs.domain.nodes import DigestState, Preconditions, VersionId
+from vaultfs.domain.operations import SetQuota
+from vaultfs.entrypoints.answers import ServerError
+
+CONTENT = random_bytes(45 * MIB + 99, "uploading")
+PACK = 16 * MIB
+ON_ITS_WAY = 6 * MIB
+"""What sockets and the proxy may hold."""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.bin"
+    path.write_bytes(CONTENT)
+    return path
+
+
+async def test_a_large_file_arrives_with_its_digest_verified(tmp_path: Path, source: Path) -> None:
+    async with served(tmp_path / "vault") as (local, address, token):
+        async with vaultfs.connect(address, token=token) as vault:
+            told: list[int] = []
+            stored = await vault.store("/a/b.bin", source, progress=told.append)
+            assert stored.changed == 1
+            assert sum(told) == len(CONTENT)
+            assert await vault.get("/a/b.bin") == CONTENT
+            version = await vault.version("/a/b.bin")
+            assert version.digest_state is DigestState.VERIFIED
+            assert version.mtime_us is not None
+            assert (await vault.store("/a/b.bin", source)).changed == 0
+        assert not await local.catalog.uploads(local.user.id)
+        assert local.budget.free == local.budget.total
+
+
+async def test_only_what_the_server_lacks_is_sent(tmp_path: Path, source: Path) -> None:
+    async with served(tmp_path / "vault") as (_, address, token):
+        with Cutter(int(address.rpartition(":")[2])) as cutter:
+            async with vaultfs.connect(cutter.address, token=token) as vault:
+                await vault.put("/one.bin", source)
+                sent = cutter.passed
+                assert sent > len(CONTENT)
+                changed = tmp_path / "changed.bin"
+                changed.write_bytes(CONTENT[: 20 * MIB] + b"!" + CONTENT[20 * MIB :])
+                await vault.put("/two.bin", changed)
+                assert cutter.passed - sent < 2 * MIB
+                assert await vault.get("/two.bin") == changed.read_bytes()
+
+
+async def test_a_connection_that_is_cut_again_and_again(tmp_path: Path, source: Path) -> None:
+    async with served(tmp_path / "vault") as (_, address, token):
+        with Cutter(int(address.rpartition(":")[2]), after=7 * MIB) as cutter:
+            async with vaultfs.connect(cutter.address, token=token) as vault:
+                told: list[int] = []
+                await vault.put("/cut.bin", source, progress=told.append)
+                assert cutter.cuts >= 4
+                assert sum(told) == len(CONTENT)
+                assert await vault.get("/cut.bin") == CONTENT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+async def test_a_server_that_is_killed_and_comes_back(
+    tmp_path: Path, source: Path, part: float
+) -> None:
+    folder = tmp_path / "vault"
+    with serve(folder) as first, Cutter(first.port, rate=30 * MIB) as cutter:
+        async with (
+            vaultfs.connect(cutter.address, token=first.token) as vault,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(vault.put, "/kill.bin", source)
+            while cutter.passed < len(CONTENT) * part:
+                await anyio.sleep(0.01)
+            first.process.send_signal(signal.SIGKILL)
+            await to_thread.run_sync(first.process.wait)
+            with serve(folder, first.token) as second:
+                cutter.port = second.port
+                while (await vault_under_way(second)) or not await is_there(second):
+                    await anyio.sleep(0.05)
+                assert cutter.passed < len(CONTENT) + PACK + ON_ITS_WAY
+                assert await vault.get("/kill.bin") == CONTENT
+                tasks.cancel_scope.cancel()
+
+
+async def vault_under_way(running: Running) -> bool:
+    async with vaultfs.connect(running.address, token=running.token) as vault:
+        answer = await vault.calls.ask("GET", vault.calls.url("uploads"))
+        return b'"entries":[]' not in answer.data
+
+
+async def is_there(running: Running) -> bool:
+    async with vaultfs.connect(running.address, token=running.token) as vault:
+        return await vault.exists("/kill.bin")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+def test_a_client_that_is_killed_and_run_again(tmp_path: Path, source: Path, part: float) -> None:
+    import subprocess
+    import sys
+    import time
+
+    with serve(tmp_path / "vault") as running, Cutter(running.port, rate=30 * MIB) as cutter:
+        command = [sys.executable, "-m", "vaultfs", "put", str(source), "/again.bin"]
+        env = {"VAULTFS_TOKEN": running.token, "VAULTFS_VAULT": cutter.address, "PATH": ""}
+        with subprocess.Popen(command, env=env) as first:
+            while cutter.passed < len(CONTENT) * part:
+                time.sleep(0.01)
+            first.kill()
+        cutter.rate = None
+        time.sleep(0.5)
+        subprocess.run(command, env=env, check=True)
+        assert cutter.passed < len(CONTENT) + PACK + ON_ITS_WAY
+        with running.client() as client:
+            assert client.get("/v1/files/me/again.bin").content == CONTENT
+
+
+async def test_refusals_end_it_at_once(tmp_path: Path, source: Path) -> None:
+    async with (
+        served(tmp_path / "vault") as (local, address, token),
+        vaultfs.connect(address, token=token) as vault,
+    ):
+        with pytest.raises(VersionMismatch):
+            wanted = Preconditions(if_version=VersionId(99))
+            await vault.put("/x.bin", source, preconditions=wanted)
+        await local.files.change(local.user, SetQuota(local.user.tree, 20 * MIB))
+        with pytest.raises(QuotaExceeded):
+            await vault.put("/x.bin", source)
+        assert not await local.catalog.uploads(local.user.id)
+
+
+async def test_a_server_that_never_comes_back(tmp_path: Path, source: Path) -> None:
+    with serve(tmp_path / "vault") as running, Cutter(running.port, rate=30 * MIB) as cutter:
+        async with vaultfs.connect(cutter.address, token=running.token) as vault:
+
+            async def kill() -> None:
+                while cutter.passed < 10 * MIB:
+                    await anyio.sleep(0.01)
+                running.process.kill()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(kill)
+                with pytest.raises(ServerError):
+                    await vault.put("/x.bin", source)
