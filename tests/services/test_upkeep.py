@@ -15,7 +15,7 @@ DAY = timedelta(days=1)
 
 
 def upkeep_of(vault: Vault) -> Upkeep:
-    return Upkeep(vault.files, vault.catalog, vault.recovery, vault.clock)
+    return vault.upkeep()
 
 
 async def in_trash(vault: Vault, user: User) -> list[str]:

@@ -6,12 +6,14 @@ from random import Random
 import anyio
 import pytest
 from blake3 import blake3
-from tests.faults import BytesSource, at, open_memory_vault, random_bytes
+from tests.faults import BytesSource, add_user, at, open_memory_vault, random_bytes
 
 from vaultfs.adapters.memory import ManualClock
-from vaultfs.domain.digests import digest_of
+from vaultfs.domain.chunks import Chunker
+from vaultfs.domain.digests import Buffer, digest_of
 from vaultfs.domain.errors import (
     ChecksumMismatch,
+    ChunksMissing,
     Fenced,
     InvalidField,
     NotFound,
@@ -19,13 +21,19 @@ from vaultfs.domain.errors import (
     QuotaExceeded,
     SourceChanged,
     TooLarge,
+    Unsupported,
     UploadExpired,
     UploadGone,
     VersionMismatch,
 )
+from vaultfs.domain.frames import HEAD, Named, write_chunk, write_named
+from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, VersionId
 from vaultfs.domain.operations import SetQuota
+from vaultfs.domain.packs import Kind, StoredChunk, raw_chunk
 from vaultfs.domain.services.budget import BLOCK, MIB
+from vaultfs.domain.services.ingest import Compressibility, cut_content, encode
+from vaultfs.domain.services.upkeep import Plan
 from vaultfs.domain.services.uploads import MAX_CHECKED, Checksum, Purpose, Uploads
 from vaultfs.domain.uploads import IDLE_US, Upload, UploadState
 from vaultfs.entrypoints.vault import Vault
@@ -391,3 +399,155 @@ async def test_joined_parts_are_one_content(sizes: tuple[int, ...]) -> None:
         assert await _content(vault, "/x") == data
         assert await _manifest(vault, "/x") == await _manifest(vault, "/put")
         assert await _state(vault, "/x") == (DigestState.VERIFIED, blake3(data).digest())
+
+
+# Frames
+
+
+def _frames(*frames: StoredChunk | Named) -> bytes:
+    parts: list[Buffer] = [HEAD]
+    for frame in frames:
+        if isinstance(frame, Named):
+            parts.append(write_named(frame))
+        else:
+            parts += write_chunk(frame)
+    return b"".join(parts)
+
+
+def _pieces(data: bytes) -> list[StoredChunk]:
+    cuts, _ = cut_content(data, Chunker())
+    return encode(cuts, Compressibility())
+
+
+async def test_frames_are_what_bytes_are() -> None:
+    data = random_bytes(5 * MIB) + bytes(3 * MIB)
+    async with open_memory_vault() as vault:
+        await vault.files.put(vault.user, at("/put"), BytesSource(data))
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        body = _frames(*_pieces(data))
+        await vault.uploads.append(
+            *(vault.user, upload.id, BytesSource(body)), at=0, length=len(body), frames=True
+        )
+        assert await _content(vault, "/x") == data
+        assert await _manifest(vault, "/x") == await _manifest(vault, "/put")
+        assert await _state(vault, "/x") == (DigestState.VERIFIED, blake3(data).digest())
+
+
+async def test_what_the_server_has_need_only_be_named() -> None:
+    data = random_bytes(9 * MIB)
+    async with open_memory_vault() as vault:
+        await vault.files.put(vault.user, at("/put"), BytesSource(data))
+        pieces = _pieces(data + b"more")
+        known = await vault.uploads.have(vault.user, [each.digest for each in pieces])
+        assert known == [*[True] * (len(pieces) - 1), False]
+        frames = [
+            Named(each.digest, each.length) if have else each
+            for each, have in zip(pieces, known, strict=True)
+        ]
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data) + 4)
+        body = _frames(*frames)
+        assert len(body) < MIB
+        await vault.uploads.append(vault.user, upload.id, BytesSource(body), at=0, frames=True)
+        assert await _content(vault, "/x") == data + b"more"
+        assert (await _state(vault, "/x"))[0] is DigestState.VERIFIED
+
+
+async def test_nobody_can_name_what_only_others_have() -> None:
+    data = random_bytes(200_000)
+    async with open_memory_vault() as vault:
+        other = await add_user(vault.catalog, "other")
+        await vault.files.put(other, Address("other", ("secret",)), BytesSource(data))
+        [piece, *_] = _pieces(data)
+        assert await vault.uploads.have(vault.user, [piece.digest]) == [False]
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=piece.length)
+        body = _frames(Named(piece.digest, piece.length))
+        with pytest.raises(ChunksMissing) as missing:
+            await vault.uploads.append(vault.user, upload.id, BytesSource(body), at=0, frames=True)
+        assert missing.value.digests == (piece.digest,)
+        assert (await vault.uploads.get(vault.user, upload.id)).offset == 0
+
+
+async def test_frames_that_lie() -> None:
+    data = random_bytes(100_000)
+    [piece, *_] = _pieces(bytes(100_000))
+    raw = raw_chunk(digest_of(data), data, Kind.DATA)
+    lies = (
+        raw._replace(digest=digest_of(b"another")),
+        piece._replace(length=piece.length - 1),
+        piece._replace(length=20),
+        raw_chunk(digest_of(data), data, Kind.PAGE),
+        Named(digest_of(b"none"), 5),
+    )
+    async with open_memory_vault() as vault:
+        for lie in lies:
+            upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=100_000)
+            body = _frames(lie)
+            with pytest.raises((InvalidField, Unsupported, ChunksMissing)):
+                await vault.uploads.append(
+                    vault.user, upload.id, BytesSource(body), at=0, frames=True
+                )
+            assert (await vault.uploads.get(vault.user, upload.id)).offset == 0
+        body = _frames(raw)
+        for cut in (3, 9, 30, len(body) - 1):
+            with pytest.raises(InvalidField):
+                await vault.uploads.append(
+                    vault.user, upload.id, BytesSource(body[:cut]), at=0, frames=True
+                )
+        assert vault.budget.free == vault.budget.total
+
+
+async def test_frames_that_break_off_count_up_to_there() -> None:
+    data = random_bytes(9 * MIB)
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        body = _frames(*_pieces(data))
+        source = BytesSource(body[: 6 * MIB], broken=SourceChanged("gone"))
+        with pytest.raises(SourceChanged):
+            await vault.uploads.append(vault.user, upload.id, source, at=0, frames=True)
+        offset = (await vault.uploads.get(vault.user, upload.id)).offset
+        assert 5 * MIB < offset < 6 * MIB
+        rest = _frames(*_pieces(data[offset:]))
+        await cold(vault).append(vault.user, upload.id, BytesSource(rest), at=offset, frames=True)
+        assert await _content(vault, "/x") == data
+        assert (await _state(vault, "/x"))[0] is DigestState.VERIFIED
+
+
+# What is done later
+
+
+async def test_a_digest_that_was_left_open_is_found_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaultfs.domain.services.uploads.CATCH_UP", -1)
+    data = random_bytes(5 * MIB)
+    async with open_memory_vault() as vault:
+        for path, claim in (("/none", None), ("/right", data), ("/wrong", b"another")):
+            digest = None if claim is None else digest_of(claim)
+            purpose = Purpose(at(path), digest=digest)
+            upload = await vault.uploads.create(vault.user, purpose, size=len(data))
+            half = BytesSource(data[: 3 * MIB])
+            await vault.uploads.append(vault.user, upload.id, half, at=0, length=3 * MIB)
+            uploads = cold(vault)
+            writer = BytesSource(data[3 * MIB :])
+            await uploads.append(vault.user, upload.id, writer, at=3 * MIB)
+            state = DigestState.ABSENT if claim is None else DigestState.CLAIMED
+            assert await _state(vault, path) in {
+                (state, digest),
+                (DigestState.VERIFIED, digest_of(data)),  # it was read back in time
+            }
+        done = await vault.upkeep().run(Plan(backup=None))
+        assert done.digests == 3
+        assert done.false_claims == 1
+        for path in ("/none", "/right", "/wrong"):
+            assert await _state(vault, path) == (DigestState.VERIFIED, digest_of(data))
+        assert (await vault.upkeep().run(Plan(backup=None))).digests == 0
+
+
+async def test_a_rebuild_leaves_uploads_under_way_as_they_are() -> None:
+    data = random_bytes(5 * MIB)
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        first = BytesSource(data[: 3 * MIB])
+        upload = await vault.uploads.append(vault.user, upload.id, first, at=0)
+        await vault.recovery.rebuild()
+        rest = BytesSource(data[upload.offset :])
+        await cold(vault).append(vault.user, upload.id, rest, at=upload.offset)
+        assert await _content(vault, "/x") == data

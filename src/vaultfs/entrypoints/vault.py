@@ -54,6 +54,7 @@ from vaultfs.ports.objects import ObjectExists, ObjectNotFound, ObjectStore, Wro
 if TYPE_CHECKING:  # most commands need no locks
     from vaultfs.domain.locknodes import Presented
     from vaultfs.domain.services.locks import Locks
+    from vaultfs.domain.services.upkeep import Upkeep
     from vaultfs.domain.services.uploads import Uploads
 
 MARKER: Final = "marker/vault.json"
@@ -137,6 +138,14 @@ class Vault:
     def uploads(self) -> "Uploads":
         """Upload sessions, for all tasks of the process."""
         return self.late_uploads.uploads
+
+    def upkeep(self) -> "Upkeep":
+        """What is to be done from time to time."""
+        from vaultfs.domain.services.digests import Digests
+        from vaultfs.domain.services.upkeep import Upkeep
+
+        digests = Digests(self.catalog, self.reader, self.clock)
+        return Upkeep(self.files, self.catalog, self.recovery, self.uploads, digests, self.clock)
 
     def presenting(self, *presented: "Presented") -> "Vault":
         """The same vault, for a caller whose changes come with these locks."""

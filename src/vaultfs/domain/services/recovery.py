@@ -283,7 +283,20 @@ class Recovery:
             except (Corrupt, Unsupported) as error:
                 walk.drop()
                 problems.append(f"version {version.number} of node {version.node}: {error.message}")
+        await self._claim_uploads(index)
         return count
+
+    async def _claim_uploads(self, index: Reindexing) -> None:
+        """Give those who upload right now the chunks that they have sent."""
+        for user in await self.catalog.users():
+            after = ""
+            while found := await self.catalog.uploads(user.id, after=after):
+                for upload in found:
+                    at = 0
+                    while entries := await self.catalog.upload_entries(upload.id, at=at):
+                        await index.claim(user.id, [digest for digest, _ in entries])
+                        at += sum(size for _, size in entries)
+                after = found[-1].id
 
     async def _page(self, index: Reindexing, entry: Entry, level: int) -> tuple[Entry, ...]:
         """A manifest page, by the index under construction."""

@@ -1,7 +1,8 @@
 """Upkeep: what has to be done from time to time, so that nobody has to think of it.
 
 Old versions that no retention keeps are forgotten, the trash is emptied of what has
-been in it long enough, and the catalog is copied into the store. Each step is a
+been in it long enough, uploads that nobody goes on with are ended, digests that nobody has
+seen yet are found, and the catalog is copied into the store. Each step is a
 transaction of its own, in the name of the user whose tree it is; a crash leaves some
 of it done, and the next run does the rest.
 """
@@ -13,8 +14,10 @@ from attrs import define, frozen
 
 from vaultfs.domain.errors import NotFound
 from vaultfs.domain.nodes import User, micros
+from vaultfs.domain.services.digests import Digests
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.recovery import Recovery
+from vaultfs.domain.services.uploads import Uploads
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
 
@@ -41,6 +44,12 @@ class Maintained:
     """Nodes of the trash that were forgotten, what was below them not counted."""
     backup: str | None
     """The name of the backup that was made."""
+    expired: int = 0
+    """Uploads that were ended, or forgotten."""
+    digests: int = 0
+    """Contents whose digests are verified now."""
+    false_claims: int = 0
+    """Those of them for which another digest was claimed; the audit names them."""
 
 
 @define(eq=False)
@@ -50,16 +59,21 @@ class Upkeep:
     files: Files
     catalog: Catalog
     recovery: Recovery
+    uploads: Uploads
+    digests: Digests
     clock: Clock
 
     async def run(self, plan: Plan) -> Maintained:
         """Do all that is due. Two processes may do so at the same time."""
-        pruned = purged = 0
+        pruned = purged = expired = 0
         for user in await self.catalog.users():
             pruned += await self.files.prune(user, user.name)
+            expired += await self.uploads.expire(user)
             if plan.trash is not None:
                 purged += await self._empty_trash(user, plan.trash)
-        return Maintained(pruned, purged, await self._back_up(plan.backup))
+        found = await self.digests.run()
+        backup = await self._back_up(plan.backup)
+        return Maintained(pruned, purged, backup, expired, found.verified, found.false)
 
     async def _empty_trash(self, user: User, age: timedelta) -> int:
         last = micros(self.clock.now() - age)

@@ -212,14 +212,15 @@ def maintain(
     call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
-        from vaultfs.domain.services.upkeep import Upkeep
+        from attrs import asdict
 
         async with opened(call) as vault:
-            upkeep = Upkeep(vault.files, vault.catalog, vault.recovery, vault.clock)
-            done = await upkeep.run(_plan(trash_days, backup_hours))
+            done = await vault.upkeep().run(_plan(trash_days, backup_hours))
         call.answer(
-            {"pruned": done.pruned, "purged": done.purged, "backup": done.backup},
+            asdict(done),
             f"{done.pruned} old versions and {done.purged} nodes of the trash forgotten;"
+            f" {done.expired} uploads ended; {done.digests} digests verified,"
+            f" {done.false_claims} of them claimed falsely;"
             f" {'made backup ' + done.backup if done.backup else 'no backup was due'}",
         )
 

@@ -385,5 +385,5 @@ class JsonLines(logging.Formatter):
 
 _EXTRA: Final = {
     *("request_id", "method", "route", "status", "ms", "received", "sent", "user", "token"),
-    *("complete", "error", "pruned", "purged", "backup"),
+    *("complete", "error", "pruned", "purged", "backup", "expired", "digests", "false_claims"),
 }

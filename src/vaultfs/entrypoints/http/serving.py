@@ -17,7 +17,7 @@ from vaultfs.domain.errors import InvalidField, VaultError
 from vaultfs.domain.rates import Rate
 from vaultfs.domain.services.accounts import Accounts
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.upkeep import Plan, Upkeep
+from vaultfs.domain.services.upkeep import Plan
 from vaultfs.domain.tokens import ALL_SCOPES, Identity
 from vaultfs.entrypoints.http.app import DEFAULT_RATE, Api, JsonLines, Server
 from vaultfs.entrypoints.vault import Vault
@@ -98,7 +98,7 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
 
 async def _keep_up(vault: Vault, plan: Plan, scope: anyio.CancelScope) -> None:
     """Do what is due, now and then; what goes wrong is logged and tried again."""
-    upkeep = Upkeep(vault.files, vault.catalog, vault.recovery, vault.clock)
+    upkeep = vault.upkeep()
     with scope:
         while True:
             try:
