@@ -10,11 +10,12 @@ from tests.contracts.catalog_accounts import AccountContract
 from tests.contracts.catalog_calls import CallContract
 from tests.contracts.catalog_stock import StockContract
 from tests.contracts.catalog_trees import TreeContract
+from tests.contracts.catalog_uploads import UploadContract
 
 from vaultfs.ports.catalog import Catalog
 
 
-class CatalogContract(TreeContract, StockContract, AccountContract, CallContract):
+class CatalogContract(TreeContract, StockContract, UploadContract, AccountContract, CallContract):
     @pytest.fixture
     def catalog(self) -> Catalog:
         """Open, and holds nothing."""

@@ -487,6 +487,7 @@ async def test_frames_that_lie() -> None:
                     vault.user, upload.id, BytesSource(body), at=0, frames=True
                 )
             assert (await vault.uploads.get(vault.user, upload.id)).offset == 0
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=100_000)
         body = _frames(raw)
         for cut in (3, 9, 30, len(body) - 1):
             with pytest.raises(InvalidField):

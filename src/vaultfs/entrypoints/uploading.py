@@ -11,6 +11,7 @@ again does the same: chunks that the server has are not sent a second time.
 from base64 import b64encode
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import anyio
@@ -156,7 +157,8 @@ class Uploading:
         return int(answer.headers.get("Vaultfs-Changed") != "0")
 
     async def _cut(self, number: str, windows: MemoryObjectSendStream[_Window]) -> None:
-        chunker, tail, last = Chunker(), b"", False
+        chunker, last = Chunker(), False
+        tail: Buffer = b""
         async with task_group() as tasks, windows:
             while not last:
                 buffer = bytearray(DEFAULT_CHUNKING.maximum + WINDOW)
@@ -165,7 +167,7 @@ class Uploading:
                 filled = await self.source.readinto(view[len(tail) :])
                 last = filled < WINDOW
                 data = view[: len(tail) + filled]
-                cuts, uncut = await to_thread.run_sync(_cut, chunker, data, last)
+                cuts, uncut = await to_thread.run_sync(partial(cut_piece, chunker, data, last=last))
                 tail = bytes(uncut)
                 window = _Window(cuts)
                 tasks.start_soon(self._ask, number, window)
@@ -217,10 +219,6 @@ class Uploading:
         if durable > self._told:
             self.progress(durable - self._told)
             self._told = durable
-
-
-def _cut(chunker: Chunker, data: memoryview, last: bool) -> tuple[list[Cut], memoryview]:  # noqa: FBT001 a thread's
-    return cut_piece(chunker, data, last=last)
 
 
 @define(eq=False)

@@ -224,10 +224,18 @@ class Uploads:
                 await self.files.forecast(caller, address, purpose.preconditions)
         now = self._now()
         upload = Upload(
-            *(self.files.clock.new_id(), tree, caller.id),
+            self.files.clock.new_id(),
+            tree,
+            caller.id,
             None if address is None else address.path,
             UploadState.OPEN,
-            *(1, size, 0, 0, purpose.notes(), now, now),
+            fence=1,
+            size=size,
+            cut=0,
+            tail=0,
+            notes=purpose.notes(),
+            created_us=now,
+            touched_us=now,
         )
         await self.files.change(caller, CreateUpload(upload))
         writer = _Writer(upload, ManifestBuilder())
