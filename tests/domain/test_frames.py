@@ -162,6 +162,8 @@ def of_vector(told: Vector) -> Frame:
                 None if claimed is None else Digest(bytes.fromhex(claimed)),
                 Preconditions(told["if_version"], if_absent=told["if_absent"]),
             )
+        case "named":
+            return Named(Digest(bytes.fromhex(told["digest"])), told["length"])
         case "folder":
             return Entry(told["path"], None)
         case _:

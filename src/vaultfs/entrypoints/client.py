@@ -30,7 +30,7 @@ from vaultfs.adapters.files import (
     LocalTarget,
     open_source,
 )
-from vaultfs.domain.digests import Buffer
+from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import Corrupt, NotAuthenticated, VaultError
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
@@ -127,6 +127,14 @@ class RemoteVault(Surface):
         if isinstance(content, AsyncIterable):
             content = IterableSource(_each(content))
         return await self.send(path, Body(content, progress), None, headers, parents=parents)
+
+    async def have(self, digests: list[Digest], *, upload: str | None = None) -> set[Digest]:
+        """Those of at most 8,192 chunks that need not be sent, for a day or for `upload`."""
+        url = self.calls.url("have").with_query({} if upload is None else {"upload": upload})
+        headers = {"Content-Type": "application/octet-stream"}
+        answer = await self.calls.ask("POST", url, headers=headers, data=b"".join(digests))
+        bits = int.from_bytes(answer.data, "little")
+        return {each for index, each in enumerate(digests) if bits >> index & 1}
 
     async def upload(
         self,

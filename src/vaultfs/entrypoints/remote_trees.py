@@ -1,6 +1,6 @@
 """Whole trees to a server and back: what `domain.services.transfer` does in a vault at hand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from typing import Final
 from urllib.parse import quote
@@ -27,7 +27,7 @@ from vaultfs.domain.names import Address, Path, check_path, format_path, parse_a
 from vaultfs.domain.nodes import DigestState, Node
 from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.ingest import SMALL as SMALL_FILE
-from vaultfs.domain.services.ingest import Compressibility, cut_content, encode, manifest_of
+from vaultfs.domain.services.ingest import Compressibility, Cut, cut_content, encode, manifest_of
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES, Report
 from vaultfs.entrypoints.answers import error_of, version_of
@@ -43,6 +43,12 @@ GROUPS: Final = 4
 """Groups of small files that are on their way to a server at the same time."""
 LARGE: Final = 4
 """Large files."""
+MOST_ASKED: Final = 8192
+"""Chunks that a server is asked for at once."""
+MOST_IN_VAIN: Final = 7
+"""Groups that are sent without asking, after so many in a row of which the server had nothing."""
+_Pieces = tuple[list[Cut], Digest]
+"""The chunks of a file, and its own digest."""
 
 
 @define(eq=False)
@@ -61,6 +67,9 @@ class PutTree:
     groups: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(GROUPS))
     large: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(LARGE))
     top: Address = field(init=False)
+    _sent: int = 0
+    _in_vain: int = 0
+    """How often in a row the server had nothing of what was asked for."""
 
     def __attrs_post_init__(self) -> None:
         self.top = parse_address(self.path, own=self.vault.user)
@@ -130,11 +139,24 @@ class PutTree:
                 else:
                     found.append((item, data))
             if found:
-                body = await to_thread.run_sync(_framed, self.top.path, found)
+                contents = [b"" if data is None else data for _, data in found]
+                pieces = await to_thread.run_sync(_cut_each, contents)
+                known = await self._known(pieces)
+                body = await to_thread.run_sync(_framed, self.top.path, found, pieces, known)
                 for (item, _), out in zip(found, await self._post(body), strict=True):
                     self._note(item, out)
         finally:
             self.groups.release()
+
+    async def _known(self, pieces: Sequence[_Pieces]) -> set[Digest]:
+        """Chunks that need not be sent. Where they all had to be, it is asked more rarely."""
+        self._sent += 1
+        if self._sent % (1 + self._in_vain):
+            return set()
+        digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
+        known = await self.vault.have(list(digests)[:MOST_ASKED])
+        self._in_vain = 0 if known else min(self._in_vain + 1, MOST_IN_VAIN)
+        return known
 
     async def _post(self, body: bytes) -> list[FrameOut]:
         calls = self.vault.calls
@@ -166,22 +188,39 @@ class PutTree:
         self.report.failed.append(Skipped(format_path(path), error.message))
 
 
-def _framed(top: Path, items: Sequence[tuple[Item, bytes | None]]) -> bytes:
+def _cut_each(contents: Sequence[bytes]) -> list[_Pieces]:
+    """CPU work."""
+    chunker = Chunker()
+    return [cut_content(data, chunker) for data in contents]
+
+
+def _lacking(pieces: Sequence[_Pieces], known: set[Digest]) -> Iterator[list[Cut]]:
+    """For each file the chunks to send: all of them in order, which proves its digest, or none."""
+    sent: set[Digest] = set()
+    for cuts, _ in pieces:
+        digests = {cut.digest for cut in cuts}
+        if digests <= known or (len(cuts) == 1 and digests <= sent):
+            yield []
+        else:
+            sent |= digests
+            yield cuts
+
+
+def _framed(
+    top: Path,
+    items: Sequence[tuple[Item, bytes | None]],
+    pieces: Sequence[_Pieces],
+    known: set[Digest],
+) -> bytes:
     """The frames of small files and of folders, which have no bytes. CPU work."""
     parts: list[Buffer] = [HEAD]
-    sent: set[Digest] = set()
     count = 0
-    contents = [b"" if data is None else data for _, data in items]
-    chunker = Chunker()
-    pieces = [cut_content(data, chunker) for data in contents]
-    encoded = iter(encode([cut for cuts, _ in pieces for cut in cuts], Compressibility()))
-    for (item, data), (cuts, digest) in zip(items, pieces, strict=True):
-        for _ in cuts:
-            chunk = next(encoded)
-            if len(cuts) > 1 or chunk.digest not in sent:  # several in order prove the whole
-                parts += write_chunk(chunk)
-                sent.add(chunk.digest)
-                count += 1
+    lacking = list(_lacking(pieces, known))
+    encoded = iter(encode([cut for cuts in lacking for cut in cuts], Compressibility()))
+    for (item, data), (cuts, digest), wanted in zip(items, pieces, lacking, strict=True):
+        for _ in wanted:
+            parts += write_chunk(next(encoded))
+            count += 1
         path = format_path((*top, *item.path))
         manifest = None if data is None else manifest_of(cuts)
         claimed = None if data is None else digest

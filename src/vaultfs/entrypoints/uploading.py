@@ -177,13 +177,7 @@ class Uploading:
         """Find out which chunks need not be sent."""
         digests = list(dict.fromkeys(cut.digest for cut in window.cuts))
         if digests:
-            url = self.vault.calls.url("have").with_query(upload=number)
-            headers = {"Content-Type": "application/octet-stream"}
-            answer = await self.vault.calls.ask(
-                "POST", url, headers=headers, data=b"".join(digests)
-            )
-            bits = int.from_bytes(answer.data, "little")
-            window.known = {each for index, each in enumerate(digests) if bits >> index & 1}
+            window.known = await self.vault.have(digests, upload=number)
         window.asked.set()
 
     async def _frame(
