@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from tests.faults import CountingCatalog, at, put, random_bytes
+from tests.faults import CountingCatalog, at, put, random_bytes, upload
 
 from vaultfs.adapters.files import LocalSource
 from vaultfs.adapters.system import SystemClock
@@ -65,6 +65,7 @@ Step = Callable[[Vault, Path], Awaitable[object]]
 
 STEPS: Final[dict[str, Step]] = {
     "put": lambda vault, _: put(vault, "/file", FIRST),
+    "upload": lambda vault, _: upload(vault, "/uploaded", SECOND, 1_400_000),
     "put tree": put_tree,
     "overwrite": lambda vault, _: put(vault, "/file", SECOND),
     "move": lambda vault, _: move(vault),

@@ -32,8 +32,9 @@ from vaultfs.domain.nodes import Node, NodeId, Origin, TreeId, User, UserId, Ver
 from vaultfs.domain.operations import AddUser, Done, Outcome, Unit
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.reader import Wanted
+from vaultfs.domain.services.uploads import Purpose
 from vaultfs.domain.tokens import Token
-from vaultfs.domain.uploads import Upload
+from vaultfs.domain.uploads import Upload, UploadState
 from vaultfs.entrypoints.opening import OWNER
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import Vault, compose
@@ -293,6 +294,20 @@ async def open_memory_vault(
     finally:
         if own is not None:
             await own.aclose()
+
+
+async def upload(vault: Vault, path: str, data: bytes, part: int) -> None:
+    """Put `data` by an upload session in parts; one that is under way is gone on with."""
+    address = at(path)
+    found = await vault.catalog.uploads(vault.user.id)
+    under_way = [each for each in found if each.path == address.path]
+    session = under_way[0] if under_way else None
+    if session is None:
+        session = await vault.uploads.create(vault.user, Purpose(address), size=len(data))
+    while session.state is UploadState.OPEN:
+        start = session.offset
+        source = BytesSource(data[start : start + part])
+        session = await vault.uploads.append(vault.user, session.id, source, at=start)
 
 
 # Sources

@@ -1,6 +1,9 @@
 """Large files on their way to a server: what is sent, and what is sent again."""
 
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import anyio
@@ -9,7 +12,7 @@ from anyio import to_thread
 from tests.entrypoints.cutting import Cutter
 from tests.entrypoints.test_client import served
 from tests.entrypoints.test_http_server import Running, serve
-from tests.faults import MIB, random_bytes
+from tests.faults import MIB, random_bytes, small_files, write_tree
 
 import vaultfs
 from vaultfs.domain.errors import QuotaExceeded, VersionMismatch
@@ -71,6 +74,23 @@ async def test_a_connection_that_is_cut_again_and_again(tmp_path: Path, source: 
                 assert await vault.get("/cut.bin") == CONTENT
 
 
+async def test_small_files_that_the_server_has_do_not_travel_again(tmp_path: Path) -> None:
+    files = small_files(700)
+    write_tree(tmp_path / "tree", files)
+    async with served(tmp_path / "vault") as (_, address, token):
+        with Cutter(int(address.rpartition(":")[2])) as cutter:
+            async with vaultfs.connect(cutter.address, token=token) as vault:
+                first = await vault.put_tree(tmp_path / "tree", "/a")
+                sent = cutter.passed
+                again = await vault.put_tree(tmp_path / "tree", "/a")
+                moved = await vault.put_tree(tmp_path / "tree", "/b")
+                assert (first.changed, again.changed, moved.changed) == (700, 0, 700)
+                assert cutter.passed - sent < sent
+                one, two = min(files), max(files)
+                assert await vault.get(f"/b/{one}") == files[one]
+                assert await vault.get(f"/b/{two}") == files[two]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
 async def test_a_server_that_is_killed_and_comes_back(
@@ -110,10 +130,6 @@ async def is_there(running: Running) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
 def test_a_client_that_is_killed_and_run_again(tmp_path: Path, source: Path, part: float) -> None:
-    import subprocess
-    import sys
-    import time
-
     with serve(tmp_path / "vault") as running, Cutter(running.port, rate=30 * MIB) as cutter:
         command = [sys.executable, "-m", "vaultfs", "put", str(source), "/again.bin"]
         env = {"VAULTFS_TOKEN": running.token, "VAULTFS_VAULT": cutter.address, "PATH": ""}

@@ -34,6 +34,7 @@ from tests.faults import (
     settle,
     small_files,
     state_of,
+    upload,
     without,
 )
 
@@ -111,6 +112,10 @@ CASES = {
     "put new": Case(
         lambda vault: put(vault, "/new/file", OLD + b"."),
         {**BEFORE, "/new/file": digests(OLD + b".")},
+    ),
+    "upload": Case(
+        lambda vault: upload(vault, "/file", NEW, 8 * MIB),
+        {**BEFORE, "/file": digests(b"first", OLD, NEW)},
     ),
     "put tree": Case(put_tree, {**BEFORE, **below("/tree", TREE)}),
     "move": Case(
@@ -300,7 +305,7 @@ def _packs(store: FaultyObjectStore) -> list[str]:
 # Cancellation
 
 
-@pytest.mark.parametrize("name", ["put new", "put tree", "put"])
+@pytest.mark.parametrize("name", ["put new", "put tree", "put", "upload"])
 async def test_a_change_that_is_cancelled_anywhere_is_whole_or_absent(name: str) -> None:
     case = CASES[name]
     number, reached = 1, True

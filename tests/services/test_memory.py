@@ -22,7 +22,9 @@ SUITE: Final = (
 
 def _run(scenario: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tests.memory_child", str(LIMIT), scenario, str(folder)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.mark.parametrize("scenario", ["one_large", "eight_uploads"])
@@ -43,5 +45,7 @@ def test_the_tests_of_storage_pass_in_little_memory() -> None:
         "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, "-q", "-x", "-p", "no:cacheprovider", *SUITE]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
