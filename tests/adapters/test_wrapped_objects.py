@@ -1,5 +1,5 @@
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from datetime import timedelta
 from functools import partial
 
@@ -25,6 +25,7 @@ from vaultfs.adapters.wrappers.faulty import (
 from vaultfs.adapters.wrappers.limited import LimitedObjectStore
 from vaultfs.adapters.wrappers.metered import OPERATIONS, MeteredObjectStore, Usage
 from vaultfs.adapters.wrappers.retrying import RetryingObjectStore, RetryPolicy
+from vaultfs.adapters.wrappers.window import Window
 from vaultfs.domain.digests import digest_of
 from vaultfs.ports.objects import (
     Deleted,
@@ -33,6 +34,7 @@ from vaultfs.ports.objects import (
     ObjectNotFound,
     ObjectStore,
     OutOfSpace,
+    Payload,
     PermissionDenied,
     PutMode,
     Span,
@@ -485,3 +487,74 @@ async def test_a_crash_at_an_effect_stops_what_follows(
     with pytest.raises(KeyboardInterrupt):
         await work()
     assert memory.objects == left
+
+
+# How many at once
+
+
+class _Crowded(StoreAround):
+    """A store that wants fewer requests when there are more than `bears` at once."""
+
+    bears = 5
+    at_once = 0
+    refused = 0
+
+    async def put(self, key: str, data: Payload, *, mode: PutMode = PutMode.CREATE) -> None:
+        self.at_once += 1
+        try:
+            await anyio.sleep(0.001)
+            if self.at_once > self.bears:
+                self.refused += 1
+                raise Throttled("slow down", backend="crowded", operation="put", key=key)
+            await super().put(key, data, mode=mode)
+        finally:
+            self.at_once -= 1
+
+
+async def _put_many(store: ObjectStore, first: int, count: int) -> None:
+    async with anyio.create_task_group() as tasks:
+        for number in range(first, first + count):
+            tasks.start_soon(store.put, f"some/object/{number:04}", DATA)
+
+
+async def test_a_store_gets_as_many_calls_at_once_as_it_bears() -> None:
+    crowded = _Crowded(MemoryObjectStore())
+    window = Window(room=40.0)
+    policy = RetryPolicy(attempts=20, first_wait=0.001, longest_wait=0.005)
+    store = RetryingObjectStore(crowded, policy, window=window)
+    await _put_many(store, 0, 200)
+    assert window.room < 12
+    assert window.taken == 0
+    before = crowded.refused
+    await _put_many(store, 200, 400)
+    assert crowded.refused - before < 250  # now and then it tries for more
+    crowded.bears = 1000
+    await _put_many(store, 600, 600)
+    assert window.room > 20
+
+
+async def test_many_failures_of_one_moment_count_once() -> None:
+    window = Window(room=16.0)
+    async with AsyncExitStack() as stack:
+        places = [await stack.enter_async_context(window.place()) for _ in range(8)]
+        for place in places:
+            window.failed(place)
+        assert window.room == 8.0
+        window.failed(places[0])
+        assert window.room == 4.0
+        for _ in range(100):
+            window.failed(places[0])
+        assert window.room == 1.0
+    async with window.place():
+        pass
+
+
+async def test_whoever_gives_up_waiting_takes_no_place() -> None:
+    window = Window(room=1.0)
+    async with window.place():
+        with anyio.move_on_after(0.01):
+            async with window.place():
+                raise AssertionError
+    assert window.taken == 0
+    async with window.place():
+        assert window.taken == 1

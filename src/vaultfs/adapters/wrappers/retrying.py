@@ -11,12 +11,13 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import anyio
 from attrs import frozen
 
 from vaultfs.adapters.wrappers.around import StoreAround, digest_in
+from vaultfs.adapters.wrappers.window import Place, Window
 from vaultfs.ports.objects import (
     Deleted,
     ObjectExists,
@@ -28,6 +29,7 @@ from vaultfs.ports.objects import (
     Span,
     StoreError,
     StoreTimeout,
+    StoreUnavailable,
     Throttled,
     parts_of,
     size_of,
@@ -68,8 +70,9 @@ class RetryingObjectStore(StoreAround):
     """`inner`, with errors that are `retryable` tried again as `policy` allows.
 
     The last error is raised as it is, with `outcome_unknown` if any try's was. A listing
-    goes on behind the last key it gave, and counts its tries anew from each key. The seams
-    (`sleep`, `chance`: 0 to 1, `now`: seconds) are there for tests.
+    goes on behind the last key it gave, and counts its tries anew from each key. `window`
+    says how many calls go on at once; waiting for a place is no part of a call's time. The
+    seams (`sleep`, `chance`: 0 to 1, `now`: seconds) are there for tests.
     """
 
     def __init__(
@@ -77,12 +80,14 @@ class RetryingObjectStore(StoreAround):
         inner: ObjectStore,
         policy: RetryPolicy | None = None,
         *,
+        window: Window | None = None,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
         chance: Callable[[], float] = random.random,
         now: Callable[[], float] = anyio.current_time,
     ) -> None:
         super().__init__(inner)
         self._policy = policy or RetryPolicy()
+        self._window = window or Window()
         self._sleep = sleep
         self._chance = chance
         self._now = now
@@ -160,6 +165,14 @@ class RetryingObjectStore(StoreAround):
 
     async def _persist(self, operation: str, key: str, call: Callable[[bool], Awaitable[T]]) -> T:
         """What `call` returns in the end; it is told whether an earlier try may have worked."""
+        async with self._window.place() as place:
+            found = await self._tries(operation, key, call, place)
+            self._window.succeeded()
+        return found
+
+    async def _tries(
+        self, operation: str, key: str, call: Callable[[bool], Awaitable[T]], place: Place
+    ) -> T:
         until = self._now() + self._policy.budget
         doubtful = False
         for attempt in count(1):
@@ -167,6 +180,8 @@ class RetryingObjectStore(StoreAround):
                 return await self._once(operation, key, until, partial(call, doubtful))
             except StoreError as error:
                 doubtful = error.outcome_unknown = doubtful or error.outcome_unknown
+                if isinstance(error, _OVERBURDENED):
+                    self._window.failed(place)
                 wait = self._policy.wait(attempt, error, self._chance())
                 spent = attempt >= self._policy.attempts or self._now() + wait >= until
                 if spent or not error.retryable:
@@ -183,6 +198,10 @@ class RetryingObjectStore(StoreAround):
         raise StoreTimeout(
             f"nothing came back in {limit:.1f} s", backend=self.name, operation=operation, key=key
         )
+
+
+_OVERBURDENED: Final = (Throttled, StoreUnavailable, StoreTimeout)
+"""Errors that fewer calls at once may spare."""
 
 
 def _is_settled(outcome: Deleted | None) -> bool:
