@@ -1,5 +1,6 @@
 """Upload sessions: appended to, broken off, resumed, joined, finished."""
 
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 from random import Random
 
@@ -552,3 +553,32 @@ async def test_a_rebuild_leaves_uploads_under_way_as_they_are() -> None:
         rest = BytesSource(data[upload.offset :])
         await cold(vault).append(vault.user, upload.id, rest, at=upload.offset)
         assert await _content(vault, "/x") == data
+
+
+async def test_of_many_who_take_over_at_once_one_is_left() -> None:
+    data = random_bytes(600_000)
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        done: list[Upload] = []
+        refused: list[Exception] = []
+
+        async def run() -> None:
+            source = BytesSource(data, step=100_000, pause=lambda: anyio.sleep(0.001))
+            try:
+                done.append(await cold(vault).append(vault.user, upload.id, source, at=0))
+            except (Fenced, OffsetMismatch, UploadGone) as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(run)
+        assert len(done) == 1
+        assert len(refused) == 5
+        assert await _content(vault, "/x") == data
+        assert len([each async for each in _versions(vault, "/x")]) == 1
+
+
+async def _versions(vault: Vault, path: str) -> AsyncGenerator[int, None]:
+    node = await vault.files.stat(vault.user, at(path))
+    for version in await vault.catalog.versions(node.id):
+        yield version.number

@@ -361,8 +361,9 @@ class AbortUpload:
 
 @frozen
 class ExpireUploads:
-    """End the sessions of a tree whose time has come, let go of all that they, and pins
-    that have run out, hold, and forget those that ended long ago; at most `limit` sessions.
+    """End the sessions of a tree whose time has come, let go of all that they, and the pins
+    of its user that have run out, hold, and forget those that ended long ago; at most `limit`
+    sessions.
 
     The result counts them.
     """

@@ -101,6 +101,11 @@ class Upload(NamedTuple):
         return self.offset == self.size
 
 
+def holder_of(user: UserId) -> str:
+    """What holds the pins of chunks that a user was promised without a session."""
+    return f"user-{user}"
+
+
 def must_be_open(upload: Upload, now_us: int) -> None:
     """Raises `UploadExpired` or `UploadGone` unless `upload` can be changed."""
     if upload.state is UploadState.EXPIRED or (

@@ -263,7 +263,6 @@ UPLOADS: Final = (
         tail BLOB NOT NULL
     )
     """,
-    "CREATE INDEX pins_by_time ON pins(until)",
     "CREATE INDEX versions_unverified ON versions(id) WHERE digest_state <> 'verified'",
 )
 

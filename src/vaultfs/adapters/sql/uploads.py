@@ -18,7 +18,7 @@ from vaultfs.domain import operations as ops
 from vaultfs.domain import uploads
 from vaultfs.domain.errors import ChunksMissing, Exists, NotFound, QuotaExceeded, listed
 from vaultfs.domain.manifests import Entry, pack_entries
-from vaultfs.domain.nodes import DigestState, TreeId
+from vaultfs.domain.nodes import DigestState, TreeId, UserId
 from vaultfs.domain.operations import Result, Unit
 from vaultfs.domain.uploads import Upload
 
@@ -166,7 +166,9 @@ def expire(_tx: Transaction, unit: Unit, op: ops.ExpireUploads) -> Program[Resul
             yield Run("DELETE FROM uploads WHERE id = $1", (upload.id,))
         else:
             yield from _save(uploads.expire(upload, now))
-    yield Run("DELETE FROM pins WHERE until <= $1", (now,))
+    # Those of sessions end with them.
+    mine = uploads.holder_of(UserId(op.tree))
+    yield Run("DELETE FROM pins WHERE holder = $1 AND until <= $2", (mine, now))
     return Result(count=len(rows))
 
 

@@ -72,7 +72,14 @@ from vaultfs.domain.services.packer import Placed
 from vaultfs.domain.services.reader import Wanted
 from vaultfs.domain.services.seams import Joiner
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.uploads import IDLE_US, MAX_NOTES, Upload, UploadState, must_be_open
+from vaultfs.domain.uploads import (
+    IDLE_US,
+    MAX_NOTES,
+    Upload,
+    UploadState,
+    holder_of,
+    must_be_open,
+)
 from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Source
 
@@ -290,7 +297,7 @@ class Uploads:
         own = set(known.own)
         while own:
             until = self._now() + IDLE_US
-            pin = PinChunks(caller.id, holder or f"user-{caller.id}", tuple(own), until)
+            pin = PinChunks(caller.id, holder or holder_of(caller.id), tuple(own), until)
             try:
                 await self.files.change(caller, pin)
             except ChunksMissing as error:  # collected meanwhile
@@ -361,12 +368,13 @@ class Uploads:
             known.upload = upload
             known.idle = anyio.Event()
             return known
-        await self.files.change(caller, AttachUpload(upload.tree, upload.id))
+        [attached] = await self.files.change(caller, AttachUpload(upload.tree, upload.id))
         if known is not None and known.scope is not None:
             known.taken_over = True
             known.scope.cancel()
             await known.idle.wait()
-        upload = await self.files.catalog.upload(upload.id)
+        # Somebody else may have come since: the fence is ours, or the next append says so.
+        upload = (await self.files.catalog.upload(upload.id))._replace(fence=attached.count)
         writer = _Writer(upload, ManifestBuilder() if not upload.offset else None)
         self._keep(writer)
         return writer
@@ -479,6 +487,8 @@ class _Append:
         if self.checksum is not None:
             summed = _Summed(source, self.checksum)
             await take(parts, cutter, summed, length)
+            if source.broken is not None:
+                raise source.broken
             summed.check()
         else:
             try:
