@@ -108,6 +108,9 @@ class CatalogAround(Catalog):
     async def resolve(self, tree: TreeId, path: Path) -> tuple[Node, ...]:
         return await self.inner.resolve(tree, path)
 
+    async def node(self, tree: TreeId, path: Path) -> Node | None:
+        return await self.inner.node(tree, path)
+
     async def file(
         self, tree: TreeId, path: Path, number: int | None = None
     ) -> tuple[tuple[Node, ...], Version | None]:

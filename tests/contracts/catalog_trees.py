@@ -78,6 +78,7 @@ class TreeContract:
         with pytest.raises(NotFound):
             await catalog.retention(TreeId(99))
         assert await catalog.resolve(TreeId(99), ()) == ()
+        assert await catalog.node(TreeId(99), ()) is None
         assert await catalog.file(TreeId(99), ("a",)) == ((), None)
         assert await catalog.changes(TreeId(99)) == []
         with pytest.raises(NotFound):
@@ -215,7 +216,23 @@ class TreeContract:
             (("a", "f", "x"), 3),
             (("x", "a"), 1),
         ):
-            assert len(await catalog.resolve(me.tree, path)) == found, path
+            chain = await catalog.resolve(me.tree, path)
+            assert len(chain) == found, path
+            there = chain[-1] if len(chain) == len(path) + 1 else None
+            assert await catalog.node(me.tree, path) == there, path
+
+    async def test_a_node_is_found_at_any_depth_in_either_form_and_not_in_the_trash(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        deep = (DECOMPOSED,) * MAX_DEPTH
+        await me.do(me.put_op("/" + "/".join(deep), parents=True))
+        node = await catalog.node(me.tree, (COMPOSED,) * MAX_DEPTH)
+        assert node is not None
+        assert (node.name, node.kind) == (DECOMPOSED, "file")
+        assert await catalog.node(me.tree, (*deep, "x")) is None
+        await me.delete(f"/{DECOMPOSED}/{DECOMPOSED}", recursive=True)
+        assert await catalog.node(me.tree, deep) is None
+        assert await catalog.node(me.tree, deep[:1]) is not None
 
     # Files and versions
 

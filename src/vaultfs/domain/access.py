@@ -1,11 +1,10 @@
 """Who may do what: one function, asked by every use case and inside every write."""
 
-from collections.abc import Sequence
 from enum import Enum
 
 from vaultfs.domain.errors import NotFound
 from vaultfs.domain.names import Address
-from vaultfs.domain.nodes import Node, TreeId, UserId
+from vaultfs.domain.nodes import TreeId, UserId
 
 
 class Action(Enum):
@@ -15,12 +14,12 @@ class Action(Enum):
     WRITE = "write"
 
 
-def may(caller: UserId, action: Action, chain: Sequence[Node]) -> bool:
-    """Whether `caller` may do `action` at the end of `chain`, which begins at a tree's root.
+def may(caller: UserId, action: Action, tree: TreeId) -> bool:  # noqa: ARG001 all are one's own
+    """Whether `caller` may do `action` with what is in `tree`.
 
     A tree is its owner's, and nobody else's.
     """
-    return bool(chain) and chain[0].tree == TreeId(caller) and action in Action
+    return tree == TreeId(caller)
 
 
 def nothing_at(address: Address) -> NotFound:

@@ -220,6 +220,10 @@ class Catalog(ABC):
         """
 
     @abstractmethod
+    async def node(self, tree: TreeId, path: Path) -> Node | None:
+        """The last of what `resolve` gives, if the path exists; in a fraction of its time."""
+
+    @abstractmethod
     async def file(
         self, tree: TreeId, path: Path, number: int | None = None
     ) -> tuple[tuple[Node, ...], Version | None]:

@@ -8,6 +8,8 @@ from typing import Final
 from vaultfs.adapters.sql.statements import NODE, VERSION, Row
 from vaultfs.domain.digests import Digest
 
+NESTED: Final = 16
+"""Names that `node_at` takes: SQLite's parser goes no deeper than some thirty."""
 VARIABLES: Final = 512
 """Digests that one statement looks up."""
 
@@ -39,6 +41,22 @@ LOCATE: Final = (
     "SELECT c.digest, p.key, c.start, c.size, c.length FROM chunks c"
     " JOIN packs p ON p.id = c.pack WHERE c.user = ? AND c.digest IN ({})"
 )
+
+
+@cache
+def node_at(depth: int) -> str:
+    """A query for the node at the end of `depth` names: tree, then the key of each.
+
+    Each name is looked up in the folder above it, and of the last one alone is more read
+    than the id.
+    """
+    found = "n.id = (SELECT root FROM trees WHERE id = $1)"
+    for number in range(2, depth + 2):
+        above = f"(SELECT n.id FROM nodes n WHERE {found})"
+        found = f"n.parent = {above} AND n.key = ${number} AND n.trashed IS NULL"
+    return f"SELECT {NODE} FROM nodes n WHERE {found}"
+
+
 FILE = f"""
     WITH RECURSIVE walk(depth, id) AS (
         SELECT 0, root FROM trees WHERE id = $1

@@ -116,6 +116,13 @@ class SqlCatalog(Catalog):
         rows = await self._few(RESOLVE, tree, _keys(path))
         return tuple(map(to_node, rows))
 
+    async def node(self, tree: TreeId, path: Path) -> Node | None:
+        if len(path) > queries.NESTED:
+            chain = await self.resolve(tree, path)
+            return chain[-1] if len(chain) == len(path) + 1 else None
+        rows = await self._few(queries.node_at(len(path)), tree, *map(key_of, path))
+        return to_node(rows[0]) if rows else None
+
     async def file(
         self, tree: TreeId, path: Path, number: int | None = None
     ) -> tuple[tuple[Node, ...], Version | None]:

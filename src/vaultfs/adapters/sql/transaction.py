@@ -138,7 +138,7 @@ def chain_to(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[t
         if len(chain) == len(path) + 1:
             folders = len(path) if chain[-1].is_folder else len(path) - 1
             tx.folders[tree, keys[:folders]] = chain[: folders + 1]
-    if not may(unit.actor, Action.WRITE, chain):
+    if not chain or not may(unit.actor, Action.WRITE, tree):
         raise NotFound(f"nothing is at {format_path(path)}")
     yield from tree_row(tx, tree)
     return chain

@@ -1,7 +1,5 @@
 """The use cases that only look: what is in a tree. They need a catalog and no store."""
 
-from collections.abc import Sequence
-
 from attrs import define, field
 
 from vaultfs.domain.access import Action, may, nothing_at
@@ -41,8 +39,8 @@ class Browse:
 
     async def stat(self, caller: User, address: Address) -> Node:
         """The node at `address`. Raises `NotFound`."""
-        chain = await self.catalog.resolve(await self.tree(caller, address.tree), address.path)
-        return _readable(caller, address, chain)
+        node = await self.catalog.node(await self.tree(caller, address.tree), address.path)
+        return _readable(caller, address, node)
 
     async def version(
         self, caller: User, address: Address, number: int | None = None
@@ -55,7 +53,8 @@ class Browse:
         if number is not None and not 0 < number < MOST:
             raise NotFound(f"{address} has no version {number}: they count from 1")
         chain, version = await self.catalog.file(tree, address.path, number)
-        node = _readable(caller, address, chain)
+        whole = len(chain) == len(address.path) + 1
+        node = _readable(caller, address, chain[-1] if whole else None)
         if node.is_folder:
             raise IsAFolder(f"{address} is a folder")
         if version is None:
@@ -91,8 +90,8 @@ class Browse:
         return await self.catalog.trash(root.tree, after=after, limit=min(limit, PAGE))
 
 
-def _readable(caller: User, address: Address, chain: Sequence[Node]) -> Node:
-    """The node that `chain` leads to. Raises `NotFound` if it is not there for the caller."""
-    if len(chain) != len(address.path) + 1 or not may(caller.id, Action.READ, chain):
+def _readable(caller: User, address: Address, node: Node | None) -> Node:
+    """`node`, which is at `address`. Raises `NotFound` if it is not there for the caller."""
+    if node is None or not may(caller.id, Action.READ, node.tree):
         raise nothing_at(address)
-    return chain[-1]
+    return node

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from vaultfs.domain.packs import MIB, PACK_TARGET
 
-KEPT: Final = 32
+KEPT: Final = 8
 """Buffers that wait to be used again, at the most."""
 
 

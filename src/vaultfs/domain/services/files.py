@@ -129,8 +129,7 @@ class Files(Browse):
 
     async def forecast(self, caller: User, address: Address, preconditions: Preconditions) -> None:
         """Refuse before a byte is read what the commit would refuse anyhow."""
-        chain = await self.catalog.resolve(await self.tree(caller, address.tree), address.path)
-        node = chain[-1] if len(chain) == len(address.path) + 1 else None
+        node = await self.catalog.node(await self.tree(caller, address.tree), address.path)
         preconditions.check(node, str(address))
 
     async def commit(

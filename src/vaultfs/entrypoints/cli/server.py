@@ -107,10 +107,12 @@ def serve(
 
         import anyio
 
+        from vaultfs.adapters.heap import share_one_heap
         from vaultfs.entrypoints.http.serving import first_token, serving
         from vaultfs.entrypoints.settings import settings_of
         from vaultfs.entrypoints.vault import have_vault, open_vault
 
+        share_one_heap()
         found = read_configuration({**flags, **_place(call)}, os.environ, config)
         where = _listening({name: each.value for name, each in found.items()}, log=not quiet)
         settings = settings_of(named(found))

@@ -9,6 +9,7 @@ import logging
 
 from starlette.types import Receive, Scope, Send
 
+from vaultfs.adapters.heap import share_one_heap
 from vaultfs.domain.errors import VaultError
 from vaultfs.entrypoints.http.app import Api, Server
 from vaultfs.entrypoints.http.serving import Listening, configure_log
@@ -34,6 +35,7 @@ class Application:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()  # start-up
+        share_one_heap()
         configure_log(Listening())
         try:
             async with open_vault(read_settings(None)) as vault:

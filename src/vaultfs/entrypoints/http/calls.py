@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vaultfs.entrypoints.http.app import Server
 
 LOCK_HEADER: Final = "VaultFS-Lock-Token"
+_LOCK_HEADER: Final = LOCK_HEADER.lower()
 MAX_JSON: Final = 1 << 20
 """Bytes of a JSON body."""
 T = TypeVar("T")
@@ -75,10 +76,12 @@ class Call:
     def files(self) -> Files:
         """The files of the vault, for changes that come with the locks of `VaultFS-Lock-Token`."""
         files = self.server.vault.files
+        if _LOCK_HEADER not in self.headers:
+            return files
         shown = self.request.headers.getlist(LOCK_HEADER)
         if len(shown) > MAX_LOCKS:
             raise InvalidField(f"{len(shown)} locks with one request: {MAX_LOCKS} are the most")
-        return files.presenting(*map(parse_presented, shown)) if shown else files
+        return files.presenting(*map(parse_presented, shown))
 
     def header(self, name: str) -> str | None:
         """The header `name`, which is written in small letters, or None."""

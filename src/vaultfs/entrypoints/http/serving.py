@@ -1,5 +1,6 @@
 """Running the API: uvicorn around it, logs, the first token, and a clean end."""
 
+import asyncio  # uvicorn's protocols and transports are asyncio's
 import logging
 import socket
 import sys
@@ -20,6 +21,7 @@ from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.upkeep import Plan
 from vaultfs.domain.tokens import ALL_SCOPES, Identity
 from vaultfs.entrypoints.http.app import DEFAULT_RATE, Api, JsonLines, Server
+from vaultfs.entrypoints.http.joining import Joining
 from vaultfs.entrypoints.vault import Vault
 
 log = logging.getLogger("vaultfs.server")
@@ -115,6 +117,12 @@ class BoundedHead(HttpToolsProtocol):
 
     _head = 0
     """Bytes since a request began or the last of its body came: of a head, or of trailers."""
+
+    # uvicorn narrows the type of the transport, and so does this.
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        self.transport = Joining(transport, self.loop)
 
     def on_message_begin(self) -> None:
         """Another request, perhaps before those in front of it are answered."""

@@ -307,6 +307,8 @@ def entries_out(nodes: Iterable[Node], folder: Path) -> list[NodeOut]:
 
 
 def _node_out(node: Node, path: str) -> NodeOut:
+    created = moment(node.created_us)
+    same = node.modified_us == node.created_us
     return NodeOut(
         path,
         node.name,
@@ -316,9 +318,9 @@ def _node_out(node: Node, path: str) -> NodeOut:
         node.version,
         node.number or None,
         node.size,
-        moment(node.created_us),
-        moment(node.modified_us),
-        msgspec.json.decode(node.metadata),
+        created,
+        created if same else moment(node.modified_us),
+        {} if node.metadata == "{}" else msgspec.json.decode(node.metadata),
         node_etag(node),
     )
 
