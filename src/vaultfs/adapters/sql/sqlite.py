@@ -28,6 +28,7 @@ from vaultfs.adapters.sql.connections import (
     translated,
 )
 from vaultfs.adapters.sql.reading import SqlCatalog, to_path
+from vaultfs.adapters.sql.recent import Recent
 from vaultfs.adapters.sql.statements import (
     NODE,
     VERSION,
@@ -75,6 +76,8 @@ class SqliteCatalog(SqlCatalog):
     _idle: list[sqlite3.Connection] = field(factory=list[sqlite3.Connection])
     _near: sqlite3.Connection | None = None
     """For what is asked in the event loop's own thread."""
+    _recent: Recent = field(factory=Recent)
+    """What `_near` has read."""
     _locks: "LockStore | None" = None
     _reading: anyio.CapacityLimiter = field(factory=lambda: anyio.CapacityLimiter(READERS))
 
@@ -147,7 +150,9 @@ class SqliteCatalog(SqlCatalog):
         A hop to another costs several times as much as such a query, and readers wait for
         nobody in a write-ahead log (`docs/decisions/0008-point-reads.md`).
         """
-        return await self._here(partial(_fetch, sql, parameters))
+        if self._path is None:
+            return await self._rows(sql, *parameters)
+        return await self._here(partial(self._recent.fetch, sql, parameters))
 
     async def _here(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """What `query` returns, run at once."""
