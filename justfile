@@ -71,6 +71,7 @@ bench:
     {{bin}}/python -m bench.http
     {{bin}}/python -m bench.http_files
     {{bin}}/python -m bench.locks
+    {{bin}}/python -m bench.postgres_locks
 
 # Write the description of the HTTP API into docs/openapi.json.
 openapi:
