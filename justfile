@@ -59,6 +59,11 @@ fmt:
 crash *ARGS:
     VAULTFS_CRASH_ALL=1 {{bin}}/python -m pytest tests/services/test_crashes.py {{ARGS}}
 
+# kill -9 and SIGSTOP of processes that hold locks or wait for them, many times: some ten minutes.
+nemesis BLOWS="200" SEED="1" *ARGS:
+    VAULTFS_NEMESIS={{BLOWS}} VAULTFS_SEED={{SEED}} {{bin}}/python -m pytest \
+        tests/services/test_lock_processes.py -k survives {{ARGS}}
+
 # The figures, with the peers beside them. Hours.
 bench:
     {{bin}}/python -m bench.startup
@@ -72,6 +77,7 @@ bench:
     {{bin}}/python -m bench.http_files
     {{bin}}/python -m bench.locks
     {{bin}}/python -m bench.link
+    {{bin}}/python -m bench.postgres_locks
 
 # Write the description of the HTTP API into docs/openapi.json.
 openapi:

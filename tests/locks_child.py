@@ -1,23 +1,28 @@
-"""A process that takes locks in a vault, to be stopped or killed.
+"""A process that takes locks in the vault of its environment, to be stopped or killed.
 
-python -m tests.locks_child hold VAULT PATH TTL     take a lease (TTL 0: none), say its name,
-                                                    and write with it on each line of input
-python -m tests.locks_child add VAULT PATH NAME N GUARD  add N things to a set, read and written
+python -m tests.locks_child hold PATH TTL        take a lease (TTL 0: none), say its name,
+                                                 and write with it on each line of input
+python -m tests.locks_child add PATH NAME N GUARD    add N things to a set, read and written:
+                                                 `guarded` by a lock, by a lease of so many
+                                                 seconds, or `plain`
 """
 
 import json
 import sys
-from pathlib import Path
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 from anyio import to_thread
+from attrs import evolve
 
-import vaultfs
 from vaultfs.domain.errors import LockError, NotFound
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Presented
 from vaultfs.domain.names import parse_path
-from vaultfs.entrypoints.sdk import Vault
+from vaultfs.entrypoints.sdk import Vault, as_client
+from vaultfs.entrypoints.settings import Settings, read_settings
+from vaultfs.entrypoints.vault import open_vault
 
 
 def say(text: str) -> None:
@@ -25,16 +30,15 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-async def hold(folder: Path, path: str, ttl: float) -> None:
-    async with vaultfs.open(folder) as vault:
-        opened = vault.vault
-        owner, tree = opened.locks.new_owner(), opened.user.tree
-        wanted = {parse_path(path): Mode.X}
-        token = await opened.locks.acquire(owner, tree, wanted, ttl=ttl or None)
-        say(f"{owner}.{token}")
-        from attrs import evolve
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncGenerator[Vault, None]:
+    async with open_vault(settings) as vault, as_client(vault) as client:
+        yield client
 
-        mine = evolve(vault, vault=opened.presenting(Presented(owner, token)))
+
+async def hold(path: str, ttl: float) -> None:
+    async with opened(read_settings()) as vault, _lease(vault, path, ttl or None) as (mine, name):
+        say(name)
         while line := await to_thread.run_sync(sys.stdin.readline):
             try:
                 await mine.put(path, line.encode())
@@ -43,18 +47,49 @@ async def hold(folder: Path, path: str, ttl: float) -> None:
                 say(type(error).__name__)
 
 
-async def add(folder: Path, path: str, name: str, count: int, guard: str) -> None:
-    async with vaultfs.open(folder) as vault:
+@asynccontextmanager
+async def _lease(
+    vault: Vault, path: str, ttl: float | None
+) -> AsyncGenerator[tuple[Vault, str], None]:
+    """The vault whose changes come with a lock on `path`, and the name of that lock."""
+    own = vault.vault
+    owner, tree = own.locks.new_owner(), own.user.tree
+    token = await own.locks.acquire(owner, tree, {parse_path(path): Mode.X}, ttl=ttl)
+    try:
+        presenting = own.presenting(Presented(owner, token))
+        yield evolve(vault, vault=presenting), f"{owner}.{token}"
+    finally:
+        await own.locks.let_go(owner, tree, token)
+
+
+async def add(path: str, name: str, count: int, guard: str) -> None:
+    async with opened(read_settings()) as vault:
         for number in range(count):
-            if guard == "guarded":
-                async with vault.lock(path) as locked:
-                    await _add(locked, path, f"{name}-{number}")
-            else:
-                await _add(vault, path, f"{name}-{number}")
+            await _add(vault, path, f"{name}-{number}", guard)
             say(f"{name}-{number}")
 
 
-async def _add(vault: Vault, path: str, name: str) -> None:
+async def _add(vault: Vault, path: str, name: str, guard: str) -> None:
+    if guard == "plain":
+        await _write(vault, path, name)
+    elif guard == "guarded":
+        async with vault.lock(path) as locked:
+            await _write(locked, path, name)
+    else:
+        while not await _add_with_lease(vault, path, name, float(guard)):
+            pass
+
+
+async def _add_with_lease(vault: Vault, path: str, name: str, ttl: float) -> bool:
+    """Whether it is there: not if the lease has run out meanwhile."""
+    with suppress(LockError):
+        async with _lease(vault, path, ttl) as (mine, _):
+            await _write(mine, path, name)
+            return True
+    return False
+
+
+async def _write(vault: Vault, path: str, name: str) -> None:
     try:
         there = json.loads(await vault.get(path))
     except NotFound:
@@ -63,11 +98,11 @@ async def _add(vault: Vault, path: str, name: str) -> None:
     await vault.put(path, json.dumps([*there, name]).encode())
 
 
-def main(what: str, folder: str, path: str, *rest: str) -> None:
+def main(what: str, path: str, *rest: str) -> None:
     if what == "hold":
-        anyio.run(hold, Path(folder), path, float(rest[0]))
+        anyio.run(hold, path, float(rest[0]))
     else:
-        anyio.run(add, Path(folder), path, rest[0], int(rest[1]), rest[2])
+        anyio.run(add, path, rest[0], int(rest[1]), rest[2])
 
 
 if __name__ == "__main__":

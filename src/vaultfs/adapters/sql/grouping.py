@@ -1,7 +1,8 @@
 """Group commit without a timer: many callers' units in few transactions.
 
 While a transaction runs, callers queue up, and the first of them takes all of those
-into the next one.
+into the next one. The others sleep until theirs is over: none is woken to find that it
+has nothing to do.
 """
 
 from abc import ABC, abstractmethod
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import anyio.lowlevel
 from attrs import define, field
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ class Job:
     tree: "TreeId | None" = None
     """The one that the program is about."""
     begun: bool = False
+    called: anyio.Event | None = None
+    """Set when it is over, or when it is to take those who wait into a transaction."""
     outcomes: "list[Outcome]" = field(factory=list["Outcome"])
     result: Any = None
     """What the program returned."""
@@ -44,6 +48,10 @@ class GroupCommit(ABC):
     turn: anyio.Lock = field(factory=lambda: anyio.Lock(fast_acquire=True), kw_only=True)
     """Held by whoever writes, for as long as a reindexing takes."""
     _jobs: list[Job] = field(factory=list[Job], kw_only=True)
+    _leader: Job | None = field(default=None, kw_only=True)
+    """The one whose caller executes the next round, or this one."""
+    _crowded: bool = field(default=False, kw_only=True)
+    """Whether the last round had several jobs."""
 
     @abstractmethod
     async def execute(self, jobs: Sequence[Job]) -> None:
@@ -66,14 +74,22 @@ class GroupCommit(ABC):
         A cancellation that comes when it has begun does not stop it.
         """
         self._jobs.append(job)
+        if self._leader is None:
+            self._leader = job
         try:
-            while not job.begun:
+            if self._leader is not job:
+                job.called = anyio.Event()
+                await job.called.wait()
+            if self._leader is job:
+                if self._crowded:  # those of the last round may have more to do at once
+                    await anyio.lowlevel.checkpoint()
                 async with self.turn:
-                    if not job.begun:
-                        await self._round()
+                    await self._round()
         finally:
             if not job.begun:
                 self._jobs.remove(job)
+            if self._leader is job:
+                self._pass_on()
         if job.error is not None:
             raise job.error
 
@@ -87,7 +103,23 @@ class GroupCommit(ABC):
                 break
             jobs.append(job)
         del self._jobs[: len(jobs)]
+        self._crowded = len(jobs) > 1
         for job in jobs:
             job.begun = True
-        with anyio.CancelScope(shield=True):
-            await self.execute(jobs)
+        try:
+            with anyio.CancelScope(shield=True):
+                await self.execute(jobs)
+        finally:
+            for job in jobs:
+                _call(job)
+
+    def _pass_on(self) -> None:
+        """Have the first of those who wait execute the next round."""
+        self._leader = self._jobs[0] if self._jobs else None
+        if self._leader is not None:
+            _call(self._leader)
+
+
+def _call(job: Job) -> None:
+    if job.called is not None:
+        job.called.set()

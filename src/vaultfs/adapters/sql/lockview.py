@@ -6,7 +6,7 @@ another process may change it at any time.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from attrs import define, field
@@ -43,6 +43,8 @@ class LockView:
     """Noted with what is written, to know it again."""
     known: dict[TreeId, tuple[int, TreeLocks]] = field(factory=dict[TreeId, tuple[int, TreeLocks]])
     """What transactions before it have left, with the versions of the rows."""
+    versions: Mapping[TreeId, int] = field(factory=dict[TreeId, int])
+    """Of the rows of trees that nobody else can change now, where they were read already."""
     seen: dict[TreeId, tuple[int, TreeLocks]] = field(factory=dict[TreeId, tuple[int, TreeLocks]])
     """What this one has looked at."""
     news: list[tuple[TreeId, News]] = field(factory=list[tuple[TreeId, News]])
@@ -67,9 +69,10 @@ class LockCache:
         self._view = LockView(self.session, known=self.trees)
         return self._view
 
-    def view_at(self, now: float, mark: str) -> LockView:
+    def view_at(self, now: float, mark: str, versions: Mapping[TreeId, int]) -> LockView:
         """The same, where the database tells the time."""
-        self._view = LockView(self.session, now, SHARED_CLOCK, mark, known=self.trees)
+        view = LockView(self.session, now, SHARED_CLOCK, mark, known=self.trees, versions=versions)
+        self._view = view
         return self._view
 
     def keep(self, view: LockView) -> None:
@@ -106,8 +109,10 @@ def locks_of(view: LockView, tree: TreeId) -> Program[TreeLocks]:
     found = view.seen.get(tree)
     if found is not None:
         return found[1]
-    rows = yield Run("SELECT version FROM lock_state WHERE tree = $1", (tree,))
-    version = rows[0][0] if rows else 0
+    version = view.versions.get(tree)
+    if version is None:
+        rows = yield Run("SELECT version FROM lock_state WHERE tree = $1", (tree,))
+        version = rows[0][0] if rows else 0
     known = view.known.get(tree)
     if known is not None and known[0] == version:
         locks = known[1]

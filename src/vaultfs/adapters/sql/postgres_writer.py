@@ -12,7 +12,7 @@ from attrs import define, field
 
 from vaultfs.adapters.sql.bulk import groups, together
 from vaultfs.adapters.sql.grouping import GroupCommit, Job
-from vaultfs.adapters.sql.lockview import LockCache
+from vaultfs.adapters.sql.lockview import LockCache, LockView
 from vaultfs.adapters.sql.postgres_connections import (
     BUSY_AFTER,
     Database,
@@ -40,9 +40,15 @@ RESOLVE_EVERY: Final = 0.25
 IDLE_WITHIN: Final = "60s"
 """So long may a writer that has stopped hold up others."""
 
+BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 CHANNEL: Final = "vaultfs_locks"
 """What servers are called on when somebody else's waiting may be over."""
 CLOCK: Final = "SELECT extract(epoch FROM clock_timestamp())::float8"
+LOOK: Final = (
+    f"SELECT t.id, coalesce(l.version, 0), c.now FROM ({CLOCK} AS now) c"
+    " CROSS JOIN unnest($1::bigint[]) t(id) LEFT JOIN lock_state l ON l.tree = t.id"
+)
+"""The time, and the versions of the locks of trees; once those are locked."""
 CALL: Final = f"SELECT pg_notify('{CHANNEL}', '')"
 MARKED: Final = "SELECT state::jsonb ->> 'mark' FROM lock_state WHERE tree = $1"
 
@@ -181,15 +187,14 @@ class PostgresWriter(GroupCommit):
     async def _attempt(self, this: _Round) -> list[list[Outcome]]:
         connection = await self._connected()
         try:
-            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            driver = Driver(connection, self.ids, await self._lock(connection, this))
+            trees, locked = await self._begin(connection, this)
+            driver = Driver(connection, self.ids, trees)
             if this.in_doubt_until:
                 if await self._happened(connection, this):
                     await connection.execute("ROLLBACK")
                     return this.outcomes
                 this.in_doubt_until = 0.0
-            now = float(await connection.fetchval(CLOCK))
-            tx = Transaction(locks=self.lock_cache.view_at(now, this.mark))
+            tx = Transaction(locks=await self._look(connection, this, locked))
             this.outcomes = [await self._run_job(driver, tx, job, this) for job in this.jobs]
             await driver.drive(finish(tx))
             seen = tx.locks.seen.items()
@@ -238,14 +243,32 @@ class PostgresWriter(GroupCommit):
                 this.in_doubt_until = anyio.current_time() + RESOLVE_WITHIN
             raise
 
-    async def _lock(self, connection: "Connection", this: _Round) -> dict[int, Row]:
-        """Lock all that is changed; the rows of trees by id."""
+    async def _begin(
+        self, connection: "Connection", this: _Round
+    ) -> tuple[dict[int, Row], Sequence[TreeId]]:
+        """Lock all that is changed; the rows of trees by id, and the trees that are locked."""
+        if not this.units:  # one trip instead of three, which a lock would notice
+            await connection.execute(f"{BEGIN};{self.locks.text_of(this.trees)}")
+            return {}, list(dict.fromkeys(this.trees))
+        await connection.execute(BEGIN)
         trees: dict[int, Row] = {}
+        locked: Sequence[TreeId] = ()
         for what, sql, parameters in self.locks.of(this.units, this.trees):
             rows: list[Any] = await connection.fetch(sql, *parameters)
             if what == "trees":
                 trees = {row[0]: row for row in rows}
-        return trees
+                locked = parameters[0]
+        return trees, locked
+
+    async def _look(
+        self, connection: "Connection", this: _Round, trees: Sequence[TreeId]
+    ) -> LockView:
+        """The locks of `trees`, which this transaction has locked, and the time."""
+        if not trees:
+            return self.lock_cache.view_at(float(await connection.fetchval(CLOCK)), this.mark, {})
+        rows: list[Any] = await connection.fetch(LOOK, trees)
+        versions = {tree: version for tree, version, _ in rows}
+        return self.lock_cache.view_at(rows[0][2], this.mark, versions)
 
     async def _run(
         self, driver: Driver, tx: Transaction, units: Sequence[Unit], *, savepoints: bool

@@ -7,6 +7,7 @@ wait for it at that time.
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
@@ -56,10 +57,7 @@ class SqlLockStore(LockStore):
         work: Callable[[TreeLocks], T],
         undo: Callable[[TreeLocks, T], None] | None = None,
     ) -> T:
-        def program(tx: Transaction) -> Program[T]:
-            return lockview.change(tx.locks, self._cache, tree, work)
-
-        job = Job(program=program, tree=tree)
+        job = Job(program=partial(_change, self._cache, tree, work), tree=tree)
         try:
             await self._writer.do(job)
         except get_cancelled_exc_class():
@@ -92,3 +90,9 @@ class SqlLockStore(LockStore):
 
     def _beat(self, tx: Transaction) -> Program[None]:
         return lockview.beat(tx.locks, self._cache)
+
+
+def _change(
+    cache: LockCache, tree: TreeId, work: Callable[[TreeLocks], T], tx: Transaction
+) -> Program[T]:
+    return lockview.change(tx.locks, cache, tree, work)
