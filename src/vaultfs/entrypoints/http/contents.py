@@ -220,7 +220,8 @@ class BodySource:
                     view[filled : filled + len(part)] = part
                     filled += len(part)
                     self._rest = self._rest[len(part) :]
-                    patience.deadline = anyio.current_time() + IDLE
+                    if self._more:  # a timer costs as much as a copy of 100 KB
+                        patience.deadline = anyio.current_time() + IDLE
         except TimeoutError:
             raise SourceChanged(f"nothing came for {IDLE} seconds: nothing was stored") from None
         for _, hasher, _ in self._digests:
