@@ -74,10 +74,15 @@ bench:
     {{bin}}/python -m bench.verify
     {{bin}}/python -m bench.large
     {{bin}}/python -m bench.http
+    {{bin}}/python -m bench.service
     {{bin}}/python -m bench.http_files
     {{bin}}/python -m bench.locks
     {{bin}}/python -m bench.link
     {{bin}}/python -m bench.postgres_locks
+
+# How soon a killed server of a million nodes serves again, and memory for 10 GB. Minutes.
+bench-service *ARGS:
+    {{bin}}/python -m bench.service {{ARGS}}
 
 # Write the description of the HTTP API into docs/openapi.json.
 openapi:

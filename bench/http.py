@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def large(folder: Path, source: Path, number: int) -> list[Run]:
     return runs
 
 
-async def send(port: int, requests: Sequence[bytes], at_once: int) -> None:
+async def send(port: int, requests: Iterable[bytes], at_once: int) -> None:
     """Send `requests` over `at_once` connections; every answer has to be a success."""
     queue = iter(requests)
 

@@ -224,7 +224,8 @@ class BodySource:
                     view[filled : filled + len(part)] = part
                     filled += len(part)
                     self._rest = self._rest[len(part) :]
-                    patience.deadline = anyio.current_time() + IDLE
+                    if self._more:  # a timer costs as much as a copy of 100 KB
+                        patience.deadline = anyio.current_time() + IDLE
         except TimeoutError:
             self._break(SourceChanged(f"nothing came for {IDLE} seconds: nothing was stored"))
         except SourceChanged as error:
