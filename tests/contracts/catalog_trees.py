@@ -7,6 +7,7 @@ import pytest
 from attrs import evolve
 from tests.contracts.callers import Caller, add_user, content, digest
 
+from vaultfs.domain import operations as ops
 from vaultfs.domain.errors import (
     Cycle,
     Exists,
@@ -831,3 +832,11 @@ class TreeContract:
         ]
         assert refs[0].manifest_bytes == content("a").manifest.encode()
         assert await catalog.all_versions(after=refs[0].id, limit=1) == refs[1:2]
+
+    async def test_a_node_is_found_however_deep_it_is(self, catalog: Catalog, me: Caller) -> None:
+        path: tuple[str, ...] = ()
+        for depth in range(1, 25):
+            path = (*path, f"d{depth}")
+            made = await me.made(ops.MakeFolder(me.tree, path))
+            assert await catalog.node(me.tree, path) == made
+            assert await catalog.node(me.tree, (*path[:-1], "none")) is None

@@ -8,8 +8,8 @@ from typing import Final
 from vaultfs.adapters.sql.statements import NODE, VERSION, Row
 from vaultfs.domain.digests import Digest
 
-NESTED: Final = 16
-"""Names that `node_at` takes: SQLite's parser goes no deeper than some thirty."""
+NESTED: Final = 8
+"""Names that `node_at` takes: the parser of SQLite 3.40 overflows at eleven."""
 VARIABLES: Final = 512
 """Digests that one statement looks up."""
 
