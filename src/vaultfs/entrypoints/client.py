@@ -213,7 +213,7 @@ class RemoteVault(Surface):
     async def get_tree(
         self, path: str, local: str | PathLike[str], *, progress: Progress = no_progress
     ) -> Report:
-        from vaultfs.entrypoints.remote_trees import GetTree
+        from vaultfs.entrypoints.remote_gets import GetTree
 
         return await GetTree(self, path, LocalTarget(LocalPath(local)), progress).run()
 

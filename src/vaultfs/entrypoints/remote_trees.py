@@ -1,4 +1,4 @@
-"""Whole trees to a server and back: what `domain.services.transfer` does in a vault at hand."""
+"""Whole trees to a server: what `domain.services.transfer` does in a vault at hand."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
@@ -8,12 +8,11 @@ from urllib.parse import quote
 import anyio
 from anyio import to_thread
 from attrs import define, field
-from blake3 import blake3
 
-from vaultfs.adapters.files import LocalSource, LocalTarget
+from vaultfs.adapters.files import LocalSource
 from vaultfs.domain.chunks import Chunker
 from vaultfs.domain.digests import Buffer, Digest
-from vaultfs.domain.errors import InvalidName, NotAFolder, VaultError
+from vaultfs.domain.errors import InvalidName, VaultError
 from vaultfs.domain.frames import (
     HEAD,
     MEDIA_TYPE,
@@ -24,21 +23,18 @@ from vaultfs.domain.frames import (
     write_entry,
 )
 from vaultfs.domain.names import Address, Path, check_path, format_path, parse_address
-from vaultfs.domain.nodes import DigestState, Node
 from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.ingest import SMALL as SMALL_FILE
 from vaultfs.domain.services.ingest import Compressibility, Cut, cut_content, encode, manifest_of
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES, Report
-from vaultfs.entrypoints.answers import error_of, version_of
+from vaultfs.entrypoints.answers import error_of
 from vaultfs.entrypoints.calling import Slices
-from vaultfs.entrypoints.client import SMALL, RemoteVault, check_digest
+from vaultfs.entrypoints.client import SMALL, RemoteVault
 from vaultfs.entrypoints.http.wire import FrameOut, FramesOut
 from vaultfs.ports.progress import Progress
 from vaultfs.ports.trees import Item, Skipped
 
-AT_ONCE: Final = 16
-"""Files that are on their way to this machine at the same time."""
 GROUPS: Final = 4
 """Groups of small files that are on their way to a server at the same time."""
 LARGE: Final = 4
@@ -227,84 +223,3 @@ def _framed(
         parts.append(write_entry(Entry(path, manifest, item.origin, claimed)))
     parts.append(write_end(End(count, len(items))))
     return b"".join(parts)
-
-
-@define(eq=False)
-class GetTree:
-    """One folder of a server on its way to this machine."""
-
-    vault: RemoteVault
-    path: str
-    target: LocalTarget
-    progress: Progress
-    report: Report = field(factory=Report)
-    room: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(AT_ONCE))
-
-    async def run(self) -> Report:
-        """Fetch it all. Raises `NotFound`, `NotAFolder`, and failures of the server itself."""
-        if not (await self.vault.stat(self.path)).is_folder:
-            raise NotAFolder(f"{self.path} is a file, not a folder")
-        folders: list[Path] = [()]
-        async with task_group() as tasks:
-            while folders:
-                folder = folders.pop()
-                [refused] = await self.target.make_folders([folder])
-                if refused is not None:
-                    self._fail(folder, refused)
-                    continue
-                async for node in self.vault.list(self._at(folder)):
-                    where = (*folder, node.name)
-                    if node.is_folder:
-                        folders.append(where)
-                        self.report.folders += 1
-                    else:
-                        await self.room.acquire()
-                        tasks.start_soon(self._fetch, node, where)
-        return self.report
-
-    def _at(self, path: Path) -> str:
-        return self.path.rstrip("/") + format_path(path)
-
-    def _fail(self, path: Path, error: VaultError) -> None:
-        self.report.failed.append(Skipped(format_path(path), error.message))
-
-    async def _fetch(self, node: Node, where: Path) -> None:
-        try:
-            size = await self._small(where) if 0 < node.size <= SMALL else None
-            if size is None:
-                size = await self._large(where)
-        except FILE_ERRORS as error:
-            self._fail(where, error)
-        else:
-            self.report.files += 1
-            self.report.size += size
-        finally:
-            self.room.release()
-
-    async def _small(self, where: Path) -> int | None:
-        """Get a file with one request; None if it is larger by now."""
-        url = self.vault.url("files", self._at(where))
-        headers = {"Range": f"bytes=0-{SMALL - 1}"}
-        answer = await self.vault.calls.ask("GET", url, headers=headers)
-        version = version_of(answer.headers)
-        if version.size != len(answer.data):
-            return None
-        if version.digest_state is DigestState.VERIFIED:
-            check_digest(blake3(answer.data).digest(), version)
-        [refused] = await self.target.store([(where, [answer.data], version.origin)])
-        if refused is not None:
-            raise refused
-        self.progress(version.size)
-        return version.size
-
-    async def _large(self, where: Path) -> int:
-        path = self._at(where)
-        version = await self.vault.version(path)
-        async with (
-            self.target.create(where, version.origin) as sink,
-            self.vault.content(path, version) as parts,
-        ):
-            async for part in parts:
-                await sink.write(part)
-                self.progress(sum(map(len, part)))
-        return version.size

@@ -10,7 +10,7 @@ complete.
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -23,7 +23,7 @@ from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import Corrupt, DamagedContent, Unsupported, VaultError
 from vaultfs.domain.manifests import Entry, Manifest, overlapping, parse_page
 from vaultfs.domain.nodes import UserId
-from vaultfs.domain.packs import HEADER_SIZE, decode_chunk
+from vaultfs.domain.packs import HEADER_SIZE, decode_chunk, read_chunk
 from vaultfs.domain.services.budget import BLOCK, Budget, Charge, Use
 from vaultfs.domain.services.packer import pack_key
 from vaultfs.domain.services.tasks import task_group
@@ -86,6 +86,13 @@ def plan_fetches(chunks: Sequence[tuple[Wanted, Location]]) -> list[Fetch]:
             fetches.append(Fetch(place.pack, place.offset, place.offset))
         fetches[-1].add(wanted, place)
     return fetches
+
+
+Take = Callable[[Fetch, bytes], list[Buffer]]
+"""Makes a piece for each chunk of a fetch from the bytes that were read. CPU work.
+
+Raises one of `UNREADABLE` for bytes that are not what the catalog says.
+"""
 
 
 @define(eq=False)
@@ -152,11 +159,14 @@ class Reader:
 
     @asynccontextmanager
     async def chunks(
-        self, user: UserId, wanted: AsyncGenerator[Wanted, None]
+        self, user: UserId, wanted: AsyncGenerator[Wanted, None], *, take: Take | None = None
     ) -> AsyncGenerator[AsyncIterator[list[Buffer]], None]:
-        """The bytes of the `wanted` chunks, in order: a list of pieces for each get."""
+        """What `take` makes of the `wanted` chunks, in order: a list of pieces for each get.
+
+        Their bytes, by default.
+        """
         async with task_group() as tasks:
-            stream = _Pieces(self, user, wanted, tasks)
+            stream = _Pieces(self, user, wanted, tasks, take or decoded)
             try:
                 yield stream
             finally:
@@ -173,31 +183,35 @@ class Reader:
                 raise _lost(chunk.digest)
         return plan_fetches([(chunk, places[chunk.digest]) for chunk in wanted])
 
-    async def fetch(self, user: UserId, fetch: Fetch) -> list[Buffer]:
-        """The pieces that `fetch` is for, verified. Raises `DamagedContent` or a `StoreError`."""
+    async def fetch(self, user: UserId, fetch: Fetch, take: Take | None = None) -> list[Buffer]:
+        """What `take` makes of a fetch; by default its pieces, verified.
+
+        Raises `DamagedContent` or a `StoreError`.
+        """
+        take = take or decoded
         try:
-            return await self._read(fetch)
+            return await self._read(fetch, take)
         except UNREADABLE:
             # Perhaps the chunks moved, or only one of them is damaged: one by one, then.
             return [
                 piece
                 for wanted, _ in fetch.chunks
                 for again in await self.plan(user, [wanted])
-                for piece in await self._read_or_name(again, wanted.digest)
+                for piece in await self._read_or_name(again, wanted.digest, take)
             ]
 
-    async def _read_or_name(self, fetch: Fetch, digest: Digest) -> list[Buffer]:
+    async def _read_or_name(self, fetch: Fetch, digest: Digest, take: Take) -> list[Buffer]:
         try:
-            return await self._read(fetch)
+            return await self._read(fetch, take)
         except UNREADABLE as error:
             raise DamagedContent(
                 f"chunk {digest.hex()} in pack {fetch.pack.hex()} is damaged: {error}",
                 digest=digest,
             ) from error
 
-    async def _read(self, fetch: Fetch) -> list[Buffer]:
+    async def _read(self, fetch: Fetch, take: Take) -> list[Buffer]:
         data = await self.objects.get(pack_key(fetch.pack), Span(fetch.start, fetch.stop))
-        return await to_thread.run_sync(_decode, fetch, data, limiter=self.workers)
+        return await to_thread.run_sync(take, fetch, data, limiter=self.workers)
 
 
 def _lost(digest: Digest) -> DamagedContent:
@@ -208,7 +222,8 @@ def _lost(digest: Digest) -> DamagedContent:
     )
 
 
-def _decode(fetch: Fetch, data: bytes) -> list[Buffer]:
+def decoded(fetch: Fetch, data: bytes) -> list[Buffer]:
+    """The contents, verified."""
     view = memoryview(data)
     pieces: list[Buffer] = []
     for wanted, place in fetch.chunks:
@@ -218,6 +233,20 @@ def _decode(fetch: Fetch, data: bytes) -> list[Buffer]:
             raise Corrupt(f"chunk {wanted.digest.hex()} has another length than its manifest says")
         whole = wanted.stop - wanted.start == wanted.length
         pieces.append(content if whole else memoryview(content)[wanted.start : wanted.stop])
+    return pieces
+
+
+def stored(fetch: Fetch, data: bytes) -> list[Buffer]:
+    """The chunks as they lie in the pack, headers in front; their contents are not verified."""
+    view = memoryview(data)
+    pieces: list[Buffer] = []
+    for wanted, place in fetch.chunks:
+        at = place.offset - fetch.start
+        frame = view[at : at + HEADER_SIZE + place.size]
+        found = read_chunk(frame, 0)
+        if found is None or found[0].digest != wanted.digest or found[0].length != wanted.length:
+            raise Corrupt(f"chunk {wanted.digest.hex()} is not where the catalog says")
+        pieces.append(frame)
     return pieces
 
 
@@ -240,6 +269,7 @@ class _Pieces:
     user: UserId
     wanted: AsyncGenerator[Wanted, None]
     tasks: TaskGroup
+    take: Take
     _planned: deque[Fetch] = field(factory=deque[Fetch])
     _slots: deque[_Slot] = field(factory=deque[_Slot])
     _at_end: bool = False
@@ -294,7 +324,7 @@ class _Pieces:
 
     async def _run(self, slot: _Slot) -> None:
         try:
-            slot.pieces = await self.reader.fetch(self.user, slot.fetch)
+            slot.pieces = await self.reader.fetch(self.user, slot.fetch, self.take)
         except VaultError as error:  # raised when its turn comes: what is before it is good
             slot.error = error
         slot.ready.set()

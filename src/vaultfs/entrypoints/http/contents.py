@@ -48,12 +48,14 @@ CHUNK: Final = 256 << 10
 
 
 class Download(Response):
-    """A part of a content, sent as it is read; cut off, never ended, if it cannot be read on."""
+    """Bytes that are sent as they are read; cut off, never ended, if it cannot be read on."""
 
     def __init__(
         self, open_: Callable[[AsyncExitStack], Any], status: int, headers: dict[str, str]
     ) -> None:
         super().__init__(status_code=status, headers=headers)
+        if "Content-Length" not in headers:
+            del self.headers["Content-Length"]  # that of the body which there is not here
         self._open = open_
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002

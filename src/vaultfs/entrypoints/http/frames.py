@@ -1,15 +1,20 @@
-"""`/v1/frames`: many small files with one request, cut into chunks by the client."""
+"""`/v1/frames`: many small files with one request, as chunks, in and out."""
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Final
 
 from starlette.responses import Response
 
+from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import ChunksMissing, Exists, VaultError, VersionMismatch
 from vaultfs.domain.frames import MEDIA_TYPE
+from vaultfs.domain.names import split_path
 from vaultfs.domain.services.intake import Taken
+from vaultfs.domain.services.outlet import Outlet
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.calls import Call, Parameter, Route
-from vaultfs.entrypoints.http.contents import BodySource
+from vaultfs.entrypoints.http.contents import BodySource, Download
 from vaultfs.entrypoints.http.problems import problem_of
 from vaultfs.entrypoints.http.wire import FrameOut, FramesOut
 
@@ -53,7 +58,30 @@ def _refused(call: Call, path: str, error: VaultError, *, create_only: bool) -> 
     return FrameOut(path, found.status, code=found.code, detail=found.detail, missing=missing)
 
 
+async def give_frames(call: Call) -> Response:
+    """Everything below a folder in one stream, small files with their chunks."""
+    address, after = call.address, split_path(call.query.get("after", "/"))
+    outlet = Outlet(call.files, call.server.vault.reader)
+
+    async def open_(stack: AsyncExitStack) -> AsyncIterator[list[Buffer]]:
+        frames = outlet.frames(call.user, address, after=after)
+        stack.push_async_callback(frames.aclose)
+        return frames
+
+    return Download(open_, 200, {"Content-Type": MEDIA_TYPE, "Cache-Control": "private, no-cache"})
+
+
 ROUTES: Final = (
+    Route(
+        *("GET", "/v1/frames/{user}/{path:path}", give_frames, "giveFrames"),
+        "Get everything below a folder.",
+        scope=Scope.READ,
+        answer=MEDIA_TYPE,
+        parameters=(
+            Parameter("after", "The path below the folder that came last, to go on behind it."),
+        ),
+        failures=(409,),
+    ),
     Route(
         *("POST", "/v1/frames/{user}", take_frames, "takeFrames", "Store many small files."),
         scope=Scope.WRITE,
