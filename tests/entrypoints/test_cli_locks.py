@@ -1,24 +1,23 @@
 """`vaultfs lock`, and locks in the SDK."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import anyio
 import pytest
-from tests.entrypoints.cli_calls import Cli, command, new_vault
+from tests.entrypoints.cli_calls import Cli, command
+from tests.entrypoints.test_http_server import Running
 
 import vaultfs
 from vaultfs.domain.errors import Locked, LockTimedOut, WouldBlock
 from vaultfs.domain.lockmodes import READ
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    return new_vault(tmp_path / "vault")
 
 
 def until(true: Callable[[], object]) -> None:
@@ -29,7 +28,8 @@ def until(true: Callable[[], object]) -> None:
 
 
 def start(cli: Cli, *words: object) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(command("--vault", cli.vault, *words))
+    env = {**os.environ, "VAULTFS_TOKEN": cli.token}
+    return subprocess.Popen(command(*cli.words, *words), env=env)
 
 
 def test_a_command_runs_while_a_path_is_locked(cli: Cli, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_command_runs_while_a_path_is_locked(cli: Cli, tmp_path: Path) -> None
 def test_the_command_writes_with_the_lock_and_gives_its_exit_code(cli: Cli, tmp_path: Path) -> None:
     source = tmp_path / "a"
     source.write_bytes(b"mine")
-    put = command("--vault", cli.vault, "put", source, "/d/a")
+    put = command(*cli.words, "put", source, "/d/a")
     words = ("lock", "run", "/d", "--", *put)
     assert start(cli, *words).wait(30) == 0
     assert cli.read("/d/a") == b"mine"
@@ -65,11 +65,12 @@ def test_the_command_writes_with_the_lock_and_gives_its_exit_code(cli: Cli, tmp_
     assert cli.json("lock", "ls")["held"] == []
 
 
-def test_a_broken_lock_is_audited_and_its_writes_are_refused(cli: Cli, tmp_path: Path) -> None:
+def test_a_broken_lock_is_audited_and_its_writes_are_refused(embedded: Cli, tmp_path: Path) -> None:
+    cli = embedded
     source = tmp_path / "a"
     source.write_bytes(b"mine")
     go = tmp_path / "go"
-    put = " ".join(command("--vault", cli.vault, "put", source, "/d"))
+    put = " ".join(command(*cli.words, "put", source, "/d"))
     script = f"while [ ! -e {go} ]; do sleep 0.05; done; exec {put}"
     running = start(cli, "lock", "run", "/d", "--", "sh", "-c", script)
     until(lambda: cli.json("lock", "ls")["held"])
@@ -79,6 +80,28 @@ def test_a_broken_lock_is_audited_and_its_writes_are_refused(cli: Cli, tmp_path:
     cli("put", source, "/d")
     go.touch()
     assert running.wait(30) != 0
+
+
+def test_an_admin_breaks_locks_on_a_server(hub: Running, served: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"mine")
+    running = start(served, "lock", "run", "/d", "--", "sleep", "60")
+    try:
+        until(lambda: served.json("lock", "ls")["held"])
+        [held] = served.json("lock", "ls")["held"]
+        assert "/d (X)" in served("lock", "ls").out
+        assert served.refused("lock", "break", held["token"]) == "forbidden"
+        request = Request(f"{hub.address}/v1/whoami")
+        request.add_header("Authorization", f"Bearer {served.token}")
+        with urlopen(request) as answer:
+            user = json.load(answer)["user"]["name"]
+        admin = Cli(hub.folder, hub.address, hub.token)
+        admin("lock", "break", "--user", user, held["token"])
+        assert admin.refused("lock", "break", "--user", user, held["token"]) == "not_found"
+        assert served.json("lock", "ls")["held"] == []
+        served("put", tmp_path / "a", "/d/a")
+    finally:
+        running.terminate()
+        assert running.wait(20) == 130
 
 
 async def test_the_sdk_locks(tmp_path: Path) -> None:

@@ -15,11 +15,16 @@ from vaultfs.domain.errors import (
     DamagedContent,
     Exists,
     IsAFolder,
+    Locked,
+    LockTimedOut,
     NotAuthenticated,
     NotFound,
     QuotaExceeded,
+    StaleToken,
     VersionMismatch,
+    WouldBlock,
 )
+from vaultfs.domain.lockmodes import READ
 from vaultfs.domain.nodes import Preconditions, VersionId
 from vaultfs.domain.rates import Rate
 from vaultfs.domain.services.accounts import Accounts
@@ -136,6 +141,64 @@ async def test_trees_travel_in_both_directions(remote: RemoteVault, tmp_path: Pa
     assert (tmp_path / "out" / "nothing here").is_dir()
     times = [(tmp_path / side / "large").stat().st_mtime for side in ("in", "out")]
     assert times[0] == pytest.approx(times[1], abs=1e-5)
+
+
+async def test_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaultfs.entrypoints.remote_locks.TTL", 1.2)
+    monkeypatch.setattr("vaultfs.entrypoints.remote_locks.ASKED", 0.1)
+    (tmp_path / "large").write_bytes(random_bytes(17 * MIB, "locked"))
+    write_tree(tmp_path / "in", {"x": b"x", "y/z": random_bytes(MIB, "z")})
+    async with (
+        served(tmp_path / "vault") as (_, address, token),
+        connect(address, token=token) as vault,
+    ):
+        async with vault.lock("/a", "/b") as locked:
+            await locked.put("/a", b"two")
+            await locked.put("/a", tmp_path / "large")
+            await locked.put_tree(tmp_path / "in", "/b")
+            await locked.move("/b/x", "/a", replace=True)
+            with pytest.raises(Locked):
+                await vault.put("/a", b"three")
+            with pytest.raises(Locked):
+                await vault.delete("/b", recursive=True)
+            with pytest.raises(WouldBlock):
+                async with vault.lock(timeout=0):
+                    pass
+            with pytest.raises(LockTimedOut):
+                async with vault.lock("/a", mode=READ, timeout=0.35):
+                    pass
+            await anyio.sleep(2)  # longer than a lease lasts
+            await locked.put("/a", b"still")
+        await vault.put("/a", b"free again")
+        async with vault.lock(mode=READ), vault.lock("/a", mode=READ):
+            assert await vault.get("/a") == b"free again"
+        with pytest.raises(NotFound):
+            async with vault.lock("bob:/a"):
+                pass
+
+
+async def test_a_lock_that_is_broken_is_told_by_the_next_write(tmp_path: Path) -> None:
+    async with (
+        served(tmp_path / "vault") as (local, address, token),
+        connect(address, token=token) as vault,
+    ):
+        async with vault.lock("/a") as locked:
+            [held] = (await local.locks.snapshot(local.user.tree)).held
+            owner = Identity(local.user, ALL_SCOPES)
+            await Accounts(local.catalog, local.clock).break_lock(owner, "me", held.token)
+            with pytest.raises(StaleToken):
+                await locked.put("/a", b"lost")
+        assert (await local.locks.snapshot(local.user.tree)).held == ()
+
+
+async def test_who_waits_for_a_lock_can_be_cancelled(remote: RemoteVault) -> None:
+    async with remote.lock("/a"):
+        with anyio.move_on_after(0.3) as waiting:
+            async with remote.lock("/a"):
+                pass
+        assert waiting.cancelled_caught
+    async with remote.lock("/a", timeout=5):  # nobody is in the way
+        pass
 
 
 async def test_who_calls_decides_what_is_there(tmp_path: Path) -> None:

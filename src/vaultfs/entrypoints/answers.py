@@ -98,7 +98,7 @@ def _kinds(kind: type[VaultError]) -> dict[str, type[VaultError]]:
     """Errors by their codes: those that a message is enough for."""
     found = {error_code(kind.__new__(kind)): kind}
     for sub in kind.__subclasses__():
-        if sub.__init__ is VaultError.__init__:
+        if sub.__init__ in {VaultError.__init__, errors.Blocking.__init__}:
             found |= _kinds(sub)
     return found
 
@@ -133,6 +133,8 @@ def error_of(  # noqa: PLR0911 a case for each error with more to it
             return errors.OffsetMismatch(text, offset=0)
         case "chunks_missing":
             return errors.ChunksMissing(text)
+        case "deadlock_found":
+            return errors.DeadlockFound(text, circle=())
         case _:
             kind = _kinds(VaultError).get(code)
             if kind is None or kind is VaultError:

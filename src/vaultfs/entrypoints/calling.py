@@ -13,10 +13,12 @@ import aiohttp
 import anyio
 import msgspec
 from attrs import frozen
+from multidict import CIMultiDict
 from yarl import URL
 
 from vaultfs.domain.names import parse_address
 from vaultfs.entrypoints.answers import LONGEST_WAIT, ServerError, refuse
+from vaultfs.entrypoints.http.calls import LOCK_HEADER
 
 TRIES: Final = 5
 FIRST_WAIT: Final = 0.2
@@ -53,6 +55,15 @@ class Calls:
 
     address: str
     http: aiohttp.ClientSession
+    locks: tuple[str, ...] = ()
+    """`<lease>.<token>` of the locks that requests come with."""
+
+    def headers(self, given: Mapping[str, str] | None = None) -> CIMultiDict[str]:
+        """`given`, and those that all requests have."""
+        found = CIMultiDict(given or {})
+        for lock in self.locks:
+            found.add(LOCK_HEADER, lock)
+        return found
 
     def url(self, rest: str) -> URL:
         """The address of a resource whose names are encoded already."""
@@ -101,7 +112,7 @@ class Calls:
         self, method: str, url: URL, headers: Mapping[str, str] | None, data: Any
     ) -> Answer:
         async with self.http.request(
-            method, url, headers=headers, data=data, allow_redirects=False
+            method, url, headers=self.headers(headers), data=data, allow_redirects=False
         ) as answer:
             return Answer(answer.status, answer.headers, await answer.read())
 

@@ -8,7 +8,7 @@ same one, and what is read whole is compared with the digest that the server vou
 """
 
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from os import PathLike
 from pathlib import Path as LocalPath
@@ -19,7 +19,7 @@ import aiohttp
 import anyio
 import msgspec
 from anyio.lowlevel import current_token
-from attrs import define
+from attrs import define, evolve
 from blake3 import blake3
 from yarl import URL
 
@@ -32,6 +32,7 @@ from vaultfs.adapters.files import (
 )
 from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import Corrupt, NotAuthenticated, VaultError
+from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
     DigestState,
@@ -200,6 +201,17 @@ class RemoteVault(Surface):
                 await anyio.sleep(wait(tries))
         if whole is not None and version.digest_state is DigestState.VERIFIED:
             check_digest(whole.digest(), version)
+
+    # Locks
+
+    @asynccontextmanager
+    async def lock(
+        self, *paths: str, mode: Mode = WRITE, timeout: float | None = None
+    ) -> AsyncGenerator["RemoteVault", None]:
+        from vaultfs.entrypoints.remote_locks import leased
+
+        async with leased(self.calls, self.user, paths or ("/",), mode, timeout) as lease:
+            yield evolve(self, calls=evolve(self.calls, locks=(*self.calls.locks, lease)))
 
     # Trees
 
@@ -416,16 +428,20 @@ async def calling(address: str, token: str) -> AsyncGenerator[Calls, None]:
 
 
 @asynccontextmanager
-async def connect(address: str, *, token: str | None = None) -> AsyncGenerator[RemoteVault, None]:
+async def connect(
+    address: str, *, token: str | None = None, locks: Sequence[str] = ()
+) -> AsyncGenerator[RemoteVault, None]:
     """The vault at `address`, such as `https://vault.example`, for whoever has `token`.
 
-    Without one, `VAULTFS_TOKEN` is taken, or what `vaultfs login` has stored. Raises
-    `NotAuthenticated` and `ServerError`.
+    Without one, `VAULTFS_TOKEN` is taken, or what `vaultfs login` has stored. `locks` are
+    leases, `<lease>.<token>`, that changes come with. Raises `NotAuthenticated` and
+    `ServerError`.
     """
     where = check_address(address)
     async with calling(where, token or find_token(where)) as calls, task_group() as tasks:
         user = (await who_am_i(calls)).user.name
         try:
-            yield RemoteVault(calls, user, Loop(tasks, current_token()))
+            shown = evolve(calls, locks=tuple(locks))
+            yield RemoteVault(shown, user, Loop(tasks, current_token()))
         finally:
             tasks.cancel_scope.cancel()  # nobody closes the files that are still being written

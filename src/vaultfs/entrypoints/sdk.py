@@ -109,12 +109,6 @@ class Vault(EmbeddedLook, Surface):
         mode: Mode = WRITE,
         timeout: float | None = None,
     ) -> AsyncGenerator["Vault", None]:
-        """Have `paths`, or the whole tree if none are named, inside `async with`.
-
-        Yields the vault whose changes come with the lock; those of others are refused there.
-        Waits up to `timeout` seconds: 0 is now or not at all, None for ever. Raises
-        `LockTimedOut`, `WouldBlock`, `DeadlockFound`. See `docs/locks.md`.
-        """
         places = [self.at(path) for path in paths or ("/",)]
         if any(place.tree != self.vault.user.name for place in places):
             raise NotFound(f"nothing of {listed(place.tree for place in places)} can be locked")

@@ -14,6 +14,7 @@ from vaultfs.entrypoints.configuration import PLACE, Named, named, read_configur
 if TYPE_CHECKING:
     from vaultfs.domain.locknodes import Presented
 
+LOCK_TOKENS: Final = "VAULTFS_LOCK_TOKENS"
 MIB: Final = 1 << 20
 LEAST_BUDGET: Final = 64 * MIB
 """Four packs: with less, packs would be sealed half full all the time."""
@@ -99,8 +100,13 @@ def settings_of(place: Named, environment: Mapping[str, str] | None = None) -> S
     return Settings(Path(folder), _budget(given), workers, place.database, _presented(given))
 
 
+def shown_locks(given: Mapping[str, str] | None = None) -> list[str]:
+    """The locks that changes come with, as `VAULTFS_LOCK_TOKENS` names them."""
+    return (os.environ if given is None else given).get(LOCK_TOKENS, "").split()
+
+
 def _presented(given: Mapping[str, str]) -> "tuple[Presented, ...]":
-    shown = given.get("VAULTFS_LOCK_TOKENS", "").split()
+    shown = shown_locks(given)
     if not shown:
         return ()
     from vaultfs.domain.locknodes import parse_presented

@@ -12,7 +12,7 @@ from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, overload
 
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import Exists, InvalidField, Unsupported
+from vaultfs.domain.errors import Exists, InvalidField
 from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.metadata import Json, format_metadata, parse_metadata
 from vaultfs.domain.nodes import (
@@ -157,19 +157,17 @@ class Surface(Look):
         wanted = Preconditions(if_absent=mode == "xb")
         return await WriteFile.start(self, path, wanted)
 
+    @abstractmethod
     def lock(
-        self,
-        *paths: str,  # noqa: ARG002 what vaults that have locks take
-        mode: Mode = WRITE,  # noqa: ARG002
-        timeout: float | None = None,  # noqa: ARG002
+        self, *paths: str, mode: Mode = WRITE, timeout: float | None = None
     ) -> AbstractAsyncContextManager[Self]:
-        """Have `paths`, or the whole tree, inside `async with`; see `docs/locks.md`.
+        """Have `paths`, or the whole tree if none are named, inside `async with`.
 
-        Yields the vault whose changes come with the lock. Raises `LockTimedOut`,
-        `WouldBlock`, `DeadlockFound`; `Unsupported` over a network, where leases are to be
-        had from `/v1/locks`.
+        Yields the vault whose changes come with the lock; those of others are refused there.
+        Waits up to `timeout` seconds: 0 is now or not at all, None for ever. Raises
+        `LockTimedOut`, `WouldBlock`, `DeadlockFound`. On a server it is a lease that is
+        renewed meanwhile. See `docs/locks.md`.
         """
-        raise Unsupported("locks over HTTP are leases: see /v1/locks in the server's /docs")
 
     # Trees
 

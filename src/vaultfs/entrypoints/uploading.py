@@ -143,7 +143,7 @@ class Uploading:
             tasks.start_soon(self._watch, number)
             async with self.vault.calls.http.patch(
                 self._where(number),
-                headers=headers,
+                headers=self.vault.calls.headers(headers),
                 data=_Body(receive),
                 allow_redirects=False,
             ) as answer:

@@ -17,6 +17,7 @@ from vaultfs.entrypoints.cli.session import (
     VaultOption,
     opened,
     run,
+    server_of,
     session,
     shown,
     table,
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from vaultfs.domain.lockmodes import Mode
     from vaultfs.domain.locknodes import Owner
     from vaultfs.domain.services.locks import Held, Queued
+    from vaultfs.entrypoints.http.locks import LockedPath, LockOut, WaitOut
     from vaultfs.entrypoints.vault import Vault
 
 locks = typer.Typer(no_args_is_help=True, help="Locks: who may write what meanwhile.")
 
 TTL: Final = 30.0
 """Seconds after which the lock of a command whose keeper was killed ends by itself."""
-TOKENS: Final = "VAULTFS_LOCK_TOKENS"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -68,10 +69,10 @@ def run_locked(
     call = session(vault, as_json=False, quiet=quiet)
 
     async def work() -> "ExitCode":
-        wanted = _mode(mode)
-        async with opened(call) as vault, _leased(call, vault, path, wanted, wait) as name:
-            names = [f"{owner}.{token}" for owner, token in vault.settings.presented]
-            return await _run(command, " ".join([*names, name]))
+        from vaultfs.entrypoints.settings import shown_locks
+
+        async with _leased(call, path, _mode(mode), wait) as name:
+            return await _run(command, " ".join([*shown_locks(), name]))
 
     run(call, work)
 
@@ -87,9 +88,24 @@ def _mode(text: str) -> "Mode":
 
 @asynccontextmanager
 async def _leased(
-    call: Session, vault: "Vault", path: str, mode: "Mode", wait: float | None
+    call: Session, path: str, mode: "Mode", wait: float | None
 ) -> AsyncGenerator[str, None]:
     """Have a lease on `path` that is renewed all the time; its name."""
+    server = server_of(call)
+    if server is None:
+        async with opened(call) as vault, _leased_here(call, vault, path, mode, wait) as name:
+            yield name
+        return
+    from vaultfs.entrypoints.client import connect
+
+    async with connect(server) as remote, remote.lock(path, mode=mode, timeout=wait) as locked:
+        yield locked.calls.locks[-1]
+
+
+@asynccontextmanager
+async def _leased_here(
+    call: Session, vault: "Vault", path: str, mode: "Mode", wait: float | None
+) -> AsyncGenerator[str, None]:
     from vaultfs.domain.services.tasks import task_group
 
     where, owner = address(path), vault.locks.new_owner()
@@ -122,13 +138,15 @@ async def _run(command: list[str], tokens: str) -> "ExitCode":
     """The exit code of `command`; a signal to us is one to it, and it has ended when we do."""
     import anyio
 
+    from vaultfs.entrypoints.settings import LOCK_TOKENS
+
     try:
         process = await anyio.open_process(
             command,
             stdin=None,
             stdout=None,
             stderr=None,
-            env={**os.environ, TOKENS: tokens},
+            env={**os.environ, LOCK_TOKENS: tokens},
         )
     except OSError as error:
         raise InvalidField(f"{command[0]}: {error.strerror}") from error
@@ -163,18 +181,60 @@ def list_locks(vault: VaultOption = None, as_json: JsonOption = False) -> None:
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        async with opened(call) as vault:
-            found = await vault.locks.snapshot(vault.user.tree)
+        held, waiting = await _listed(call)
         call.answer(
-            {"held": list(map(_held, found.held)), "waiting": list(map(_waits, found.queued))},
+            {"held": held, "waiting": waiting},
             lambda: (
-                table([*map(_held_row, found.held), *map(_waiting_row, found.queued)])
-                if found.held or found.queued
+                table([*map(_held_row, held), *map(_waiting_row, waiting)])
+                if held or waiting
                 else ""
             ),
         )
 
     run(call, work)
+
+
+_Told = dict[str, Any]
+
+
+async def _listed(call: Session) -> tuple[list[_Told], list[_Told]]:
+    """Who holds what, and who waits, for programs."""
+    server = server_of(call)
+    if server is None:
+        async with opened(call) as vault:
+            found = await vault.locks.snapshot(vault.user.tree)
+        return list(map(_held, found.held)), list(map(_waits, found.queued))
+    from vaultfs.entrypoints.client import connect
+    from vaultfs.entrypoints.remote_locks import list_locks as list_there
+
+    async with connect(server) as remote:
+        there = await list_there(remote.calls)
+    return list(map(_held_there, there.held)), list(map(_waits_there, there.waiting))
+
+
+def _paths_there(paths: "list[LockedPath]") -> list[_Told]:
+    from vaultfs.entrypoints.http.locks import MODES
+
+    return [
+        {"path": each.path, "ranges": [[span.start, span.stop] for span in each.ranges]}
+        if each.ranges
+        else {"path": each.path, "mode": MODES[each.mode].name if each.mode in MODES else each.mode}
+        for each in paths
+    ]
+
+
+def _held_there(held: "LockOut") -> _Told:
+    return {
+        "owner": held.lock.rpartition(".")[0],
+        "token": held.token,
+        "paths": _paths_there(held.paths),
+        "expires_in": held.expires_in_seconds,
+    }
+
+
+def _waits_there(queued: "WaitOut") -> _Told:
+    waits_for = sorted(set(queued.waits_for))
+    return {"owner": queued.owner, "paths": _paths_there(queued.paths), "waits_for": waits_for}
 
 
 def _paths(of: "Held | Queued") -> list[dict[str, Any]]:
@@ -201,24 +261,27 @@ def _waits(queued: "Queued") -> dict[str, Any]:
     return {"owner": queued.owner, "paths": _paths(queued), "waits_for": waits_for}
 
 
-def _text(of: "Held | Queued") -> str:
-    return shown(", ".join(f"{each['path']} ({each.get('mode', 'ranges')})" for each in _paths(of)))
+def _text(told: _Told) -> str:
+    return shown(
+        ", ".join(f"{each['path']} ({each.get('mode', 'ranges')})" for each in told["paths"])
+    )
 
 
-def _held_row(held: "Held") -> tuple[str, ...]:
-    left = "" if held.expires_in is None else f"{held.expires_in:.0f} s"
-    return str(held.token).rjust(6), left.rjust(6), _text(held), held.owner
+def _held_row(held: _Told) -> tuple[str, ...]:
+    left = "" if held["expires_in"] is None else f"{held['expires_in']:.0f} s"
+    return str(held["token"]).rjust(6), left.rjust(6), _text(held), held["owner"]
 
 
-def _waiting_row(queued: "Queued") -> tuple[str, ...]:
-    names = ", ".join(sorted({each.owner for each in queued.blockers}))
-    return "waits", "", _text(queued), f"{queued.owner} for {names}"
+def _waiting_row(queued: _Told) -> tuple[str, ...]:
+    return "waits", "", _text(queued), f"{queued['owner']} for {', '.join(queued['waits_for'])}"
 
 
 @locks.command("break")
 def break_lock(
     token: Annotated[int, typer.Argument(metavar="TOKEN", show_default=False)],
-    user: Annotated[str, typer.Option("--user", help="Whose tree it is in.")] = "me",
+    user: Annotated[
+        str | None, typer.Option("--user", help="Whose tree it is in; your own by default.")
+    ] = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -226,12 +289,25 @@ def break_lock(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        from vaultfs.domain.services.accounts import Accounts
-        from vaultfs.domain.tokens import ALL_SCOPES, Identity
-
-        async with opened(call) as vault:
-            accounts = Accounts(vault.catalog, vault.clock)
-            await accounts.break_lock(Identity(vault.user, ALL_SCOPES), user, token)
+        await _break(call, user, token)
         call.answer({"broken": token}, f"broken {token}")
 
     run(call, work)
+
+
+async def _break(call: Session, user: str | None, token: int) -> None:
+    server = server_of(call)
+    if server is not None:
+        from vaultfs.entrypoints.client import connect
+        from vaultfs.entrypoints.remote_locks import break_lock as break_there
+
+        async with connect(server) as remote:
+            await break_there(remote.calls, user or remote.user, token)
+        return
+    from vaultfs.domain.services.accounts import Accounts
+    from vaultfs.domain.tokens import ALL_SCOPES, Identity
+
+    async with opened(call) as vault:
+        accounts = Accounts(vault.catalog, vault.clock)
+        owner = Identity(vault.user, ALL_SCOPES)
+        await accounts.break_lock(owner, user or vault.user.name, token)

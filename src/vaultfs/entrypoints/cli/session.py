@@ -278,12 +278,17 @@ def _silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def server_of(call: Session) -> str | None:
+    """The server that the call is about, if it is one."""
+    from vaultfs.entrypoints.settings import server_named
+
+    return server_named(call.vault)
+
+
 @asynccontextmanager
 async def looking(call: Session) -> "AsyncGenerator[Look, None]":
     """The vault that the call is about, to look at: of one in a folder, only the catalog."""
-    from vaultfs.entrypoints.settings import server_named
-
-    server = server_named(call.vault)
+    server = server_of(call)
     if server is not None:
         from vaultfs.entrypoints.client import connect
 
@@ -299,13 +304,12 @@ async def looking(call: Session) -> "AsyncGenerator[Look, None]":
 @asynccontextmanager
 async def working(call: Session) -> "AsyncGenerator[Surface, None]":
     """The vault that the call is about, to work with, in a folder or behind a server."""
-    from vaultfs.entrypoints.settings import server_named
-
-    server = server_named(call.vault)
+    server = server_of(call)
     if server is not None:
         from vaultfs.entrypoints.client import connect
+        from vaultfs.entrypoints.settings import shown_locks
 
-        async with connect(server) as remote:
+        async with connect(server, locks=shown_locks()) as remote:
             yield remote
         return
     from vaultfs.entrypoints.sdk import as_client
