@@ -191,6 +191,27 @@ async def test_a_lock_that_is_broken_is_told_by_the_next_write(tmp_path: Path) -
         assert (await local.locks.snapshot(local.user.tree)).held == ()
 
 
+async def test_of_servers_that_start_at_once_one_makes_the_first_token(tmp_path: Path) -> None:
+    folder = tmp_path / "vault"
+    await init_vault(folder)
+    settings = Settings(folder, 64 * MIB, 2)
+    made: list[str | None] = []
+    async with open_vault(settings) as one, open_vault(settings) as two:
+
+        async def make(vault: Vault) -> None:
+            made.append(await first_token(vault))
+
+        async with anyio.create_task_group() as tasks:
+            for vault in (one, two, one, two):
+                tasks.start_soon(make, vault)
+        assert len([each for each in made if each is not None]) == 1
+        owner, accounts = Identity(one.user, ALL_SCOPES), Accounts(one.catalog, one.clock)
+        [token] = await accounts.tokens(owner, "me")
+        await accounts.revoke_token(owner, "me", token.id)
+        assert await first_token(one) is not None  # whoever has the folder can get in again
+        assert await first_token(two) is None
+
+
 async def test_who_waits_for_a_lock_can_be_cancelled(remote: RemoteVault) -> None:
     async with remote.lock("/a"):
         with anyio.move_on_after(0.3) as waiting:

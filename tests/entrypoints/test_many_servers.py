@@ -265,7 +265,7 @@ def test_servers_that_begin_together_make_one_vault(place: Place) -> None:
         for thread in threads:
             thread.join()
         assert len(ready) == 3
-        token = next(each.token for each in ready if each.token is not None)
+        [token] = [each.token for each in ready if each.token]
         for number, server in enumerate(ready):
             with server.client(token) as client:
                 assert client.put(f"/v1/files/me/{number}", content=b"x").status_code == 201
@@ -360,6 +360,9 @@ def test_a_shared_vault_from_the_command_line(place: Place, tmp_path: Path) -> N
     assert call("cat", "/f", env=environment).bytes_out == b"hello"
     assert call("user", "add", "bob", env=environment).code == 0
     assert call("token", "add", "x", "--user", "bob", env=environment).code == 0
+    named = ("--database", place.database, "--store", place.store.as_uri())
+    assert "bob" in call("user", "ls", *named).out
+    assert call("token", "ls", "--user", "bob", *named).code == 0
     assert call("maintain", env=environment).code == 0
     file = tmp_path / "vaultfs.toml"
     file.write_text(f'database = "{place.database}"\nstore = "{place.store.as_uri()}"\n')

@@ -179,8 +179,9 @@ class Preconditions:
             ("revision", self.if_revision, node and node.revision),
         ):
             if expected is not None and expected != found:
+                there = f"has {what} {found}" if found else f"has no {what}"
                 raise VersionMismatch(
-                    f"{where} has {what} {found}, not {expected}: somebody else changed it",
+                    f"{where} {there}, not {expected}: somebody else changed it",
                     expected=expected,
                     found=found,
                 )

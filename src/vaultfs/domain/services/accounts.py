@@ -141,10 +141,13 @@ class Accounts:
         name: str,
         scopes: frozenset[Scope],
         expires: datetime | None = None,
+        *,
+        number: str | None = None,
     ) -> Issued:
         """Make a token for `owner`: the caller, or with `admin` anybody.
 
-        Nobody makes one that may do more than their own.
+        Nobody makes one that may do more than their own. Raises `Exists` if `number` is to
+        be its id, and is, or was, that of another.
         """
         user = await self.user(by, owner)
         _refuse_rotated(by)
@@ -153,7 +156,7 @@ class Accounts:
         if len(name) > MAX_NAME or not name.isprintable():
             raise InvalidField(f"a token's name has up to {MAX_NAME} printable characters")
         now = self.clock.now()
-        secret, number = self.clock.new_secret(), self.clock.new_secret()[:8].hex()
+        secret, number = self.clock.new_secret(), number or self.clock.new_secret()[:8].hex()
         token = Token(
             number,
             user.id,

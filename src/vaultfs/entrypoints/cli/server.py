@@ -275,10 +275,12 @@ def add_user(
         str, typer.Option("--quota", metavar="N[KMGT]|none", help="Bytes of all versions.")
     ] = "none",
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a user, who owns a tree of files."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
         most = _size(quota)
@@ -293,9 +295,14 @@ def add_user(
 
 
 @users.command("ls")
-def list_users(vault: VaultOption = None, as_json: JsonOption = False) -> None:
+def list_users(
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List all users."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
         async with _people(call) as people:
@@ -316,10 +323,12 @@ def set_quota(
     name: Annotated[str, typer.Argument(show_default=False)],
     quota: Annotated[str, typer.Argument(metavar="N[KMGT]|none", show_default=False)],
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Set how many bytes all versions of a user's files may have."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
         most = _size(quota)
@@ -383,10 +392,12 @@ def add_token(
     ] = "read,write",
     days: ExpiresOption = None,
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a token and show it, once."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
         wanted = _scopes(scopes)
@@ -399,10 +410,14 @@ def add_token(
 
 @tokens.command("ls")
 def list_tokens(
-    user: UserOption = None, vault: VaultOption = None, as_json: JsonOption = False
+    user: UserOption = None,
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List a user's tokens; their secrets are known to nobody."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
         async with _people(call) as people:
@@ -430,10 +445,12 @@ def rotate_token(
     ] = 86_400,
     days: ExpiresOption = None,
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Give a token a new secret and show it, once."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
         async with _people(call) as people:
@@ -450,10 +467,12 @@ def revoke_token(
     number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
     user: UserOption = None,
     vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a token useless, at once and for ever."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
         async with _people(call) as people:

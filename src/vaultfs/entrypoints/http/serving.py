@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,8 @@ import uvicorn
 from attrs import asdict, field, frozen
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from vaultfs.domain.errors import InvalidField, VaultError
+from vaultfs.domain.digests import digest_of
+from vaultfs.domain.errors import Exists, InvalidField, VaultError
 from vaultfs.domain.rates import Rate
 from vaultfs.domain.services.accounts import Accounts
 from vaultfs.domain.services.tasks import task_group
@@ -63,12 +64,19 @@ class Listening:
 
 
 async def first_token(vault: Vault) -> str | None:
-    """A token for everything, if the vault's owner has none yet; None if there are some."""
-    accounts = Accounts(vault.catalog, vault.clock)
+    """A token for everything, if the vault's owner has none yet; None if there are some.
+
+    Of several servers that start at once, one makes it: its id is the same for all.
+    """
+    accounts, name = Accounts(vault.catalog, vault.clock), vault.user.name
     owner = Identity(vault.user, ALL_SCOPES)
-    if await accounts.tokens(owner, vault.user.name):
-        return None
-    return (await accounts.add_token(owner, vault.user.name, FIRST_TOKEN, ALL_SCOPES)).secret
+    number: str | None = digest_of((await vault.catalog.vault_id()).encode()).hex()[:16]
+    while not await accounts.tokens(owner, name):
+        with suppress(Exists):
+            made = await accounts.add_token(owner, name, FIRST_TOKEN, ALL_SCOPES, number=number)
+            return made.secret
+        number = None  # that one was revoked, unless somebody has just made it
+    return None
 
 
 @asynccontextmanager
