@@ -14,6 +14,7 @@ from tests.contracts.catalog import CatalogContract
 
 from vaultfs.adapters.sql import connections
 from vaultfs.adapters.sql.connections import open_writer
+from vaultfs.adapters.sql.schema import MIGRATIONS, SCHEMA
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.sql.writer import Writer
 from vaultfs.domain.errors import Busy, CatalogUnavailable, NotAVault, Unsupported
@@ -156,6 +157,27 @@ class TestFile:
             connection.execute("PRAGMA user_version = 99")
         with pytest.raises(Unsupported, match="schema 99"):
             await SqliteCatalog.open(path)
+
+    @pytest.mark.parametrize("schema", range(1, SCHEMA))
+    async def test_a_catalog_of_an_older_release_is_led_forward(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: int
+    ) -> None:
+        file = tmp_path / "older.db"
+        with monkeypatch.context() as older:
+            older.setattr(connections, "MIGRATIONS", MIGRATIONS[:schema])
+            older.setattr(connections, "SCHEMA", schema)
+            catalog = await SqliteCatalog.open(file, create=True)
+            number = await catalog.vault_id()
+            await catalog.aclose()
+        with closing(sqlite3.connect(file)) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone() == (schema,)
+        catalog = await SqliteCatalog.open(file)
+        assert await catalog.vault_id() == number
+        me = Caller(catalog, await add_user(catalog, "me"))
+        await me.put("/a")
+        assert await catalog.uploads(me.user.id) == []
+        assert await catalog.check() == []
+        await catalog.aclose()
 
     async def test_a_missing_file_is_not_made(self, path: Path) -> None:
         with pytest.raises(NotAVault):

@@ -116,8 +116,10 @@ class RemoteVault(Surface):
                         path, source, item, headers, parents=parents, progress=progress
                     )
                 headers |= origin_headers(item.origin)
-                body = Body(source, progress)
-                return await self.send(path, body, item.size, headers, parents=parents)
+                body = Body(source, no_progress)
+                stored = await self.send(path, body, item.size, headers, parents=parents)
+                progress(item.size)
+                return stored
         if isinstance(content, Buffer):
             data = bytes(content)
             headers["Content-Digest"] = f"blake3=:{b64encode(blake3(data).digest()).decode()}:"

@@ -90,7 +90,8 @@ class Surface(Look):
         """Store `content` as the newest version of the file at `path`; durable on return.
 
         Missing folders are made unless `parents` is false. Nothing is visible before all
-        of it is. Raises `Conflict` for unmet preconditions or a folder in the way,
+        of it is. `progress` is told bytes as they become durable; on the way to a server, where
+        the size is not known before, as they are sent. Raises `Conflict` for unmet preconditions or a folder in the way,
         `QuotaExceeded`, and over a network `ServerError` if it broke off: then it may have
         been stored all the same.
         """

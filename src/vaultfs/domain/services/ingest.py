@@ -234,7 +234,8 @@ class Ingest:
         """Take in all of `source`, which is about `size` bytes long if that is known.
 
         Memory: at most `BLOCKS_AHEAD` + 2 blocks, charged to the budget, and one tail of
-        a chunk. `progress` is told bytes that are cut and hashed.
+        a chunk. `progress` is told bytes as they become durable, block by block; the last of
+        them with the commit.
         """
         if size is not None and size <= SMALL:
             return await self._whole(user, source, size, progress)
@@ -261,8 +262,8 @@ class Ingest:
             longer = _Continued(memoryview(buffer), source)
             return await self._one(user, progress).run(longer, BLOCK)
         charge.shrink(filled)
-        progress(filled)
         [ingested] = await self.small(user, [bytes(memoryview(buffer)[:filled])], charge)
+        ingested.placed.when_recorded(partial(progress, filled))
         return ingested
 
     async def small(
@@ -434,7 +435,6 @@ class Stream(ABC):
         workers = self.ingest.workers
         cuts = await to_thread.run_sync(self.cutter.cut, block, limiter=workers)
         more, tell = self.listed(cuts)
-        self.progress(block.size)
         await self.ahead.acquire()
         tasks.start_soon(self._store, block, [*cuts, *more], tell)
 
@@ -442,7 +442,9 @@ class Stream(ABC):
         charge, kept = block.charge, block.charge.size
         self.held.discard(charge)
         charge.on_release = partial(self.buffers.give, block.buffer)
-        tell(await self.ingest.store(self.user, cuts, charge, self.compressible))
+        placed = await self.ingest.store(self.user, cuts, charge, self.compressible)
+        placed.when_recorded(partial(self.progress, block.size))
+        tell(placed)
         if charge.size < kept:  # what is stored is copies: the block can be used again at once
             charge.let_go()
         self.ahead.release()

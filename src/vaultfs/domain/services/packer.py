@@ -9,7 +9,7 @@ A sealed pack is stored, then recorded in the catalog, in one transaction with t
 versions that waited for it. A crash leaves at most an object that no row names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import anyio
@@ -68,6 +68,8 @@ class OpenPack:
     accepts: bool = True
     """Commits can still join the transaction that records it."""
     settled: anyio.Event = field(factory=anyio.Event)
+    on_recorded: list[Callable[[], None]] = field(factory=list[Callable[[], None]])
+    """Called before anybody who waits goes on."""
     error: Exception | None = None
 
     @property
@@ -94,6 +96,21 @@ class Placed:
         """Add what `other` has, and forget packs that are recorded: a stream has many."""
         self.packs = {pack for pack in self.packs | other.packs if not pack.recorded}
         self.foreign += other.foreign
+
+    def when_recorded(self, call: Callable[[], None]) -> None:
+        """Have `call` called once all packs are recorded, now if they are; never if one fails."""
+        left = [pack for pack in self.packs if not pack.recorded]
+        if not left:
+            call()
+            return
+
+        def one() -> None:
+            left.pop()
+            if not left:
+                call()
+
+        for pack in tuple(left):
+            pack.on_recorded.append(one)
 
 
 @define(eq=False)
@@ -200,6 +217,9 @@ class Packer:
             pack.builder = PackBuilder()  # whoever still waits needs none of its entries
             self._under_way -= 1
             pack.settled.set()
+            if error is None:
+                for call in pack.on_recorded:
+                    call()
             for charge in pack.charges:
                 charge.release()
             self._poke()

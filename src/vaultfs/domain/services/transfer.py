@@ -10,6 +10,7 @@ already is found by its chunks.
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from itertools import islice
 from typing import Final, NamedTuple, TypeVar
 
@@ -225,8 +226,8 @@ class _Put:
                 found.append((item, data))
         contents = [data for _, data in found]
         ingested = await self.transfer.files.ingest.small(self.caller.id, contents, charge)
-        for _, data in found:
-            self.progress(len(data))
+        if ingested:  # they share their packs
+            ingested[0].placed.when_recorded(partial(self.progress, sum(map(len, contents))))
         return [(item, each) for (item, _), each in zip(found, ingested, strict=True)]
 
     async def _large(self, items: Sequence[Item]) -> list[tuple[Item, Ingested]]:

@@ -1,0 +1,182 @@
+"""The state machine of upload sessions, against a model that keeps the bytes themselves."""
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from vaultfs.domain.errors import (
+    Fenced,
+    OffsetMismatch,
+    TooLarge,
+    UploadExpired,
+    UploadGone,
+    VaultError,
+)
+from vaultfs.domain.nodes import NodeId, TreeId, UserId, VersionId
+from vaultfs.domain.uploads import (
+    IDLE_US,
+    KEPT_US,
+    LIFE_US,
+    MAX_TAIL,
+    Upload,
+    UploadState,
+    abort,
+    append,
+    attach,
+    declare,
+    expire,
+    finish,
+    forgettable,
+    must_be_open,
+)
+
+sizes = st.sampled_from((0, 1, 2, 5, MAX_TAIL, MAX_TAIL + 1, 3 * MAX_TAIL))
+
+
+def fresh(size: int | None = None) -> Upload:
+    """A session that was just made."""
+    return Upload(*("u", TreeId(1), UserId(1), ("a",), UploadState.OPEN, 0, size, 0, 0, "{}", 0, 0))
+
+
+class Sessions(RuleBasedStateMachine):
+    """One session, several writers who each believe what they last saw."""
+
+    @initialize(size=st.none() | sizes)
+    def create(self, size: int | None) -> None:
+        self.upload = fresh(size)
+        self.now = 0
+        self.received = 0
+        """Bytes that were acknowledged, and that no later writer has replaced."""
+        self.writers: list[int] = []
+        self.said = size
+        self.ended: UploadState | None = None
+        self.touched = 0
+
+    def over(self) -> bool:
+        return self.now >= min(self.touched + IDLE_US, LIFE_US)
+
+    def expected(self) -> type[VaultError] | None:
+        """Why any change has to be refused."""
+        if self.ended is UploadState.EXPIRED or (self.ended is None and self.over()):
+            return UploadExpired
+        return UploadGone if self.ended is not None else None
+
+    def change(self, wrong: type[VaultError] | None, call: Any, **rest: Any) -> bool:
+        """Make a change; whether it was one that has to be made."""
+        wrong = self.expected() or wrong
+        if wrong is None:
+            self.upload = call(self.upload, now_us=self.now, **rest)
+            return True
+        before = self.upload
+        with pytest.raises(wrong):
+            call(self.upload, now_us=self.now, **rest)
+        assert self.upload == before
+        return False
+
+    @rule()
+    def attach(self) -> None:
+        if self.change(None, attach):
+            self.writers.append(self.upload.fence)
+            assert len(set(self.writers)) == len(self.writers)
+
+    @rule(size=sizes)
+    def declare(self, size: int) -> None:
+        wrong: type[VaultError] | None = None
+        if self.said not in {None, size}:
+            wrong = OffsetMismatch
+        elif size < self.received:
+            wrong = TooLarge
+        if self.change(wrong, declare, size=size):
+            self.said = size
+
+    @precondition(lambda self: self.writers)
+    @rule(data=st.data(), cut=sizes, tail=sizes, late=st.booleans())
+    def append(self, data: Any, cut: int, tail: int, late: bool) -> None:
+        fence = data.draw(st.sampled_from(self.writers)) if late else self.writers[-1]
+        here = self.upload.cut
+        at = data.draw(st.sampled_from((here, here, here, here + 1, max(0, here - 1))))
+        wrong: type[VaultError] | None = None
+        if fence != self.writers[-1]:
+            wrong = Fenced
+        elif at != self.upload.cut or at + cut + tail < self.received or tail > MAX_TAIL:
+            wrong = OffsetMismatch
+        elif self.said is not None and at + cut + tail > self.said:
+            wrong = TooLarge
+        if self.change(wrong, append, fence=fence, at=at, cut=cut, tail=tail):
+            self.received = at + cut + tail
+            self.touched = self.now
+
+    @precondition(lambda self: self.writers)
+    @rule(data=st.data())
+    def end(self, data: Any) -> None:
+        fence = data.draw(st.sampled_from(self.writers))
+        wrong: type[VaultError] | None = None
+        if fence != self.writers[-1]:
+            wrong = Fenced
+        elif self.received != self.said or self.upload.tail:
+            wrong = OffsetMismatch
+        made = {"node": NodeId(5), "version": VersionId(6)}
+        if self.change(wrong, finish, fence=fence, **made):
+            self.ended = UploadState.FINISHED
+
+    @rule(often=st.integers(0, 9))
+    def abort(self, often: int) -> None:
+        if often:
+            return
+        if self.ended is UploadState.ABORTED:
+            assert abort(self.upload, self.now) == self.upload
+        elif self.change(None, abort):
+            self.ended = UploadState.ABORTED
+
+    @rule(seconds=st.sampled_from((1, 1, 1, 3600, 23 * 3600, 86_399, 86_400)))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds * 1_000_000
+
+    @precondition(lambda self: self.writers and self.expected() is None)
+    @rule()
+    def keep_alive(self) -> None:
+        """Nearly a day later, every day of a week."""
+        self.now = self.touched + IDLE_US - 1
+        if self.expected() is None:
+            upload = self.upload
+            self.append_now(upload.cut, upload.tail)
+
+    def append_now(self, at: int, tail: int) -> None:
+        if self.change(None, append, fence=self.writers[-1], at=at, cut=0, tail=tail):
+            self.touched = self.now
+
+    @rule()
+    def sweep(self) -> None:
+        due = self.ended is None and self.over()
+        self.upload = expire(self.upload, self.now)
+        if due:
+            self.ended = UploadState.EXPIRED
+
+    @invariant()
+    def holds(self) -> None:
+        upload = self.upload
+        assert upload.state == (self.ended or UploadState.OPEN)
+        assert self.ended is not None or upload.offset == self.received
+        assert upload.size == self.said
+        assert 0 <= upload.tail <= MAX_TAIL
+        assert upload.size is None or upload.offset <= upload.size
+        assert (upload.version is not None) == (self.ended is UploadState.FINISHED)
+        if forgettable(upload, self.now):
+            assert self.ended is not None
+            assert self.now >= upload.touched_us + KEPT_US
+        if self.expected() is None:
+            must_be_open(upload, self.now)
+
+
+TestSessions = Sessions.TestCase
+TestSessions.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def test_a_late_clock_never_makes_a_session_older() -> None:
+    upload = attach(fresh(), 0)
+    upload = append(upload, fence=1, at=0, cut=10, tail=0, now_us=1000)
+    upload = append(upload, fence=1, at=10, cut=10, tail=0, now_us=500)
+    assert upload.touched_us == 1000
