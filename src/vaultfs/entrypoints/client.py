@@ -237,7 +237,7 @@ class RemoteVault(Surface):
         return self._node(await self.calls.ask("GET", self.url("nodes", path)))
 
     async def list(self, path: str = "/") -> AsyncGenerator[Node, None]:
-        async for found in self._lists(self.url("folders", path), wire.NodeList):
+        async for found in self.pages(self.url("folders", path), wire.NodeList):
             for entry in found.entries:
                 yield to_node(entry)
 
@@ -274,7 +274,7 @@ class RemoteVault(Surface):
         return self._node(await self.calls.ask("DELETE", url, headers=headers, again=False))
 
     async def trash(self) -> AsyncGenerator[Trashed, None]:
-        async for found in self._lists(self.calls.url(f"trash/{self._me}"), wire.TrashList):
+        async for found in self.pages(self.calls.url(f"trash/{self._me}"), wire.TrashList):
             for entry in found.entries:
                 yield to_trashed(entry)
 
@@ -296,7 +296,7 @@ class RemoteVault(Surface):
         return version_of(head.headers)
 
     async def versions(self, path: str) -> AsyncGenerator[Version, None]:
-        async for found in self._lists(self.url("versions", path), wire.VersionList):
+        async for found in self.pages(self.url("versions", path), wire.VersionList):
             for entry in found.entries:
                 yield to_version(entry)
 
@@ -367,7 +367,8 @@ class RemoteVault(Surface):
             await self.calls.ask(method, url, headers=headers, data=data, again=False)
         )
 
-    async def _lists(self, url: URL, what: type[T]) -> AsyncGenerator[T, None]:
+    async def pages(self, url: URL, what: type[T]) -> AsyncGenerator[T, None]:
+        """A list, a part of it at a time."""
         cursor: str | None = None
         while True:
             query = {"limit": "1000", **({} if cursor is None else {"cursor": cursor})}

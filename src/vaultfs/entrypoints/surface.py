@@ -90,10 +90,10 @@ class Surface(Look):
         """Store `content` as the newest version of the file at `path`; durable on return.
 
         Missing folders are made unless `parents` is false. Nothing is visible before all
-        of it is. `progress` is told bytes as they become durable; on the way to a server, where
-        the size is not known before, as they are sent. Raises `Conflict` for unmet preconditions or a folder in the way,
-        `QuotaExceeded`, and over a network `ServerError` if it broke off: then it may have
-        been stored all the same.
+        of it is. `progress` is told bytes as they become durable; those of a stream to a
+        server, whose size nobody knows before, as they are sent. Raises `Conflict` for unmet
+        preconditions or a folder in the way, `QuotaExceeded`, and over a network
+        `ServerError` if it broke off: then it may have been stored all the same.
         """
         stored = await self.store(
             path, content, preconditions=preconditions, parents=parents, progress=progress

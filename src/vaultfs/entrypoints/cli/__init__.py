@@ -17,6 +17,7 @@ from vaultfs.entrypoints.cli import (
     server,
     session,
     upkeep,
+    uploads,
 )
 from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode
 from vaultfs.entrypoints.cli.session import (
@@ -111,7 +112,7 @@ def options(
     session.defaults.debug = debug
 
 
-for module in (upkeep, contents, looking, nodes, locking, server, credentials):
+for module in (upkeep, contents, looking, nodes, locking, uploads, server, credentials):
     module.add_to(app)
 
 
