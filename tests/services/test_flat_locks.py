@@ -13,7 +13,8 @@ from vaultfs.adapters.memorylocks import MemoryLockStore
 from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import User, UserId
-from vaultfs.domain.services.locks import from_threads, open_locks
+from vaultfs.domain.services.holds import from_threads
+from vaultfs.domain.services.locks import open_locks
 
 ANN, BOB = (User(UserId(number), name, None, 0) for number, name in ((1, "ann"), (2, "bob")))
 

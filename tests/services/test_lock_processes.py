@@ -25,7 +25,7 @@ from tests.postgres import Postgres
 
 from vaultfs.adapters.sql.lockview import DEAD_AFTER
 from vaultfs.domain.errors import Locked, LockTimedOut
-from vaultfs.domain.services.locks import Snapshot
+from vaultfs.domain.services.lockview import Snapshot
 from vaultfs.entrypoints.sdk import Vault
 from vaultfs.entrypoints.settings import Settings, read_settings
 from vaultfs.entrypoints.vault import init_database, init_vault

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from vaultfs.domain.lockmodes import Mode
     from vaultfs.domain.locknodes import Owner
-    from vaultfs.domain.services.locks import Held, Queued
+    from vaultfs.domain.services.lockview import Held, Queued
     from vaultfs.entrypoints.http.locks import LockedPath, LockOut, WaitOut
     from vaultfs.entrypoints.vault import Vault
 

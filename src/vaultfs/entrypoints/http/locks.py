@@ -18,7 +18,7 @@ from vaultfs.domain.lockmodes import READ, UPDATE, WRITE, Mode, Resource
 from vaultfs.domain.locknodes import Owner, Presented, parse_presented
 from vaultfs.domain.names import Path, parse_path
 from vaultfs.domain.nodes import TreeId
-from vaultfs.domain.services.locks import Held, Queued
+from vaultfs.domain.services.lockview import Held, Queued
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.calls import Call, Route, own, whole

@@ -1,0 +1,185 @@
+"""Those of this process who wait for locks: how they are told, and how they leave.
+
+A request that waits is taken back when its caller is cancelled or its time is over, and
+a grant that comes at the same moment is given back.
+"""
+
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import define, field
+
+from vaultfs.domain.errors import LeaseExpired, LockTimedOut, VaultError
+from vaultfs.domain.lockitems import who
+from vaultfs.domain.lockmodes import Mode, Resource
+from vaultfs.domain.locknodes import Blocker
+from vaultfs.domain.locktrees import News, TreeLocks
+from vaultfs.domain.nodes import TreeId
+from vaultfs.domain.services.lockchanges import drop, unconvert, who_waits
+from vaultfs.ports.clock import Clock
+from vaultfs.ports.locks import LockStore
+
+
+class Waiter:
+    """A request of this process that waits."""
+
+    __slots__ = ("error", "event", "grant", "settled")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.settled = False
+        self.grant: int | None = None
+        self.error: VaultError | None = None
+
+    def settle(self, grant: int | None) -> None:
+        """It became `grant`, or nothing."""
+        self.settled, self.grant = True, grant
+        self.event.set()
+
+    def fail(self, error: VaultError) -> None:
+        """Nobody can tell any more what becomes of it."""
+        self.error = error
+        self.event.set()
+
+    def check(self) -> None:
+        """Raise why nobody can tell, if that is so."""
+        if self.error is not None and not self.settled:
+            raise self.error
+
+
+@define(eq=False)
+class LockWaits:
+    """The waiting of `Locks`."""
+
+    store: LockStore
+    clock: Clock
+    _tasks: TaskGroup
+    _waiters: dict[tuple[TreeId, int], Waiter] = field(factory=dict[tuple[TreeId, int], Waiter])
+    _early: dict[tuple[TreeId, int], int | None] = field(
+        factory=dict[tuple[TreeId, int], int | None]
+    )
+    """What became of requests whose callers do not know yet that they wait."""
+    _asking: int = 0
+    """Callers that may be about to learn that they wait."""
+    _watching: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.store.listen(self._hear)
+
+    def _hear(self, tree: TreeId, news: News) -> None:
+        if not self._asking:
+            self._early.clear()  # of callers who have gone
+        for request, grant in news:
+            waiter = self._waiters.get((tree, request))
+            if waiter is not None:
+                waiter.settle(grant)
+            elif self._asking:
+                self._early[tree, request] = grant
+
+    def _queue_up(self, tree: TreeId, request: int) -> Waiter:
+        """Be told what becomes of `request`."""
+        key = (tree, request)
+        waiter = self._waiters[key] = Waiter()
+        if key in self._early:
+            waiter.settle(self._early.pop(key))
+        if not self._watching:
+            self._watching = True
+            self._tasks.start_soon(self._look_around)
+        return waiter
+
+    async def _wait(
+        self,
+        key: tuple[TreeId, int],
+        waiter: Waiter,
+        timeout: float | None,
+        before: dict[Resource, Mode] | None = None,
+    ) -> int:
+        """The token of the grant that a request becomes; `before` if it converts one."""
+        try:
+            if timeout is None:
+                await waiter.event.wait()
+            else:
+                with anyio.move_on_after(timeout):
+                    await waiter.event.wait()
+            waiter.check()
+            if not waiter.settled:
+                await self._give_up(key, waiter, timeout)
+        except BaseException:
+            if not waiter.settled or waiter.grant is not None:
+                await self._take_back(key, waiter, before)
+            raise
+        finally:
+            del self._waiters[key]
+        if waiter.grant is None:
+            raise LeaseExpired("the lease ran out, or what was to be changed, while it waited")
+        return waiter.grant
+
+    async def _give_up(
+        self, key: tuple[TreeId, int], waiter: Waiter, timeout: float | None
+    ) -> None:
+        """Raise that the time is over, unless it was granted in the last moment."""
+
+        def leave(locks: TreeLocks) -> tuple[Blocker, ...] | None:
+            request = locks.table.waiting.get(key[1])
+            if request is None:
+                return None
+            blockers = tuple(locks.table.blockers(request))
+            locks.table.cancel(key[1])
+            locks.changed = True
+            return blockers
+
+        with anyio.CancelScope(shield=True):
+            blockers = await self.store.change(key[0], leave)
+            if blockers is not None:
+                waiter.settled = True
+                raise LockTimedOut(
+                    f"not had in {timeout:g} seconds: {who(blockers)}", blockers=blockers
+                )
+            await waiter.event.wait()  # it is on its way
+            waiter.check()
+
+    async def _take_back(
+        self, key: tuple[TreeId, int], waiter: Waiter, before: dict[Resource, Mode] | None
+    ) -> None:
+        """Have neither the request nor what it became."""
+
+        def leave(locks: TreeLocks) -> bool:
+            """Whether it had become something that this process is yet to be told."""
+            if key[1] in locks.table.waiting:
+                locks.table.cancel(key[1])
+                locks.changed = True
+                return False
+            return not waiter.settled
+
+        with anyio.CancelScope(shield=True):
+            if await self.store.change(key[0], leave):
+                await waiter.event.wait()
+            if waiter.grant is not None:
+                token = waiter.grant
+                if before is None:
+                    undo = partial(drop, token)
+                else:
+                    undo = partial(unconvert, request=0, token=token, before=before)
+                await self.store.change(key[0], undo)
+
+    async def _look_around(self) -> None:
+        """See that those who wait hear of what others do, and of leases that run out."""
+        try:
+            while self._waiters:
+                await self.store.news({tree for tree, _ in self._waiters})
+                for tree in {tree for tree, _ in self._waiters}:
+                    await self._look_at(tree)
+        except VaultError as error:
+            for waiter in self._waiters.values():
+                waiter.fail(error)
+        finally:
+            self._watching = False
+
+    async def _look_at(self, tree: TreeId) -> None:
+        known = [key for key in self._waiters if key[0] == tree]
+        waiting = await self.store.change(tree, who_waits)
+        for key in known:
+            waiter = self._waiters.get(key)
+            if waiter is not None and not waiter.settled and key[1] not in waiting:
+                waiter.settle(None)  # this process was taken for dead
