@@ -1,0 +1,219 @@
+"""From one content of the vault to another: the first round on manifests, the second on bytes.
+
+    units of two manifests -> copies and gaps -> bytes of a gap, old and new -> steps -> blocks
+
+Pages that both manifests have are not read. Of the contents only the gaps are, on both
+sides, a bounded stretch at a time; one stretch is worked on at a time in a process, so
+that memory is bounded however many ask.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from itertools import chain
+from typing import Final
+
+import anyio
+from anyio import to_thread
+from attrs import define, field
+
+from vaultfs.domain.deltacodec import Block, Part, ReadBase, Region, encode_block
+from vaultfs.domain.deltas import Copy, Delta, Literal, Step, delta_of
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.errors import Corrupt
+from vaultfs.domain.manifests import Manifest
+from vaultfs.domain.matching import (
+    Difference,
+    Gap,
+    difference,
+    gaps_of,
+    match_units,
+    refine,
+)
+from vaultfs.domain.nodes import UserId
+from vaultfs.domain.services.reader import Reader
+
+STRETCH: Final = 8 << 20
+"""Bytes of the target that are worked on together."""
+SPARE: Final = 2 << 20
+"""Bytes of the base on either side of where a part of a long gap should stand."""
+MOST_PARTS: Final = 100_000
+"""Steps of a block."""
+Unit = tuple[tuple[int, Digest], int]
+"""A chunk, or a page of a level, and the bytes under it."""
+
+
+@define(eq=False)
+class Differ:
+    """One of these serves a process."""
+
+    reader: Reader
+    workers: anyio.CapacityLimiter
+    working: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(1))
+
+    async def steps(self, user: UserId, base: Manifest, target: Manifest) -> Delta:
+        """The first round: what of the target's chunks and pages the base has."""
+        old, new = await self._units(user, base, target)
+        steps, size = match_units(old, new)
+        return delta_of(size, steps)
+
+    async def _units(
+        self, user: UserId, base: Manifest, target: Manifest
+    ) -> tuple[list[Unit], list[Unit]]:
+        """Both as lists of units; pages that only one of them has are opened."""
+        old: list[Unit] = [((base.level, digest), size) for digest, size in base.entries]
+        new: list[Unit] = [((target.level, digest), size) for digest, size in target.entries]
+        for level in range(max(base.level, target.level), 0, -1):
+            shared = {key for key, _ in old} & {key for key, _ in new}
+            old = await self._opened(user, old, level, shared)
+            new = await self._opened(user, new, level, shared)
+        return old, new
+
+    async def _opened(
+        self, user: UserId, units: Sequence[Unit], level: int, shared: set[tuple[int, Digest]]
+    ) -> list[Unit]:
+        found: list[Unit] = []
+        for unit in units:
+            (at, digest), size = unit
+            if at != level or unit[0] in shared:
+                found.append(unit)
+                continue
+            below = await self.reader.page(user, (digest, size), level)
+            found += (((level - 1, each), length) for each, length in below)
+        return found
+
+    async def blocks(
+        self, user: UserId, base: Manifest, target: Manifest, coarse: Delta
+    ) -> AsyncGenerator[tuple[bytes, list[Step]], None]:
+        """The blocks of a delta, encoded, each with its exact steps; the second round.
+
+        `coarse` is what `steps` gave. Raises `DamagedContent`, and `StoreError`.
+        """
+        making = _Making()
+        for stretch in _stretches(coarse):
+            if isinstance(stretch, Copy):
+                making.parts.append(stretch)
+                continue
+            old_size = stretch.base_stop - stretch.base_start
+            if making.full(stretch.stop - stretch.start, old_size):
+                yield await self._encoded(making)
+                making = _Making()
+            old = await self._bytes(user, base, stretch.base_start, stretch.base_stop)
+            new = await self._bytes(user, target, stretch.start, stretch.stop)
+            async with self.working:
+                await to_thread.run_sync(making.add, stretch, old, new, limiter=self.workers)
+        yield await self._encoded(making)
+
+    async def _encoded(self, making: "_Making") -> tuple[bytes, list[Step]]:
+        async with self.working:
+            data = await to_thread.run_sync(making.encode, limiter=self.workers)
+        return data, making.steps
+
+    async def _bytes(self, user: UserId, manifest: Manifest, start: int, stop: int) -> bytes:
+        if start == stop:
+            return b""
+        async with self.reader.content(user, manifest, start, stop) as parts:
+            return b"".join([piece async for part in parts for piece in part])
+
+
+def _stretches(coarse: Delta) -> list[Copy | Gap]:
+    """Copies and gaps in order; a long gap in parts, each with the base where it should stand."""
+    gaps = iter(gaps_of(coarse.steps, coarse.base))
+    found: list[Copy | Gap] = []
+    for step in coarse.steps:
+        if isinstance(step, Copy):
+            found.append(step)
+            continue
+        gap = next(gaps)
+        count = -(-(gap.stop - gap.start) // STRETCH)
+        found += [gap] if count == 1 else _parts(gap, count)
+    return found
+
+
+def _parts(gap: Gap, count: int) -> list[Gap]:
+    size, old = gap.stop - gap.start, gap.base_stop - gap.base_start
+    parts: list[Gap] = []
+    for index in range(count):
+        start, stop = size * index // count, size * (index + 1) // count
+        first = max(0, old * index // count - SPARE)
+        last = min(old, old * (index + 1) // count + SPARE, first + 2 * STRETCH)
+        parts.append(
+            Gap(gap.start + start, gap.start + stop, gap.base_start + first, gap.base_start + last)
+        )
+    return parts
+
+
+@define(eq=False)
+class _Making:
+    """A block under way."""
+
+    parts: list[Part] = field(factory=list[Part])
+    _olds: list[tuple[int, bytes]] = field(factory=list[tuple[int, bytes]])
+    """What was read of the base, and where."""
+    _changes: list[bytes] = field(factory=list[bytes])
+    _literals: list[bytes] = field(factory=list[bytes])
+    _new: int = 0
+    _old: int = 0
+
+    def full(self, new: int, old: int) -> bool:
+        """Whether so many bytes more, of target and base, are too many."""
+        return bool(self._olds) and (
+            self._new + new > STRETCH
+            or self._old + old > 2 * STRETCH
+            or len(self.parts) > MOST_PARTS
+        )
+
+    def add(self, gap: Gap, old: bytes, new: bytes) -> None:
+        """Take in a gap. CPU work."""
+        if len(old) != gap.base_stop - gap.base_start or len(new) != gap.stop - gap.start:
+            raise Corrupt("a content has another length than its manifest says")
+        self._olds.append((gap.base_start, old))
+        self._new, self._old = self._new + len(new), self._old + len(old)
+        if old:
+            self.parts.append(Region(gap.base_start, len(old)))
+        at = 0
+        for step in refine(old, new):
+            data = new[at : at + step.length]
+            at += step.length
+            match step:
+                case Literal():
+                    self._literals.append(data)
+                    self.parts.append(step)
+                case Difference(place, length):
+                    self._changes.append(difference(old[place : place + length], data))
+                    self.parts.append(Difference(gap.base_start + place, length))
+                case Copy(place, length):
+                    self.parts.append(Copy(gap.base_start + place, length))
+
+    def encode(self) -> bytes:
+        """The block as it travels. CPU work."""
+        block = Block(tuple(self.parts), b"".join(self._changes), b"".join(self._literals))
+        return encode_block(block, self._reading())
+
+    def _reading(self) -> ReadBase:
+        """Gives what was read of the base; it is asked for in about the order of the regions."""
+        olds, last = self._olds, 0
+
+        def read(start: int, stop: int) -> bytes:
+            nonlocal last
+            for index in chain(range(last, len(olds)), range(last)):
+                at, data = olds[index]
+                if at <= start and stop <= at + len(data):
+                    last = index
+                    return data[start - at : stop - at]
+            raise AssertionError("a block looks for bytes outside of its regions")
+
+        return read
+
+    @property
+    def steps(self) -> list[Step]:
+        """What the block does, for those who only ask where bytes come from."""
+        return [step for part in self.parts if (step := _plain(part)) is not None]
+
+
+def _plain(part: Part) -> Step | None:
+    match part:
+        case Region():
+            return None
+        case Difference(_, length):
+            return Literal(length)
+        case _:
+            return part
