@@ -23,12 +23,13 @@ from attrs import define, field, frozen
 from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.wrappers.counting import CountingObjectStore, Effect
+from vaultfs.domain.chains import Edge
 from vaultfs.domain.digests import Buffer, Digest, digest_of
 from vaultfs.domain.errors import CatalogUnavailable, NotFound, OutcomeUnknown, VaultError
 from vaultfs.domain.integrity import Depth
 from vaultfs.domain.manifests import Entry, Manifest
 from vaultfs.domain.names import Address, Path, parse_address, parse_path
-from vaultfs.domain.nodes import Node, NodeId, Origin, TreeId, User, UserId, Version
+from vaultfs.domain.nodes import Node, NodeId, Origin, TreeId, User, UserId, Version, VersionId
 from vaultfs.domain.operations import AddUser, Done, Outcome, Unit
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.reader import Wanted
@@ -163,6 +164,12 @@ class CatalogAround(Catalog):
 
     async def all_versions(self, *, after: int = 0, limit: int = 1000) -> list[VersionRef]:
         return await self.inner.all_versions(after=after, limit=limit)
+
+    async def deltas(self, node: NodeId) -> list[Edge]:
+        return await self.inner.deltas(node)
+
+    async def delta(self, base: VersionId, target: VersionId) -> tuple[Digest, bytes] | None:
+        return await self.inner.delta(base, target)
 
     async def unverified(self, *, after: int = 0, limit: int = 1000) -> list[Unverified]:
         return await self.inner.unverified(after=after, limit=limit)

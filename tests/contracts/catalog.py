@@ -8,6 +8,7 @@ import pytest
 from tests.contracts.callers import Caller, add_user
 from tests.contracts.catalog_accounts import AccountContract
 from tests.contracts.catalog_calls import CallContract
+from tests.contracts.catalog_deltas import DeltaContract
 from tests.contracts.catalog_stock import StockContract
 from tests.contracts.catalog_trees import TreeContract
 from tests.contracts.catalog_uploads import UploadContract
@@ -15,7 +16,9 @@ from tests.contracts.catalog_uploads import UploadContract
 from vaultfs.ports.catalog import Catalog
 
 
-class CatalogContract(TreeContract, StockContract, UploadContract, AccountContract, CallContract):
+class CatalogContract(
+    TreeContract, StockContract, DeltaContract, UploadContract, AccountContract, CallContract
+):
     @pytest.fixture
     def catalog(self) -> Catalog:
         """Open, and holds nothing."""

@@ -22,7 +22,7 @@ from attrs import define
 from vaultfs.domain.deltas import MAX_SIZE, Copy, Literal, Varints, write_varint, zigzag
 from vaultfs.domain.digests import Buffer, Digest, digest_of
 from vaultfs.domain.errors import Corrupt, Unsupported
-from vaultfs.domain.matching import Difference, FineStep, total
+from vaultfs.domain.matching import Difference, FineStep
 
 FORMAT: Final = 1
 MEDIA_TYPE: Final = "application/vnd.vaultfs.delta"
@@ -207,7 +207,7 @@ def _unpacked(packed: bytes, size: int, prefix: bytes = b"") -> bytes:
         return packed
     from backports import zstd  # noqa: PLC0415 as above
 
-    limits = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+    limits: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
     expander = zstd.ZstdDecompressor(options=limits, zstd_dict=_as_prefix(prefix))
     try:
         data = expander.decompress(packed, max_length=size)
@@ -309,13 +309,24 @@ class Sealed(NamedTuple):
     sizes: tuple[int, ...]
     body: bytes
 
-    def open(self, header: Header, read_base: ReadBase) -> Block:
-        """Its steps and bytes. CPU work; memory as bounded as blocks are. Raises `Corrupt`."""
-        numbers_size, a, changes_size, b, literals_size, c = self.sizes
-        numbers = _unpacked(self.body[:a], numbers_size)
-        parts = tuple(_parts(numbers, header.base_size))
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether bytes of the base are needed to open it."""
+        return self.sizes[5] < self.sizes[4]
+
+    def steps(self, header: Header) -> tuple[Part, ...]:
+        """Its steps. CPU work. Raises `Corrupt`."""
+        numbers = _unpacked(self.body[: self.sizes[1]], self.sizes[0])
+        return tuple(_parts(numbers, header.base_size))
+
+    def open(self, parts: tuple[Part, ...], read_base: ReadBase) -> Block:
+        """Its steps, which `steps` gave, with their bytes; `read_base` has those of the prefix.
+
+        CPU work; memory as bounded as blocks are. Raises `Corrupt`.
+        """
+        _, a, changes_size, b, literals_size, c = self.sizes
         changes = _unpacked(self.body[a : a + b], changes_size)
-        prefix = _prefix(parts, read_base) if literals_size > c else b""
+        prefix = _prefix(parts, read_base) if self.takes_prefix else b""
         literals = _unpacked(self.body[a + b : a + b + c], literals_size, prefix)
         for kind, found in ((Difference, changes), (Literal, literals)):
             if sum(part.length for part in parts if isinstance(part, kind)) != len(found):
@@ -340,21 +351,3 @@ def _try_numbers(data: bytes, count: int) -> tuple[list[int], int] | None:
         if len(data) >= count * 9:
             raise
         return None
-
-
-def contents(block: Block, read_base: ReadBase, piece: int) -> Iterator[bytes]:
-    """The bytes of the target that a block lays out, copies in pieces of at most `piece` bytes."""
-    changed = said = 0
-    for part in block.parts:
-        match part:
-            case Literal(length):
-                yield block.literals[said : said + length]
-                said += length
-            case Difference(at, length):
-                yield total(read_base(at, at + length), block.changes[changed : changed + length])
-                changed += length
-            case Copy(at, length):
-                for start in range(at, at + length, piece):
-                    yield read_base(start, min(start + piece, at + length))
-            case Region():
-                pass

@@ -97,6 +97,7 @@ def needs(  # noqa: PLR0911 a case for each kind of operation
             | ops.ClaimChunks()
             | ops.PinChunks()
             | ops.SetDigest()
+            | ops.RecordDelta()
         ):
             return {}
         case _:  # pragma: no cover

@@ -90,9 +90,8 @@ def gaps_of(steps: Iterable[Step], base: int) -> list[Gap]:
             stop = after.at if isinstance(after, Copy) else base
             if not pointer <= stop <= pointer + 4 * step.length + CONTEXT:
                 stop = min(base, pointer + 2 * step.length)
-            start = pointer
-            if stop - start < CONTEXT:
-                start = max(0, stop - CONTEXT)
+            context = min(CONTEXT, 16 * step.length + 256)
+            start = min(pointer, max(0, stop - context))
             gaps.append(Gap(at, at + step.length, start, stop))
         at += step.length
     return gaps

@@ -399,6 +399,27 @@ class SetDigest:
     digest: Digest
 
 
+@frozen
+class RecordDelta:
+    """Keep where the bytes of a version come from in an older or newer one of the same file.
+
+    Nothing if there is one between the two already, or if the target is gone. It stays when
+    versions are pruned, whose clients it still leads on, and goes with the file. The result
+    counts the deltas made.
+    """
+
+    tree: TreeId
+    node: NodeId
+    base: VersionId
+    target: VersionId
+    base_digest: Digest
+    """Of the whole content of the base."""
+    literal: int
+    """Bytes of the target that are not in the base."""
+    steps: bytes = field(repr=lambda steps: f"<{len(steps)} bytes>")
+    """See `domain.deltas.encode`."""
+
+
 FileOperation = (
     PutFile
     | RestoreVersion
@@ -430,7 +451,7 @@ UploadOperation = (
     | AbortUpload
     | ExpireUploads
 )
-StockOperation = RecordPack | ClaimChunks | PinChunks | SetDigest
+StockOperation = RecordPack | ClaimChunks | PinChunks | SetDigest | RecordDelta
 Operation = FileOperation | AccountOperation | UploadOperation | StockOperation
 
 

@@ -43,6 +43,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "tls_cert": Setting(None, str, "A certificate (PEM), for https."),
     "tls_key": Setting(None, str, "Its private key (PEM)."),
     "rate": Setting(1000.0, float, "Requests a second for each token."),
+    "max_chain_depth": Setting(16, int, "Deltas that one is composed of, at the most."),
     "trash_days": Setting(30, int, "Forget what was deleted so long ago; 0: never."),
     "backup_hours": Setting(24, int, "Back the catalog up so often; 0: never."),
 }

@@ -53,6 +53,7 @@ from vaultfs.ports.objects import ObjectExists, ObjectNotFound, ObjectStore, Wro
 
 if TYPE_CHECKING:  # most commands need no locks
     from vaultfs.domain.locknodes import Presented
+    from vaultfs.domain.services.deltas import Deltas
     from vaultfs.domain.services.locks import Locks
     from vaultfs.domain.services.upkeep import Upkeep
     from vaultfs.domain.services.uploads import Uploads
@@ -108,6 +109,25 @@ class LateUploads:
         return self._uploads
 
 
+@define(eq=False)
+class LateDeltas:
+    """The deltas of a vault, made when somebody asks for them first."""
+
+    _files: Files
+    _workers: anyio.CapacityLimiter
+    _deltas: "Deltas | None" = None
+
+    @property
+    def deltas(self) -> "Deltas":
+        """The one object of them."""
+        if self._deltas is None:
+            from vaultfs.domain.services.deltas import Deltas
+            from vaultfs.domain.services.differ import Differ
+
+            self._deltas = Deltas(self._files, Differ(self._files.reader, self._workers))
+        return self._deltas
+
+
 @frozen
 class Vault:
     """An open vault: the services, and the ports for those who compose their own."""
@@ -126,6 +146,7 @@ class Vault:
     recovery: Recovery
     late_locks: LateLocks
     late_uploads: LateUploads
+    late_deltas: LateDeltas
     user: User
     """The user of an embedded vault, and the first one of a served one."""
 
@@ -138,6 +159,11 @@ class Vault:
     def uploads(self) -> "Uploads":
         """Upload sessions, for all tasks of the process."""
         return self.late_uploads.uploads
+
+    @property
+    def deltas(self) -> "Deltas":
+        """Deltas between versions, for all tasks of the process."""
+        return self.late_deltas.deltas
 
     def upkeep(self) -> "Upkeep":
         """What is to be done from time to time."""
@@ -377,6 +403,7 @@ async def compose(
                 Recovery(store, catalog, reader, clock),
                 locks,
                 LateUploads(files),
+                LateDeltas(files, workers),
                 user,
             )
         finally:

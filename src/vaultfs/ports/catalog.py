@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import frozen
 
+from vaultfs.domain.chains import Edge
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.manifests import Entry, Manifest
 from vaultfs.domain.names import Path
@@ -301,6 +302,14 @@ class Catalog(ABC):
     @abstractmethod
     async def all_versions(self, *, after: int = 0, limit: int = 1000) -> list[VersionRef]:
         """Up to `limit` versions of all trees, trash included, ascending by id, above `after`."""
+
+    @abstractmethod
+    async def deltas(self, node: NodeId) -> list[Edge]:
+        """The deltas that are recorded between versions of a file, by target and base."""
+
+    @abstractmethod
+    async def delta(self, base: VersionId, target: VersionId) -> tuple[Digest, bytes] | None:
+        """The digest of the base, and the steps (`domain.deltas.decode`), if it is recorded."""
 
     @abstractmethod
     async def unverified(self, *, after: int = 0, limit: int = 1000) -> list[Unverified]:

@@ -175,6 +175,7 @@ def purge(tx: Transaction, unit: Unit, op: ops.Purge) -> Program[Result]:
     for number in doomed:
         sizes = yield Run("DELETE FROM versions WHERE node = $1 RETURNING size", number)
         freed += sum(row[0] for row in sizes)
+    yield RunMany("DELETE FROM deltas WHERE node = $1", doomed)
     yield RunMany("DELETE FROM nodes WHERE id = $1", doomed)
     yield from charge(tx, op.tree, -freed)
     left = len(rows) - len(doomed)

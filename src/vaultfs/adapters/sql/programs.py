@@ -57,5 +57,6 @@ PROGRAMS: dict[type, Callable[[Transaction, Unit, Any], Program[Result]]] = {
     ops.BreakLock: locking.break_lock,
     ops.RecordPack: stock.record_pack,
     ops.ClaimChunks: stock.claim_chunks,
+    ops.RecordDelta: stock.record_delta,
     **uploads.PROGRAMS,
 }

@@ -22,11 +22,12 @@ from vaultfs.adapters.sql.statements import (
     to_user,
     to_version,
 )
+from vaultfs.domain.chains import Edge
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import NotFound
 from vaultfs.domain.manifests import Entry, unpack_entries
 from vaultfs.domain.names import Path, key_of
-from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version
+from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version, VersionId
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.tokens import Token
 from vaultfs.ports.catalog import (
@@ -190,6 +191,18 @@ class SqlCatalog(Catalog):
             *(after, limit),
         )
         return list(map(VersionRef._make, rows))
+
+    async def deltas(self, node: NodeId) -> list[Edge]:
+        rows = await self._rows(
+            "SELECT base, target, literal FROM deltas WHERE node = $1 ORDER BY target, base", node
+        )
+        return list(map(Edge._make, rows))
+
+    async def delta(self, base: VersionId, target: VersionId) -> tuple[Digest, bytes] | None:
+        rows = await self._rows(
+            "SELECT digest, steps FROM deltas WHERE target = $1 AND base = $2", target, base
+        )
+        return (Digest(rows[0][0]), rows[0][1]) if rows else None
 
     async def unverified(self, *, after: int = 0, limit: int = 1000) -> list[Unverified]:
         rows = await self._rows(

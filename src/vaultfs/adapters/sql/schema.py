@@ -266,7 +266,26 @@ UPLOADS: Final = (
     "CREATE INDEX versions_unverified ON versions(id) WHERE digest_state <> 'verified'",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (TABLES, ACCOUNTS, PLACEMENT, LOCKS, UPLOADS)
+DELTAS: Final = (
+    # Where the bytes of `target` come from in `base`, which may be pruned by now.
+    """
+    CREATE TABLE deltas(
+        target INTEGER NOT NULL,
+        base INTEGER NOT NULL,
+        node INTEGER NOT NULL,
+        literal INTEGER NOT NULL,
+        digest BLOB NOT NULL,
+        steps BLOB NOT NULL,
+        PRIMARY KEY (target, base)
+    )
+    """,
+    "CREATE INDEX deltas_by_node ON deltas(node)",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    *(TABLES, ACCOUNTS, PLACEMENT, LOCKS, UPLOADS),
+    DELTAS,
+)
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 
 SCHEMA: Final = len(MIGRATIONS)
@@ -288,6 +307,7 @@ DUMPED: Final[dict[str, tuple[str, ...]]] = {
         *("id", "owner", "name", "scopes", "digest", "previous", "previous_until", "created"),
         *("expires", "used", "revoked"),
     ),
+    "deltas": ("target", "base", "node", "literal", "digest", "steps"),
     "audit": ("id", "at", "actor", "kind", "subject", "op_id"),
     "changes": ("tree", "seq", "node", "kind", "revision", "version", "actor", "at", "op_id"),
 }
@@ -298,6 +318,7 @@ BLOBS: Final = frozenset(
     {
         *(("versions", "digest"), ("versions", "manifest")),
         *(("tokens", "digest"), ("tokens", "previous")),
+        *(("deltas", "digest"), ("deltas", "steps")),
     }
 )
 """The dumped columns that hold bytes."""

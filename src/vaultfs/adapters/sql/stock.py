@@ -63,3 +63,13 @@ def claim(user: UserId, digest: bytes) -> Program[None]:
         " ON CONFLICT DO NOTHING",
         (digest, user),
     )
+
+
+def record_delta(_tx: Transaction, _unit: Unit, op: ops.RecordDelta) -> Program[Result]:
+    rows = yield Run(
+        "INSERT INTO deltas(target, base, node, literal, digest, steps)"
+        " SELECT v.id, $2, n.id, $5, $6, $7 FROM versions v JOIN nodes n ON n.id = v.node"
+        " WHERE v.id = $1 AND n.id = $3 AND n.tree = $4 ON CONFLICT DO NOTHING RETURNING 1",
+        (op.target, op.base, op.node, op.tree, op.literal, op.base_digest, op.steps),
+    )
+    return Result(count=len(rows))

@@ -81,17 +81,20 @@ class Differ:
         return found
 
     async def blocks(
-        self, user: UserId, base: Manifest, target: Manifest, coarse: Delta
+        self, user: UserId, base: Manifest | None, target: Manifest, coarse: Delta
     ) -> AsyncGenerator[tuple[bytes, list[Step]], None]:
         """The blocks of a delta, encoded, each with its exact steps; the second round.
 
-        `coarse` is what `steps` gave. Raises `DamagedContent`, and `StoreError`.
+        `coarse` is what `steps` gave, or finer. Without a `base` to read, what it leaves
+        open are literals. Raises `DamagedContent`, and `StoreError`.
         """
         making = _Making()
         for stretch in _stretches(coarse):
             if isinstance(stretch, Copy):
                 making.parts.append(stretch)
                 continue
+            if base is None:
+                stretch = stretch._replace(base_stop=stretch.base_start)  # noqa: PLW2901 nothing
             old_size = stretch.base_stop - stretch.base_start
             if making.full(stretch.stop - stretch.start, old_size):
                 yield await self._encoded(making)
@@ -107,8 +110,8 @@ class Differ:
             data = await to_thread.run_sync(making.encode, limiter=self.workers)
         return data, making.steps
 
-    async def _bytes(self, user: UserId, manifest: Manifest, start: int, stop: int) -> bytes:
-        if start == stop:
+    async def _bytes(self, user: UserId, manifest: Manifest | None, start: int, stop: int) -> bytes:
+        if manifest is None or start == stop:
             return b""
         async with self.reader.content(user, manifest, start, stop) as parts:
             return b"".join([piece async for part in parts for piece in part])

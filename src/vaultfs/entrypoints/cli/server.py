@@ -76,6 +76,9 @@ def serve(
     tls_cert: Annotated[str | None, typer.Option("--tls-cert", help=_is("tls_cert"))] = None,
     tls_key: Annotated[str | None, typer.Option("--tls-key", help=_is("tls_key"))] = None,
     rate: Annotated[float | None, typer.Option("--rate", help=_is("rate"))] = None,
+    max_chain_depth: Annotated[
+        int | None, typer.Option("--max-chain-depth", help=_is("max_chain_depth"))
+    ] = None,
     trash_days: Annotated[int | None, typer.Option("--trash-days", help=_is("trash_days"))] = None,
     backup_hours: Annotated[
         int | None, typer.Option("--backup-hours", help=_is("backup_hours"))
@@ -97,6 +100,7 @@ def serve(
         "tls_cert": tls_cert,
         "tls_key": tls_key,
         "rate": rate,
+        "max_chain_depth": max_chain_depth,
         "trash_days": trash_days,
         "backup_hours": backup_hours,
     }
@@ -150,9 +154,16 @@ def _listening(values: dict[str, Any], *, log: bool) -> "Listening":
         None if certificate is None else Path(certificate),
         None if key is None else Path(key),
         Rate(rate, max(1, round(4 * rate))),
+        _depth(values["max_chain_depth"]),
         _plan(values["trash_days"], values["backup_hours"]),
         log=log,
     )
+
+
+def _depth(most: int) -> int:
+    if not 0 <= most <= 1000:
+        raise InvalidField(f"--max-chain-depth {most}: 0 to 1000; 0 composes none")
+    return most
 
 
 def _welcome(address: str, secret: str | None) -> str:

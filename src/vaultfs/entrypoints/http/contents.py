@@ -15,6 +15,7 @@ from blake3 import blake3
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from vaultfs.domain.deltacodec import MEDIA_TYPE as DELTA
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import (
     Exists,
@@ -24,7 +25,7 @@ from vaultfs.domain.errors import (
     VaultError,
     VersionMismatch,
 )
-from vaultfs.domain.nodes import DigestState, Node, Origin, Version
+from vaultfs.domain.nodes import DigestState, Node, Origin, Version, VersionId
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Scope as TokenScope
@@ -45,6 +46,11 @@ MOST: Final = 1 << 46
 """Bytes that a body may announce."""
 CHUNK: Final = 256 << 10
 """Bytes that are joined to one message: a message costs as much as copying that."""
+
+
+IM: Final = "vaultfs-delta"
+"""The instance manipulation (RFC 3229) that this server knows."""
+_VERSION_TAG: Final = re.compile(r'"v([0-9]{1,18})"')
 
 
 class Download(Response):
@@ -112,6 +118,9 @@ async def get_file(call: Call) -> Response:
     if _listed(call.header("if-none-match"), etag):
         del headers["Content-Length"], headers["Content-Type"]
         return Response(status_code=304, headers=headers)
+    base = _delta_base(call)
+    if base is not None:
+        return await _changed(call, node, version, headers, base)
     span = _range(call, version.size, etag)
     if span is None:
         return Response(status_code=416, headers={"Content-Range": f"bytes */{version.size}"})
@@ -128,6 +137,53 @@ async def get_file(call: Call) -> Response:
         return await stack.enter_async_context(reading)
 
     return Download(open_, status, headers)
+
+
+def _delta_base(call: Call) -> VersionId | None:
+    """The version that the client has, if it takes a delta from it (RFC 3229)."""
+    wanted = (call.header("a-im") or "").split(",")
+    if call.request.method != "GET" or call.header("range") is not None:
+        return None
+    if IM not in {each.partition(";")[0].strip().lower() for each in wanted}:
+        return None
+    found = _VERSION_TAG.search(call.header("if-none-match") or "")
+    return None if found is None else VersionId(int(found[1]))
+
+
+async def _changed(
+    call: Call, node: Node, version: Version, headers: dict[str, str], base: VersionId
+) -> Response:
+    """The delta from `base`, or where there is none the file, and how that came."""
+    deltas = call.server.vault.deltas
+    stack = AsyncExitStack()
+    try:
+        offer = await stack.enter_async_context(deltas.offer(call.user, node, base, version))
+        plan, pieces = offer.plan, offer.pieces
+        headers["Vary"] = "A-IM, If-None-Match"
+        headers["Vaultfs-Delta"] = f"{plan.way}; depth={plan.depth}; reason={plan.reason}"
+        if pieces is None:
+            await stack.aclose()
+            return _whole(call, version, headers)
+    except BaseException:
+        await stack.aclose()
+        raise
+    headers |= {"IM": IM, "Delta-Base": content_etag(base), "Content-Type": DELTA}
+    del headers["Content-Length"]
+    if offer.size is not None:
+        headers["Content-Length"] = str(offer.size)
+
+    async def open_(sending: AsyncExitStack) -> AsyncIterator[list[Buffer]]:
+        sending.push_async_callback(stack.aclose)
+        return ([piece] async for piece in pieces)
+
+    return Download(open_, 226, headers)
+
+
+def _whole(call: Call, version: Version, headers: dict[str, str]) -> Response:
+    async def open_(stack: AsyncExitStack) -> AsyncIterator[list[Buffer]]:
+        return await stack.enter_async_context(call.files.read(call.user, version))
+
+    return Download(open_, 200, headers)
 
 
 def _headers(node: Node, version: Version, etag: str) -> dict[str, str]:
@@ -337,6 +393,7 @@ _RANGE = (
     Parameter("If-Range", "The entity tag that the range is of.", where="header"),
     IF_MATCH,
     Parameter("If-None-Match", "Entity tags that the client has.", where="header"),
+    Parameter("A-IM", "`vaultfs-delta`: a delta from the version the client has.", where="header"),
 )
 _BYTES = "application/octet-stream"
 _PATH = "/v1/files/{user}/{path:path}"
@@ -347,7 +404,7 @@ ROUTES: Final = (
         scope=TokenScope.READ,
         answer=_BYTES,
         parameters=_RANGE,
-        failures=(206, 304, 409, 412, 416),
+        failures=(206, 226, 304, 409, 412, 416),
     ),
     Route(
         *("HEAD", _PATH, get_file, "headFile", "What reading it would say."),

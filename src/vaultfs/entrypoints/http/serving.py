@@ -14,6 +14,7 @@ import uvicorn
 from attrs import asdict, field, frozen
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from vaultfs.domain.chains import MAX_CHAIN_DEPTH
 from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import Exists, InvalidField, VaultError
 from vaultfs.domain.rates import Rate
@@ -52,6 +53,8 @@ class Listening:
     certificate: Path | None = None
     key: Path | None = None
     rate: Rate = DEFAULT_RATE
+    max_chain_depth: int = MAX_CHAIN_DEPTH
+    """See `domain.chains`."""
     plan: Plan = field(factory=Plan)
     """What is done every `UPKEEP_EVERY` seconds."""
     log: bool = True
@@ -189,6 +192,8 @@ def _bind(where: Listening) -> socket.socket:
 
 def _config(vault: Vault, where: Listening) -> uvicorn.Config:
     configure_log(where)
+    if where.max_chain_depth != MAX_CHAIN_DEPTH:
+        vault.deltas.max_depth = where.max_chain_depth
     return uvicorn.Config(
         Api(Server(vault, where.rate)),
         loop="asyncio",

@@ -1,0 +1,290 @@
+"""Deltas for those who have one version of a file and want another.
+
+    versions, recorded edges -> plan -> steps -> blocks -> bytes, and an edge for next time
+
+A delta is offered only if it is smaller than the file: its beginning is made before
+anything is promised, all of it if it is short. Equal requests at the same time are one
+piece of work, and short deltas are kept for a while. What was computed is recorded as an
+edge; a crash before that costs computing it again.
+"""
+
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Final, NamedTuple
+
+import anyio
+from attrs import define, field
+
+from vaultfs.domain.chains import MAX_CHAIN_DEPTH, Edge, Plan, Reason, Way, choose
+from vaultfs.domain.deltacodec import Header, write_end, write_header
+from vaultfs.domain.deltas import Delta, Step, compose, decode, delta_of, encode
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.errors import Corrupt
+from vaultfs.domain.matching import gaps_of
+from vaultfs.domain.nodes import DigestState, Node, User, Version, VersionId
+from vaultfs.domain.operations import RecordDelta
+from vaultfs.domain.services.differ import Differ
+from vaultfs.domain.services.files import Files
+
+BEGINNING: Final = 4 << 20
+"""Bytes of a delta that are made before it is said to be one."""
+KEPT: Final = 16 << 20
+"""Bytes of short deltas that are kept."""
+WORTH_IT: Final = 0.9
+"""A long delta whose beginning is this share of what it stands for is none."""
+MOST_STEPS: Final = 4 << 20
+"""Bytes of an edge's steps; one that has more is not recorded."""
+_Key = tuple[VersionId, VersionId]
+
+
+_UNKNOWN: Final = Plan(Way.FULL, Reason.UNKNOWN_BASE)
+
+
+class Offer(NamedTuple):
+    """A way to a version; `pieces` are the bytes of the delta, if it is one."""
+
+    plan: Plan
+    size: int | None
+    """Bytes of the delta, if all of it is there."""
+    pieces: AsyncGenerator[bytes, None] | None
+
+
+class _Short(NamedTuple):
+    """A delta that is there as a whole, or none."""
+
+    plan: Plan
+    data: bytes | None
+
+
+@define(eq=False)
+class Deltas:
+    """One of these serves a process."""
+
+    files: Files
+    differ: Differ
+    max_depth: int = MAX_CHAIN_DEPTH
+    """Links of the longest chain that is composed."""
+    direct: bool = True
+    """Whether deltas are computed; where they are not, only those that are recorded are."""
+    _kept: OrderedDict[_Key, _Short] = field(factory=OrderedDict[_Key, _Short])
+    _size: int = 0
+    _under_way: dict[_Key, anyio.Lock] = field(factory=dict[_Key, anyio.Lock])
+
+    @asynccontextmanager
+    async def offer(
+        self,
+        caller: User,
+        node: Node,
+        base: VersionId,
+        target: Version,
+    ) -> AsyncGenerator[Offer, None]:
+        """The way to `target`, a version of `node`, for a client that has the version `base`.
+
+        Raises `DamagedContent` and failures of the vault, at first or while it is iterated.
+        """
+        making = _Making(self, caller, node, base, target)
+        async with aclosing(making.pieces()) as pieces:
+            short = await self._short((base, target.id), making, pieces)
+            if short is None:
+                yield Offer(making.plan, None, making.rest(pieces))
+            elif short.data is None:
+                yield Offer(short.plan, None, None)
+            else:
+                yield Offer(short.plan, len(short.data), _one(short.data))
+
+    async def _short(
+        self, key: _Key, making: "_Making", pieces: AsyncGenerator[bytes, None]
+    ) -> _Short | None:
+        """The delta as a whole, or the news that there is none; None if it is long."""
+        async with self._alone(key):
+            short = self._kept.get(key)
+            if short is not None:
+                self._kept.move_to_end(key)
+                return short
+            short = await self._begin(making, pieces)
+            if short is not None:
+                self._keep(key, short)
+            return short
+
+    @asynccontextmanager
+    async def _alone(self, key: _Key) -> AsyncGenerator[None, None]:
+        """One at a time for each key."""
+        lock = self._under_way.setdefault(key, anyio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._under_way.pop(key, None)
+
+    async def _begin(self, making: "_Making", pieces: AsyncGenerator[bytes, None]) -> _Short | None:
+        size = making.target.size
+        async for piece in pieces:
+            making.held.append(piece)
+            making.made += len(piece)
+            if making.made >= size:
+                return _Short(Plan(Way.FULL, Reason.NOT_SMALLER), None)
+            if making.made >= BEGINNING and making.made < making.laid_out * WORTH_IT:
+                return None
+        if making.plan.way is Way.FULL:
+            return _Short(making.plan, None)
+        await making.record()
+        return _Short(making.plan, b"".join(making.held))
+
+    def _keep(self, key: _Key, short: _Short) -> None:
+        if short.data is None and short.plan.reason is not Reason.NOT_SMALLER:
+            return  # another version may be recorded at any time
+        self._kept[key] = short
+        self._size += _weight(short)
+        while self._size > KEPT:
+            _, gone = self._kept.popitem(last=False)
+            self._size -= _weight(gone)
+
+    async def connect(self, caller: User, base: Version, target: Version) -> None:
+        """Compute and record the edge from one version to another of the same file."""
+        differ = self.differ
+        coarse = await differ.steps(caller.id, base.manifest, target.manifest)
+        steps: list[Step] = []
+        async with aclosing(
+            differ.blocks(caller.id, base.manifest, target.manifest, coarse)
+        ) as blocks:
+            async for _, more in blocks:
+                steps += more
+        await self.record(caller, base, target, steps)
+
+    async def record(
+        self, caller: User, base: Version, target: Version, steps: Sequence[Step]
+    ) -> None:
+        """Keep the exact steps between two versions, if the base is known to the last byte."""
+        if base.digest is None or base.digest_state is not DigestState.VERIFIED:
+            return
+        delta = delta_of(base.size, steps)
+        data = encode(delta)
+        if len(data) > MOST_STEPS:
+            return
+        operation = RecordDelta(
+            *(caller.tree, target.node, base.id, target.id, base.digest, delta.literal, data)
+        )
+        await self.files.change(caller, operation)
+
+
+async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
+    yield data
+
+
+def _weight(short: _Short) -> int:
+    return 1024 + len(short.data or b"")
+
+
+@define(eq=False)
+class _Making:
+    """One delta on its way."""
+
+    deltas: Deltas
+    caller: User
+    node: Node
+    base: VersionId
+    target: Version
+    plan: Plan = _UNKNOWN
+    held: list[bytes] = field(factory=list[bytes])
+    made: int = 0
+    laid_out: int = 0
+    """Bytes of the target that what was made stands for."""
+    _steps: list[Step] = field(factory=list[Step])
+    _old: Version | None = None
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The bytes of the delta; none if the file is to be sent, and `plan` says why."""
+        target = self.target
+        if target.digest is None or target.digest_state is not DigestState.VERIFIED:
+            self.plan = Plan(Way.FULL, Reason.UNVERIFIED)
+            return
+        self._old = await self._version(self.base)
+        coarse = None
+        if self._old is not None and self.deltas.direct:
+            coarse = await self.deltas.differ.steps(
+                self.caller.id, self._old.manifest, target.manifest
+            )
+        edges = await self.deltas.files.catalog.deltas(self.node.id)
+        self.plan = choose(
+            edges,
+            self.base,
+            target.id,
+            size=target.size,
+            direct=None if coarse is None else _cost(coarse),
+            max_depth=self.deltas.max_depth,
+        )
+        if self.plan.way is Way.CHAIN:
+            digest, coarse = await self._composed(self.plan.path)
+        elif self.plan.way is Way.DIRECT and self._old is not None and self._old.digest is not None:
+            digest = self._old.digest
+        else:
+            return
+        assert coarse is not None
+        async with aclosing(self._encoded(digest, target.digest, coarse)) as encoded:
+            async for piece in encoded:
+                yield piece
+
+    async def _encoded(
+        self, digest: Digest, vouched: Digest, coarse: Delta
+    ) -> AsyncGenerator[bytes, None]:
+        yield write_header(Header.of(coarse.base, digest, self.target.size, vouched))
+        old = None if self._old is None else self._old.manifest
+        count = 0
+        blocks = self.deltas.differ.blocks(self.caller.id, old, self.target.manifest, coarse)
+        async with aclosing(blocks):
+            async for data, steps in blocks:
+                self._steps += steps
+                self.laid_out += sum(step.length for step in steps)
+                count += 1
+                yield data
+        yield write_end(count)
+
+    async def _version(self, number: VersionId) -> Version | None:
+        """A version of the file whose content is known to the last byte, if it is there."""
+        before: int | None = None
+        catalog = self.deltas.files.catalog
+        while found := await catalog.versions(self.node.id, before=before):
+            for version in found:
+                if version.id == number:
+                    known = version.digest_state is DigestState.VERIFIED
+                    return version if known else None
+            before = found[-1].number
+        return None
+
+    async def _composed(self, path: Sequence[Edge]) -> tuple[Digest, Delta]:
+        """The digest of the base of a path of edges, and the one delta that it is."""
+        digest: Digest | None = None
+        whole: Delta | None = None
+        for edge in path:
+            found = await self.deltas.files.catalog.delta(edge.base, edge.target)
+            if found is None:
+                raise Corrupt("a delta that is recorded is not there any more: ask again")
+            first, steps = found
+            digest = first if digest is None else digest
+            whole = decode(steps) if whole is None else compose(whole, decode(steps))
+        assert digest is not None
+        assert whole is not None
+        return digest, whole
+
+    async def record(self) -> None:
+        """Keep the exact steps of a delta that was computed."""
+        if self.plan.way is Way.DIRECT and self._old is not None:
+            await self.deltas.record(self.caller, self._old, self.target, self._steps)
+
+    async def rest(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """What was made, and then the rest as it is made."""
+        for piece in self.held:
+            yield piece
+        async for piece in pieces:
+            yield piece
+        await self.record()
+
+
+def _cost(coarse: Delta) -> int:
+    """Bytes of contents that the second round reads."""
+    return sum(
+        gap.stop - gap.start + gap.base_stop - gap.base_start
+        for gap in gaps_of(coarse.steps, coarse.base)
+    )
