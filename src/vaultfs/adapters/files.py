@@ -64,7 +64,7 @@ _ERRNOS: Final[dict[int, tuple[type[VaultError], str]]] = {
 
 
 @contextmanager
-def _translated(what: object) -> Generator[None, None, None]:
+def translated(what: object) -> Generator[None, None, None]:
     """Raise what the operating system raises as the port promises."""
     try:
         yield
@@ -89,7 +89,8 @@ def _origin(status: os.stat_result) -> Origin:
     return Origin(status.st_mtime_ns // 1000, stat.S_IMODE(status.st_mode) & 0o777)
 
 
-def _identity(status: os.stat_result) -> tuple[int, ...]:
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """What is another one as soon as a file is written, or another takes its place."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -107,7 +108,7 @@ class FileSource:
 
     async def readinto(self, view: memoryview) -> int:
         filled = 0
-        with _translated(self.name):
+        with translated(self.name):
             while filled < len(view):
                 read = await self.file.readinto(view[filled:])
                 if not read:
@@ -120,20 +121,20 @@ class FileSource:
 
     async def rewind(self, at: int) -> None:
         """Go on reading at byte `at`."""
-        with _translated(self.name):
+        with translated(self.name):
             await self.file.seek(at)
         self.done = at
 
     def _check(self) -> None:
         now = os.fstat(self.file.fileno())
-        if _identity(now) != _identity(self.before) or self.done != now.st_size:
+        if identity(now) != identity(self.before) or self.done != now.st_size:
             raise SourceChanged(f"{self.name} changed while it was read: try again")
 
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def _open_regular(path: str) -> int:
+def open_regular(path: str) -> int:
     """A descriptor of the regular file at `path`, never of what a link or pipe leads to."""
     descriptor = os.open(path, _READ)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -151,8 +152,8 @@ async def open_source(
     Raises `NotFound`, `Forbidden` or `Conflict`; reading raises `SourceChanged`.
     """
     name = os.fspath(path)
-    with _translated(name):
-        descriptor = await to_thread.run_sync(_open_regular, name)
+    with translated(name):
+        descriptor = await to_thread.run_sync(open_regular, name)
         status = os.fstat(descriptor)
     async with aiofiles.open(descriptor, "rb", buffering=0) as file:
         item = Item((os.path.basename(name),), "file", status.st_size, _origin(status))
@@ -282,7 +283,7 @@ class _FileSink:
     file: AsyncFileIO
 
     async def write(self, pieces: Sequence[Buffer]) -> None:
-        with _translated(self.name):
+        with translated(self.name):
             await self.file.writelines(pieces)
 
 
@@ -306,7 +307,7 @@ class LocalTarget(TargetTree):
         """A descriptor of the folder `path`, made if need be; no link is followed below the top."""
         where = self.top.joinpath(*path)
         refuse_inside(self.vault, where)
-        with _translated(where):
+        with translated(where):
             self.top.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -352,13 +353,13 @@ class LocalTarget(TargetTree):
     @asynccontextmanager
     async def create(self, path: Path, origin: Origin) -> AsyncGenerator[Sink, None]:
         where = self.top.joinpath(*path)
-        with self._folder(path[:-1]) as folder, _translated(where):
-            temporary = _temporary()
+        with self._folder(path[:-1]) as folder, translated(where):
+            temporary = temporary_name()
             descriptor = _create(folder, temporary)
             try:
                 async with aiofiles.open(descriptor, "wb", buffering=0) as file:
                     yield _FileSink(str(where), file)
-                    _finish(file.fileno(), origin)
+                    finish(file.fileno(), origin)
                 os.rename(temporary, path[-1], src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with suppress(OSError):
@@ -384,7 +385,8 @@ def _open_folder(name: str, parent: int) -> int:
         return os.open(name, flags, dir_fd=parent)
 
 
-def _temporary() -> str:
+def temporary_name() -> str:
+    """A name for a file under way that no other process takes."""
     return f".vaultfs-{os.getpid()}-{next(_numbers)}"
 
 
@@ -393,7 +395,7 @@ def _create(folder: int, name: str) -> int:
     return os.open(name, flags, 0o666, dir_fd=folder)
 
 
-def _finish(descriptor: int, origin: Origin) -> None:
+def finish(descriptor: int, origin: Origin) -> None:
     """Give a written file the mode and time that it had where it came from."""
     if origin.mode is not None:
         os.fchmod(descriptor, origin.mode)
@@ -403,14 +405,14 @@ def _finish(descriptor: int, origin: Origin) -> None:
 
 
 def _write_whole(folder: int, where: FilePath, pieces: Sequence[Buffer], origin: Origin) -> None:
-    temporary = _temporary()
-    with _translated(where):
+    temporary = temporary_name()
+    with translated(where):
         descriptor = _create(folder, temporary)
         try:
             try:
                 for at in range(0, len(pieces), IOV_MAX):
                     _write_all(descriptor, pieces[at : at + IOV_MAX])
-                _finish(descriptor, origin)
+                finish(descriptor, origin)
             finally:
                 os.close(descriptor)
             os.rename(temporary, where.name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -77,7 +77,11 @@ def version_of(headers: Mapping[str, str]) -> Version:
 
 def _version_of(headers: Mapping[str, str]) -> Version:
     mtime, mode = headers.get("Vaultfs-Mtime"), headers.get("Vaultfs-Mode")
-    size = headers.get("Content-Range", "").rpartition("/")[2] or headers["Content-Length"]
+    size = (
+        headers.get("Vaultfs-Size")  # of the file, where the body is a delta
+        or headers.get("Content-Range", "").rpartition("/")[2]
+        or headers["Content-Length"]
+    )
     vouched = headers.get("Repr-Digest", "").removeprefix("blake3=:").removesuffix(":")
     return Version(
         VersionId(int(headers["ETag"].strip('"').removeprefix("v"))),

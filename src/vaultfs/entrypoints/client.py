@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequen
 from contextlib import aclosing, asynccontextmanager
 from os import PathLike
 from pathlib import Path as LocalPath
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -31,8 +31,9 @@ from vaultfs.adapters.files import (
     open_source,
 )
 from vaultfs.domain.digests import Buffer, Digest
-from vaultfs.domain.errors import Corrupt, NotAuthenticated, VaultError
+from vaultfs.domain.errors import Corrupt, NotAuthenticated, Unsupported, VaultError
 from vaultfs.domain.lockmodes import WRITE, Mode
+from vaultfs.domain.names import parse_address
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
     DigestState,
@@ -40,6 +41,7 @@ from vaultfs.domain.nodes import (
     NodeId,
     Preconditions,
     Version,
+    VersionId,
 )
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.recovery import Usage
@@ -65,6 +67,10 @@ from vaultfs.entrypoints.surface import Content, Stored, Surface
 from vaultfs.ports.catalog import Trashed
 from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Item, Source
+
+if TYPE_CHECKING:
+    from vaultfs.entrypoints.comparing import Compared
+    from vaultfs.entrypoints.pulling import Pulled, Pushed
 
 SMALL: Final = 1 << 20
 """Contents of so many bytes are sent in one piece."""
@@ -214,6 +220,44 @@ class RemoteVault(Surface):
 
         async with leased(self.calls, self.user, paths or ("/",), mode, timeout) as lease:
             yield evolve(self, calls=evolve(self.calls, locks=(*self.calls.locks, lease)))
+
+    async def pull(
+        self,
+        path: str,
+        local: str | PathLike[str],
+        *,
+        base: VersionId | None = None,
+        progress: Progress = no_progress,
+    ) -> "Pulled":
+        from vaultfs.entrypoints.pulling import Pull
+
+        return await Pull(self, path, LocalPath(local), base, progress).run()
+
+    async def push(
+        self,
+        path: str,
+        local: str | PathLike[str],
+        *,
+        base: VersionId | None = None,
+        progress: Progress = no_progress,
+    ) -> "Pushed":
+        from vaultfs.entrypoints.pulling import Pushed
+        from vaultfs.entrypoints.uploading import Uploading
+
+        headers = conditions(Preconditions(if_version=base, if_absent=base is None))
+        async with open_source(LocalPath(local)) as (source, item):
+            sending = Uploading(self, path, source, item, headers, parents=True, progress=progress)
+            stored = await sending.run()
+        return Pushed(stored.node, stored.changed, sending.sent)
+
+    async def compare(
+        self, one: str, other: str, *, first: int | None = None, second: int | None = None
+    ) -> "Compared":
+        from vaultfs.entrypoints.comparing import compare_there
+
+        if parse_address(one, own=self.user) != parse_address(other, own=self.user):
+            raise Unsupported("a server compares versions of one file: name it twice")
+        return await compare_there(self, other, await self.version(one, first), second)
 
     # Trees
 

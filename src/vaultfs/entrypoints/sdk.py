@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from os import PathLike
 from pathlib import Path as LocalPath
+from typing import TYPE_CHECKING
 
 from anyio.lowlevel import current_token
 from attrs import evolve, frozen
@@ -42,6 +43,9 @@ from vaultfs.entrypoints.vault import Vault as OpenVault
 from vaultfs.entrypoints.vault import init_vault, open_vault
 from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Source
+
+if TYPE_CHECKING:
+    from vaultfs.entrypoints.comparing import Compared
 
 
 @frozen
@@ -116,6 +120,14 @@ class Vault(EmbeddedLook, Surface):
         wanted = {place.path: mode for place in places}
         async with locks.hold(locks.new_owner(), tree, wanted, timeout=timeout) as held:
             yield evolve(self, vault=self.vault.presenting(*held.presented))
+
+    async def compare(
+        self, one: str, other: str, *, first: int | None = None, second: int | None = None
+    ) -> "Compared":
+        from vaultfs.entrypoints.comparing import compare_here
+
+        base, target = await self.version(one, first), await self.version(other, second)
+        return await compare_here(self.vault.deltas, self.user, base, target)
 
     # Trees
 

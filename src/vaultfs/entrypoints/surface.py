@@ -21,6 +21,7 @@ from vaultfs.domain.nodes import (
     NodeId,
     Preconditions,
     Version,
+    VersionId,
 )
 from vaultfs.domain.retention import Retention
 from vaultfs.entrypoints.look import Look
@@ -30,7 +31,9 @@ from vaultfs.ports.trees import Source
 if TYPE_CHECKING:
     from vaultfs.domain.services.recovery import Usage
     from vaultfs.domain.services.transfer import Report
+    from vaultfs.entrypoints.comparing import Compared
     from vaultfs.entrypoints.fileobjects import Loop, ReadFile, WriteFile
+    from vaultfs.entrypoints.pulling import Pulled, Pushed
 
 Content = Buffer | AsyncIterable[bytes] | PathLike[str] | Source
 """What can be put: bytes, an asynchronous stream of them, a local file, or a source."""
@@ -168,6 +171,52 @@ class Surface(Look):
         Waits up to `timeout` seconds: 0 is now or not at all, None for ever. Raises
         `LockTimedOut`, `WouldBlock`, `DeadlockFound`. On a server it is a lease that is
         renewed meanwhile. See `docs/locks.md`.
+        """
+
+    # One file in step with a local one
+
+    async def pull(
+        self,
+        path: str,
+        local: str | PathLike[str],
+        *,
+        base: VersionId | None = None,
+        progress: Progress = no_progress,
+    ) -> "Pulled":
+        """Make the local file what is at `path`; `base` is the version that it is now, if one.
+
+        It is replaced at one moment, durable, unless it was changed meanwhile: then
+        `SourceChanged` is raised. From a server only the difference travels.
+        """
+        from vaultfs.entrypoints.pulling import copy_to
+
+        return await copy_to(self, path, LocalPath(local), base, progress)
+
+    async def push(
+        self,
+        path: str,
+        local: str | PathLike[str],
+        *,
+        base: VersionId | None = None,
+        progress: Progress = no_progress,
+    ) -> "Pushed":
+        """Store a local file at `path`, where `base` has to be the newest version.
+
+        None: there must be nothing. To a server only chunks travel that it lacks. Raises
+        `VersionMismatch` if somebody else was first.
+        """
+        from vaultfs.entrypoints.pulling import Pushed
+
+        wanted = Preconditions(if_version=base, if_absent=base is None)
+        stored = await self.store(path, LocalPath(local), preconditions=wanted, progress=progress)
+        return Pushed(stored.node, stored.changed, 0)
+
+    @abstractmethod
+    async def compare(
+        self, one: str, other: str, *, first: int | None = None, second: int | None = None
+    ) -> "Compared":
+        """How much of the file `other` the file `one` does not have: of their versions numbered
+        `first` and `second`, the current ones by default. On a server they are of one file.
         """
 
     # Trees

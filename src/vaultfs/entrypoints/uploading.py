@@ -74,6 +74,8 @@ class Uploading:
     """Conditions."""
     parents: bool
     progress: Progress
+    sent: int = 0
+    """Bytes of bodies that were sent."""
     _told: int = 0
     _compressible: Compressibility = field(factory=Compressibility)
 
@@ -144,7 +146,7 @@ class Uploading:
             async with self.vault.calls.http.patch(
                 self._where(number),
                 headers=self.vault.calls.headers(headers),
-                data=_Body(receive),
+                data=_Body(self, receive),
                 allow_redirects=False,
             ) as answer:
                 data = await answer.read()
@@ -219,6 +221,7 @@ class Uploading:
 class _Body(AsyncIterable[bytes]):
     """Frames as the body of a request."""
 
+    uploading: Uploading
     parts: MemoryObjectReceiveStream[list[Buffer]]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -227,6 +230,7 @@ class _Body(AsyncIterable[bytes]):
             for part in parts:
                 joined.append(part)
                 size += len(part)
+                self.uploading.sent += len(part)
                 if size >= PIECE:
                     yield b"".join(joined)
                     joined, size = [], 0

@@ -22,7 +22,7 @@ from vaultfs.domain.deltas import Delta, Step, compose, decode, delta_of, encode
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import Corrupt
 from vaultfs.domain.matching import gaps_of
-from vaultfs.domain.nodes import DigestState, Node, User, Version, VersionId
+from vaultfs.domain.nodes import DigestState, Node, NodeId, User, Version, VersionId
 from vaultfs.domain.operations import RecordDelta
 from vaultfs.domain.services.differ import Differ
 from vaultfs.domain.services.files import Files
@@ -83,7 +83,7 @@ class Deltas:
 
         Raises `DamagedContent` and failures of the vault, at first or while it is iterated.
         """
-        making = _Making(self, caller, node, base, target)
+        making = _Making(self, caller, node.id, base, target)
         async with aclosing(making.pieces()) as pieces:
             short = await self._short((base, target.id), making, pieces)
             if short is None:
@@ -141,6 +141,18 @@ class Deltas:
             _, gone = self._kept.popitem(last=False)
             self._size -= _weight(gone)
 
+    @asynccontextmanager
+    async def between(
+        self, caller: User, base: Version, target: Version
+    ) -> AsyncGenerator[AsyncGenerator[bytes, None], None]:
+        """The delta between two versions of the caller's, of whatever files, computed anew."""
+        making = _Making(self, caller, base.node, base.id, target, old=base)
+        coarse = await self.differ.steps(caller.id, base.manifest, target.manifest)
+        none = Digest(bytes(32))
+        pieces = making.encoded(base.digest or none, target.digest or none, coarse)
+        async with aclosing(pieces):
+            yield pieces
+
     async def connect(self, caller: User, base: Version, target: Version) -> None:
         """Compute and record the edge from one version to another of the same file."""
         differ = self.differ
@@ -183,7 +195,7 @@ class _Making:
 
     deltas: Deltas
     caller: User
-    node: Node
+    node: NodeId
     base: VersionId
     target: Version
     plan: Plan = _UNKNOWN
@@ -192,7 +204,7 @@ class _Making:
     laid_out: int = 0
     """Bytes of the target that what was made stands for."""
     _steps: list[Step] = field(factory=list[Step])
-    _old: Version | None = None
+    old: Version | None = None
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The bytes of the delta; none if the file is to be sent, and `plan` says why."""
@@ -200,13 +212,13 @@ class _Making:
         if target.digest is None or target.digest_state is not DigestState.VERIFIED:
             self.plan = Plan(Way.FULL, Reason.UNVERIFIED)
             return
-        self._old = await self._version(self.base)
+        self.old = await self._version(self.base)
         coarse = None
-        if self._old is not None and self.deltas.direct:
+        if self.old is not None and self.deltas.direct:
             coarse = await self.deltas.differ.steps(
-                self.caller.id, self._old.manifest, target.manifest
+                self.caller.id, self.old.manifest, target.manifest
             )
-        edges = await self.deltas.files.catalog.deltas(self.node.id)
+        edges = await self.deltas.files.catalog.deltas(self.node)
         self.plan = choose(
             edges,
             self.base,
@@ -217,20 +229,21 @@ class _Making:
         )
         if self.plan.way is Way.CHAIN:
             digest, coarse = await self._composed(self.plan.path)
-        elif self.plan.way is Way.DIRECT and self._old is not None and self._old.digest is not None:
-            digest = self._old.digest
+        elif self.plan.way is Way.DIRECT and self.old is not None and self.old.digest is not None:
+            digest = self.old.digest
         else:
             return
         assert coarse is not None
-        async with aclosing(self._encoded(digest, target.digest, coarse)) as encoded:
+        async with aclosing(self.encoded(digest, target.digest, coarse)) as encoded:
             async for piece in encoded:
                 yield piece
 
-    async def _encoded(
+    async def encoded(
         self, digest: Digest, vouched: Digest, coarse: Delta
     ) -> AsyncGenerator[bytes, None]:
+        """The delta with the steps of `coarse` or finer ones, between contents of these digests."""
         yield write_header(Header.of(coarse.base, digest, self.target.size, vouched))
-        old = None if self._old is None else self._old.manifest
+        old = None if self.old is None else self.old.manifest
         count = 0
         blocks = self.deltas.differ.blocks(self.caller.id, old, self.target.manifest, coarse)
         async with aclosing(blocks):
@@ -245,7 +258,7 @@ class _Making:
         """A version of the file whose content is known to the last byte, if it is there."""
         before: int | None = None
         catalog = self.deltas.files.catalog
-        while found := await catalog.versions(self.node.id, before=before):
+        while found := await catalog.versions(self.node, before=before):
             for version in found:
                 if version.id == number:
                     known = version.digest_state is DigestState.VERIFIED
@@ -270,8 +283,8 @@ class _Making:
 
     async def record(self) -> None:
         """Keep the exact steps of a delta that was computed."""
-        if self.plan.way is Way.DIRECT and self._old is not None:
-            await self.deltas.record(self.caller, self._old, self.target, self._steps)
+        if self.plan.way is Way.DIRECT and self.old is not None:
+            await self.deltas.record(self.caller, self.old, self.target, self._steps)
 
     async def rest(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """What was made, and then the rest as it is made."""

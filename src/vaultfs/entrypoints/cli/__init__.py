@@ -16,6 +16,7 @@ from vaultfs.entrypoints.cli import (
     nodes,
     server,
     session,
+    stepping,
     upkeep,
     uploads,
 )
@@ -112,7 +113,7 @@ def options(
     session.defaults.debug = debug
 
 
-for module in (upkeep, contents, looking, nodes, locking, uploads, server, credentials):
+for module in (upkeep, contents, looking, nodes, stepping, locking, uploads, server, credentials):
     module.add_to(app)
 
 

@@ -168,6 +168,7 @@ async def _changed(
         await stack.aclose()
         raise
     headers |= {"IM": IM, "Delta-Base": content_etag(base), "Content-Type": DELTA}
+    headers["Vaultfs-Size"] = str(version.size)
     del headers["Content-Length"]
     if offer.size is not None:
         headers["Content-Length"] = str(offer.size)

@@ -1,0 +1,84 @@
+"""What a folder is in step with: `.vaultfs/state.db` beside the files.
+
+A row for each file says of which vault and path it is, which version it was when it was
+last in step, and what it looked like then: so that a change here can be told from one
+there. Nothing is lost with the file but that knowledge: pulls then travel whole, and
+pushes ask for the path again.
+"""
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path as FilePath
+from typing import Final, NamedTuple
+
+from vaultfs.domain.errors import Unsupported, VaultError
+
+FOLDER: Final = ".vaultfs"
+FORMAT: Final = 1
+_TABLE: Final = """
+CREATE TABLE IF NOT EXISTS files(
+    name TEXT PRIMARY KEY,
+    vault TEXT NOT NULL,
+    path TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime INTEGER NOT NULL
+) WITHOUT ROWID
+"""
+
+
+class StateUnusable(VaultError):
+    """The state beside the files cannot be read or written."""
+
+
+class InStep(NamedTuple):
+    """A file when it was in step; `mtime` in nanoseconds."""
+
+    vault: str
+    path: str
+    version: int
+    number: int
+    size: int
+    mtime: int
+
+    def is_as_it_was(self, status: os.stat_result) -> bool:
+        """Whether nobody has written to the file since, as far as a look at it tells."""
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime)
+
+
+class SyncState:
+    """The state of one folder; blocking, and quick."""
+
+    def __init__(self, folder: FilePath) -> None:
+        self._file = folder / FOLDER / "state.db"
+
+    def get(self, name: str) -> InStep | None:
+        """What is known of the file `name` of the folder."""
+        if not self._file.exists():
+            return None
+        rows = self._run(
+            "SELECT vault, path, version, number, size, mtime FROM files WHERE name = ?", (name,)
+        )
+        return InStep._make(rows[0]) if rows else None
+
+    def set(self, name: str, now: InStep) -> None:
+        """Remember that the file is in step."""
+        self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", (name, *now))
+
+    def _run(self, sql: str, parameters: tuple[object, ...]) -> list[tuple[object, ...]]:
+        try:
+            self._file.parent.mkdir(exist_ok=True)
+            with closing(sqlite3.connect(self._file, timeout=10)) as connection, connection:
+                self._prepare(connection)
+                return connection.execute(sql, parameters).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            raise StateUnusable(f"{self._file}: {error}: remove it to begin anew") from error
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        [(found,)] = connection.execute("PRAGMA user_version").fetchall()
+        if found > FORMAT:
+            raise Unsupported(f"{self._file} is of a newer release: upgrade vaultfs")
+        connection.execute(_TABLE)
+        connection.execute(f"PRAGMA user_version = {FORMAT}")

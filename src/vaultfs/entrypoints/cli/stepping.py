@@ -1,0 +1,210 @@
+"""`pull`, `push` and `diff`: a local file in step with one of the vault, by differences."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vaultfs.domain.errors import Conflict, InvalidField, NotFound
+from vaultfs.entrypoints.cli.remote import address, written
+from vaultfs.entrypoints.cli.session import (
+    JsonOption,
+    QuietOption,
+    Session,
+    VaultOption,
+    human,
+    run,
+    server_of,
+    session,
+    shown,
+    working,
+)
+
+if TYPE_CHECKING:
+    from vaultfs.adapters.syncstate import InStep
+
+Local = Annotated[Path, typer.Argument(metavar="LOCAL", show_default=False)]
+There = Annotated[
+    str | None,
+    typer.Argument(metavar="[/VAULT/PATH]", show_default=False, help="Once; then it is known."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", "-f", help="Though that loses what was changed meanwhile.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (pull, push, diff):
+        app.command()(command)
+
+
+class _Place:
+    """A local file, what is known of it, and the path it belongs to."""
+
+    def __init__(self, call: Session, local: Path, path: str | None) -> None:
+        from vaultfs.adapters.replacing import status_of
+        from vaultfs.adapters.syncstate import SyncState
+
+        if local.is_dir():
+            raise InvalidField(f"{local} is a folder: name a file")
+        self.local = local
+        self.vault = server_of(call) or str(call.settings.name)
+        self.state: SyncState = SyncState(local.parent)
+        known = self.state.get(local.name)
+        if path is None and known is None:
+            raise InvalidField(f"{local} is in step with nothing yet: name its path in the vault")
+        self.path = written(address(path)) if path is not None else known.path if known else ""
+        same = known is not None and (known.vault, known.path) == (self.vault, self.path)
+        self.known: InStep | None = known if same else None
+        self.status = status_of(local)
+
+    @property
+    def edited(self) -> bool:
+        """Whether the local file has changes of its own."""
+        if self.status is None:
+            return False
+        return self.known is None or not self.known.is_as_it_was(self.status)
+
+    def remember(self, version: int, number: int) -> None:
+        from vaultfs.adapters.replacing import status_of
+        from vaultfs.adapters.syncstate import InStep
+
+        now = status_of(self.local)
+        if now is not None:
+            where = (self.vault, self.path, version, number)
+            self.state.set(self.local.name, InStep(*where, now.st_size, now.st_mtime_ns))
+
+
+def pull(
+    local: Local,
+    path: There = None,
+    force: Force = False,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a local file what it is in the vault; from a server, only what changed travels."""
+    call = session(vault, as_json=as_json, quiet=quiet)
+
+    async def work() -> None:
+        from vaultfs.domain.nodes import VersionId
+
+        place = _Place(call, local, path)
+        if place.edited and not force:
+            raise Conflict(
+                f"{local} has changes that the vault does not have: push it, or pull with --force"
+            )
+        base = None if place.known is None else VersionId(place.known.version)
+        async with working(call) as surface:
+            with call.progress("pull", None) as bar:
+                done = await surface.pull(place.path, local, base=base, progress=bar.advance)
+        place.remember(done.version.id, done.version.number)
+        value = _told(place, done.version.number, done.travelled, done.version.size)
+        value |= {"changed": done.changed, "way": done.way}
+        what = f"is version {done.version.number}" if done.changed else "is up to date"
+        call.answer(value, f"{shown(str(local))} {what}{_travelled(call, value)}")
+
+    run(call, work)
+
+
+def push(
+    local: Local,
+    path: There = None,
+    force: Force = False,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Store a local file as the newest version, unless somebody else has; only chunks that a
+    server lacks travel.
+    """
+    call = session(vault, as_json=as_json, quiet=quiet)
+
+    async def work() -> None:
+        from vaultfs.domain.nodes import VersionId
+
+        place = _Place(call, local, path)
+        if place.status is None:
+            raise NotFound(f"{local} is not there")
+        known = place.known
+        if known is not None and not place.edited:
+            value = _told(place, known.number, 0, known.size) | {"changed": False}
+            call.answer(value, f"{shown(str(local))} is up to date")
+            return
+        base = None if known is None else VersionId(known.version)
+        async with working(call) as surface:
+            if force:
+                base = await _newest(surface, place.path)
+            with call.progress("push", place.status.st_size) as bar:
+                done = await surface.push(place.path, local, base=base, progress=bar.advance)
+        node = done.node
+        place.remember(node.version or 0, node.number)
+        value = _told(place, node.number, done.travelled, node.size)
+        value |= {"changed": bool(done.changed)}
+        call.answer(value, f"{shown(place.path)} is version {node.number}{_travelled(call, value)}")
+
+    run(call, work)
+
+
+async def _newest(surface: Any, path: str) -> Any:
+    try:
+        return (await surface.version(path)).id
+    except NotFound:
+        return None
+
+
+def _told(place: _Place, number: int, travelled: int, size: int) -> dict[str, Any]:
+    return {
+        "local": str(place.local),
+        "path": place.path,
+        "number": number,
+        "size": size,
+        "travelled": travelled,
+    }
+
+
+def _travelled(call: Session, value: dict[str, Any]) -> str:
+    if server_of(call) is None:
+        return ""
+    return f"; {human(value['travelled'])} of {human(value['size'])} travelled"
+
+
+def diff(
+    one: Annotated[str, typer.Argument(metavar="/PATH[@N]", show_default=False)],
+    other: Annotated[str, typer.Argument(metavar="/PATH[@N]", show_default=False)],
+    stat: Annotated[
+        bool, typer.Option("--stat", help="How much is the same; there is nothing else yet.")
+    ] = True,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two versions: how many bytes of the second the first does not have."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        if not stat:
+            raise InvalidField("diff shows figures only: leave --no-stat away")
+        value = await _compared(call, one, other)
+        call.answer(
+            value,
+            f"{human(value['new'])} of {human(value['size'])} are new,"
+            f" in {value['places']} places; a delta has {human(value['delta'])}",
+        )
+
+    run(call, work)
+
+
+async def _compared(call: Session, one: str, other: str) -> dict[str, Any]:
+    (first, a), (second, b) = _numbered(one), _numbered(other)
+    async with working(call) as surface:
+        found = await surface.compare(first, second, first=a, second=b)
+    return {"one": one, "other": other, **found._asdict()}
+
+
+def _numbered(text: str) -> tuple[str, int | None]:
+    """A path and the number of a version: `/a@3`. A name that ends so needs its number behind."""
+    path, at, number = text.rpartition("@")
+    if at and number.isascii() and number.isdecimal() and 0 < len(number) < 19:
+        return written(address(path)), int(number)
+    return written(address(text)), None

@@ -1,0 +1,298 @@
+"""Deltas between versions: from the vault to whoever has the base, and back to the bytes."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from itertools import pairwise
+from random import Random
+
+import anyio
+import pytest
+from attrs import define
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.domain.test_matching import edited
+from tests.faults import MIB, BytesSource, at, open_memory_vault, random_bytes
+
+from vaultfs.domain.chains import Reason, Way
+from vaultfs.domain.deltacodec import Header, write_end, write_header
+from vaultfs.domain.digests import Digest, digest_of
+from vaultfs.domain.errors import Corrupt, Unsupported, VaultError, VersionMismatch
+from vaultfs.domain.nodes import Node, Version
+from vaultfs.domain.operations import Prune
+from vaultfs.domain.services.deltas import Offer
+from vaultfs.domain.services.rebuilding import Rebuilding
+from vaultfs.entrypoints.vault import Vault
+
+
+@define
+class Bytes:
+    """Bytes as a base."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    @property
+    def digest(self) -> Digest:
+        return digest_of(self.data)
+
+    async def read(self, start: int, stop: int) -> bytes:
+        return self.data[start:stop]
+
+
+async def versions(vault: Vault, *contents: bytes) -> tuple[Node, list[Version]]:
+    for content in contents:
+        await vault.files.put(vault.user, at("/f"), BytesSource(content), size=len(content))
+    found = [
+        await vault.files.version(vault.user, at("/f"), number + 1)
+        for number in range(len(contents))
+    ]
+    return found[-1][0], [version for _, version in found]
+
+
+async def told(
+    vault: Vault, node: Node, base: Version, target: Version
+) -> tuple[Offer, bytes | None]:
+    async with vault.deltas.offer(vault.user, node, base.id, target) as offer:
+        if offer.pieces is None:
+            return offer, None
+        data = b"".join([piece async for piece in offer.pieces])
+        assert offer.size in {None, len(data)}
+        return offer, data
+
+
+async def rebuilt(base: bytes, delta: bytes, piece: int = 1 << 16) -> bytes:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(delta), piece):
+            yield delta[start : start + piece]
+
+    async with aclosing(Rebuilding(Bytes(base)).run(pieces())) as made:
+        return b"".join([each async for each in made])
+
+
+def noise(size: int, seed: str = "delta") -> bytes:
+    return random_bytes(size, seed)
+
+
+def sparse(old: bytes) -> bytes:
+    new = bytearray(old)
+    for place in range(len(new) // 3, len(new) - 30, max(1, len(new) // 9)):
+        new[place : place + 30] = b"edited here, and nowhere else "
+    return bytes(new)
+
+
+EDITS: dict[str, Callable[[bytes], bytes]] = {
+    "sparse edits": sparse,
+    "an append": lambda old: old + noise(70_000, "tail"),
+    "a cut at the front": lambda old: old[len(old) // 7 :],
+    "an insertion": lambda old: old[: len(old) // 2] + noise(999, "in") + old[len(old) // 2 :],
+    "two halves changed round": lambda old: old[len(old) // 2 :] + old[: len(old) // 2],
+    "many small edits": lambda old: bytes(
+        each ^ 1 if place % 4001 == 17 else each for place, each in enumerate(old)
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("size", [1000, 64 << 10, MIB, 9 * MIB])
+async def test_a_delta_leads_to_the_target_in_both_directions(size: int, edit: str) -> None:
+    old = noise(size)
+    new = EDITS[edit](old)
+    async with open_memory_vault() as vault:
+        node, (one, two) = await versions(vault, old, new)
+        for base, target, before, after in ((one, two, old, new), (two, one, new, old)):
+            offer, data = await told(vault, node, base, target)
+            if data is None:  # nothing but new bytes
+                assert offer.plan.reason is Reason.NOT_SMALLER
+                assert size == 1000
+                continue
+            assert len(data) < len(after)
+            assert await rebuilt(before, data) == after
+            again, same = await told(vault, node, base, target)
+            assert same == data
+            assert again.plan == offer.plan
+
+
+async def test_a_delta_is_about_as_long_as_what_is_new() -> None:
+    old = noise(3 * MIB)
+    async with open_memory_vault() as vault:
+        node, (one, two, three) = await versions(vault, old, sparse(old), old[100_000:])
+        _, data = await told(vault, node, one, two)
+        assert data is not None
+        assert len(data) < 700
+        _, data = await told(vault, node, two, three)
+        assert data is not None
+        assert len(data) < 700
+
+
+async def test_of_unlike_contents_the_file_is_sent() -> None:
+    async with open_memory_vault() as vault:
+        node, (one, two, three) = await versions(vault, noise(5 * MIB), noise(6 * MIB, "x"), b"")
+        offer, data = await told(vault, node, one, two)
+        assert (offer.plan.way, offer.plan.reason, data) == (Way.FULL, Reason.NOT_SMALLER, None)
+        offer, data = await told(vault, node, three, two)
+        assert (offer.plan.way, offer.plan.reason, data) == (Way.FULL, Reason.NOT_SMALLER, None)
+        offer, _ = await told(vault, node, two, two)
+        assert offer.plan.way is not Way.FULL  # a delta from a version to itself
+
+
+async def test_equal_requests_at_once_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = noise(4 * MIB)
+    async with open_memory_vault() as vault:
+        node, (one, two) = await versions(vault, old, sparse(old))
+        differ = vault.deltas.differ
+        runs: list[int] = []
+        plain = type(differ).steps
+
+        async def counted(*given: object) -> object:
+            runs.append(1)
+            return await plain(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(type(differ), "steps", counted)
+        answers: set[bytes | None] = set()
+
+        async def ask() -> None:
+            answers.add((await told(vault, node, one, two))[1])
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(ask)
+        assert len(answers) == 1
+        assert len(runs) == 1
+
+
+async def chain_of(vault: Vault, count: int) -> tuple[Node, list[Version], list[bytes]]:
+    """A file with an edge from each version to the next, all but the last pruned."""
+    contents = [noise(300_000)]
+    for number in range(count):
+        contents.append(contents[-1] + b"one more line %d\n" % number)
+    node, found = await versions(vault, *contents)
+    for base, target in pairwise(found):
+        await vault.deltas.connect(vault.user, base, target)
+    gone = tuple(each.id for each in found[:-1])
+    await vault.files.change(vault.user, Prune(vault.user.tree, node.id, gone))
+    return node, found, contents
+
+
+@pytest.mark.parametrize(
+    ("depth", "most", "reason"),
+    [(16, 16, Reason.CHEAPEST), (17, 16, Reason.TOO_DEEP), (17, 20, Reason.CHEAPEST)],
+)
+async def test_pruned_versions_lead_on_by_a_chain(depth: int, most: int, reason: Reason) -> None:
+    async with open_memory_vault() as vault:
+        node, found, contents = await chain_of(vault, depth)
+        vault.deltas.max_depth = most
+        offer, data = await told(vault, node, found[0], found[-1])
+        assert offer.plan.reason is reason
+        if data is None:
+            assert (offer.plan.way, offer.plan.depth) == (Way.FULL, 0)
+            return
+        assert (offer.plan.way, offer.plan.depth) == (Way.CHAIN, depth)
+        assert await rebuilt(contents[0], data) == contents[-1]
+        assert len(data) < 1000
+        near, data = await told(vault, node, found[-2], found[-1])
+        assert near.plan.depth == 1
+        assert data is not None
+        assert await rebuilt(contents[-2], data) == contents[-1]
+
+
+async def test_a_missing_link_means_the_whole_file() -> None:
+    async with open_memory_vault() as vault:
+        node, (one, two, three) = await versions(
+            vault, *(noise(90_000) + b"x" * n for n in range(3))
+        )
+        await vault.deltas.connect(vault.user, two, three)
+        gone = Prune(vault.user.tree, node.id, (one.id, two.id))
+        await vault.files.change(vault.user, gone)
+        offer, _ = await told(vault, node, one, three)
+        assert (offer.plan.way, offer.plan.reason) == (Way.FULL, Reason.UNKNOWN_BASE)
+
+
+async def test_the_chain_is_taken_where_it_reads_less() -> None:
+    old = noise(2 * MIB)
+    async with open_memory_vault() as vault:
+        node, (one, two) = await versions(vault, old, sparse(old))
+        await vault.deltas.connect(vault.user, one, two)
+        offer, data = await told(vault, node, one, two)
+        assert (offer.plan.way, offer.plan.depth) == (Way.CHAIN, 1)
+        assert data is not None
+        assert await rebuilt(old, data) == sparse(old)
+
+
+# What somebody else wrote
+
+
+async def sample() -> tuple[bytes, bytes, bytes]:
+    old = noise(200_000)
+    new = edited(sparse(old), Random(3)) + b"some text that compresses, " * 40
+    async with open_memory_vault() as vault:
+        node, (one, two) = await versions(vault, old, new)
+        _, data = await told(vault, node, one, two)
+    assert data is not None
+    return old, new, data
+
+
+SAMPLE = anyio.run(sample)
+
+
+async def test_pieces_of_any_size_lead_to_the_same() -> None:
+    old, new, data = SAMPLE
+    for piece in (1, 13, 1000):
+        assert await rebuilt(old, data, piece) == new
+
+
+async def test_another_base_is_told_before_anything_is_made() -> None:
+    old, _, data = SAMPLE
+    for base in (b"", old[:-1], old[:-1] + b"?", old + b"?"):
+        made: list[bytes] = []
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield data
+
+        with pytest.raises(VersionMismatch):
+            made += [piece async for piece in Rebuilding(Bytes(base)).run(pieces())]
+        assert made == []
+
+
+async def test_every_byte_counts() -> None:
+    """A delta that is cut short, or has one byte changed, leads to nothing that counts."""
+    old, new, data = SAMPLE
+    step = max(1, len(data) // 150)
+    for place in [*range(40), *range(40, len(data), step), len(data) - 1]:
+        with pytest.raises((Corrupt, Unsupported, VersionMismatch)):
+            await rebuilt(old, data[:place])
+        flipped = bytearray(data)
+        flipped[place] ^= 0x10
+        with pytest.raises((Corrupt, Unsupported, VersionMismatch)):
+            assert await rebuilt(old, bytes(flipped)) != new
+    with pytest.raises(Corrupt):
+        await rebuilt(old, data + b"\0")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(SAMPLE[2]) - 1), st.binary(max_size=9)), max_size=4))
+async def test_whatever_comes_leads_to_the_target_or_is_refused(
+    changes: list[tuple[int, bytes]],
+) -> None:
+    old, new, data = SAMPLE
+    sent = bytearray(data)
+    for place, part in changes:
+        sent[place : place + len(part)] = part
+    try:
+        assert await rebuilt(old, bytes(sent)) == new
+    except VaultError:
+        return
+
+
+async def test_a_header_is_believed_for_no_more_than_it_says() -> None:
+    """A delta that lays out more than it says, or nothing, is refused."""
+    old, new, _ = SAMPLE
+    lie = Header.of(len(old), digest_of(old), 5, digest_of(new))
+    with pytest.raises(Corrupt):
+        await rebuilt(old, write_header(lie) + write_end(0))
+    empty = Header.of(len(old), digest_of(old), 0, digest_of(b""))
+    assert await rebuilt(old, write_header(empty) + write_end(0)) == b""
+    with pytest.raises(Corrupt):
+        await rebuilt(old, write_header(empty) + write_end(1))
