@@ -76,7 +76,7 @@ def _digest(path: FilePath, descriptor: int) -> Digest:
 
 def status_of(path: FilePath) -> os.stat_result | None:
     """What stands at `path`; None if nothing does."""
-    with suppress(FileNotFoundError), translated(path):
+    with translated(path), suppress(FileNotFoundError):
         return path.lstat()
     return None
 

@@ -9,6 +9,7 @@ import msgspec
 from attrs import evolve
 
 from vaultfs._version import __version__
+from vaultfs.domain.deltacodec import MEDIA_TYPE as DELTA
 from vaultfs.entrypoints.http.calls import WITH_LOCK, Parameter, Route
 from vaultfs.entrypoints.http.problems import Problem, phrase_of
 
@@ -148,7 +149,9 @@ def _responses(route: Route) -> dict[str, Any]:
     refusals = {*route.failures, *(_ALWAYS if route.scope is not None else ())}
     if route.body is not None:
         refusals.add(413)
-    for status in sorted(refusals - {200, 206, 304}):
+    if 226 in refusals:
+        found["226"] = {"description": "A delta to it (RFC 3229)", "content": _content(DELTA)}
+    for status in sorted(refusals - {200, 206, 226, 304}):
         content = {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}}
         found[str(status)] = {"description": phrase_of(status)}
         if route.method != "HEAD":

@@ -1,0 +1,141 @@
+"""`pull`, `push` and `diff`, in a folder and against a server."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.entrypoints.cli_calls import Cli
+from tests.faults import random_bytes
+from tests.services.test_deltas import sparse
+
+OLD = random_bytes(400_000, "stepping")
+NEW = sparse(OLD)
+
+
+@pytest.fixture
+def put(cli: Cli, tmp_path: Path) -> Callable[[str, bytes], None]:
+    """Puts a content by somebody else's hand."""
+
+    def put(path: str, content: bytes) -> None:
+        (tmp_path / "elsewhere").write_bytes(content)
+        cli("put", tmp_path / "elsewhere", path)
+
+    return put
+
+
+Put = Callable[[str, bytes], None]
+
+
+def test_pull_gets_what_changed(cli: Cli, put: Put, tmp_path: Path) -> None:
+    local = tmp_path / "here" / "f"
+    local.parent.mkdir()
+    put("/f", OLD)
+    first = cli.json("pull", local, "/f")
+    assert (first["number"], first["changed"]) == (1, True)
+    assert local.read_bytes() == OLD
+    again = cli.json("pull", local)  # its path is known by now
+    assert (again["changed"], again["travelled"], again["way"]) == (False, 0, "unchanged")
+    put("/f", NEW)
+    second = cli.json("pull", local)
+    assert (second["number"], second["changed"]) == (2, True)
+    assert local.read_bytes() == NEW
+    if cli.server:
+        assert second["way"].startswith("direct; depth=1")
+        assert first["travelled"] == len(OLD)
+        assert 0 < second["travelled"] < 1000
+    assert [each.name for each in local.parent.iterdir()] == [".vaultfs", "f"] or {
+        each.name for each in local.parent.iterdir()
+    } == {".vaultfs", "f"}
+
+
+def test_pull_loses_no_changes(cli: Cli, put: Put, tmp_path: Path) -> None:
+    local = tmp_path / "f"
+    put("/f", OLD)
+    cli("pull", local, "/f")
+    local.write_bytes(b"mine")
+    put("/f", NEW)
+    assert cli.refused("pull", local) == "conflict"
+    assert local.read_bytes() == b"mine"
+    forced = cli.json("pull", "--force", local)
+    assert local.read_bytes() == NEW
+    if cli.server:
+        assert forced["way"] == "full; reason=local-file-is-another"
+    other = tmp_path / "other"
+    other.write_bytes(b"in the way")
+    assert cli.refused("pull", other, "/f") == "conflict"
+    assert cli.refused("pull", tmp_path / "unknown", code=2) == "invalid_field"
+    assert cli.refused("pull", tmp_path / "none", "/none") == "not_found"
+    assert not (tmp_path / "none").exists()
+    assert cli.refused("pull", tmp_path, "/f", code=2) == "invalid_field"
+
+
+def test_a_local_file_that_is_gone_is_pulled_whole(cli: Cli, put: Put, tmp_path: Path) -> None:
+    local = tmp_path / "f"
+    put("/f", OLD)
+    cli("pull", local, "/f")
+    local.unlink()
+    assert cli.json("pull", local)["changed"] is True
+    assert local.read_bytes() == OLD
+
+
+def test_push_stores_what_changed(cli: Cli, put: Put, tmp_path: Path) -> None:
+    local = tmp_path / "f"
+    local.write_bytes(OLD)
+    first = cli.json("push", local, "/d/f")
+    assert (first["number"], first["changed"]) == (1, True)
+    assert cli.json("push", local)["changed"] is False
+    local.write_bytes(NEW + b"!")
+    second = cli.json("push", local)
+    assert second["number"] == 2
+    assert cli.read("/d/f") == NEW + b"!"
+    put("/d/f", b"somebody else was first")
+    local.write_bytes(OLD)
+    assert cli.refused("push", local) == "version_mismatch"
+    assert cli.read("/d/f") == b"somebody else was first"
+    assert cli.json("push", "--force", local)["number"] == 4
+    put("/new", b"there already")
+    local.write_bytes(b"mine")
+    assert cli.refused("push", local, "/new") in {"version_mismatch", "exists"}
+    assert cli.refused("push", tmp_path / "none", "/x") == "not_found"
+
+
+def test_push_sends_only_chunks_that_are_lacking(served: Cli, tmp_path: Path) -> None:
+    local = tmp_path / "f"
+    content = random_bytes(5 << 20, "chunks")
+    local.write_bytes(content)
+    assert served.json("push", local, "/f")["travelled"] > len(content)
+    local.write_bytes(content + b"a line more")
+    assert served.json("push", local)["travelled"] < 600_000
+    assert "of 5.0 MiB travelled" in served("pull", "--force", local).out
+
+
+def test_what_was_pulled_from_elsewhere_is_another(
+    cli: Cli, put: Put, embedded: Cli, tmp_path: Path
+) -> None:
+    local = tmp_path / "f"
+    put("/f", OLD)
+    cli("pull", local, "/f")
+    assert cli.refused("pull", local, "/g") == "conflict"  # it may not be what /g is
+    os.utime(local, (1, 1))
+    assert cli.refused("pull", local) == "conflict"
+
+
+def test_diff(cli: Cli, put: Put) -> None:
+    for content in (OLD, NEW, random_bytes(500_000, "unlike")):
+        put("/f", content)
+    found = cli.json("diff", "/f@1", "/f@2")
+    assert found["size"] == len(NEW)
+    assert 0 < found["new"] <= 300
+    assert 5 < found["places"] <= 12
+    assert found["delta"] < 1000
+    assert cli.json("diff", "/f@2", "/f@2")["delta"] == 0
+    unlike = cli.json("diff", "--stat", "/f@1", "/f")
+    assert unlike["new"] == 500_000
+    assert "of 390.6 KiB are new" in cli("diff", "/f@1", "/f@2").out
+    assert cli.refused("diff", "/f@1", "/f@9") == "not_found"
+    if cli.server:
+        assert cli.refused("diff", "/f", "/g") == "unsupported"
+    else:
+        put("/g", NEW)
+        assert cli.json("diff", "/f@1", "/g")["new"] == found["new"]

@@ -1,0 +1,130 @@
+"""RFC 3229 over HTTP: who asks for a delta gets one, or the file, and is told why."""
+
+from collections.abc import AsyncIterator
+from itertools import pairwise
+
+import httpx
+import pytest
+from tests.entrypoints.http_calls import Client, open_api
+from tests.faults import random_bytes
+from tests.services.test_deltas import rebuilt, sparse
+
+from vaultfs.domain.deltacodec import MEDIA_TYPE
+from vaultfs.domain.names import Address
+from vaultfs.domain.operations import Prune
+
+OLD = random_bytes(400_000, "http delta")
+NEW = sparse(OLD)
+URL = "/v1/files/me/f"
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Client]:
+    async with open_api() as client:
+        yield client
+
+
+async def put(api: Client, *contents: bytes) -> list[str]:
+    """The entity tags of the versions."""
+    tags: list[str] = []
+    for content in contents:
+        answer = await api("PUT", URL, content=content)
+        assert answer.is_success
+        tags.append(answer.headers["etag"])
+    return tags
+
+
+async def ask(api: Client, tag: str, **headers: str) -> httpx.Response:
+    return await api("GET", URL, headers={"A-IM": "vaultfs-delta", "If-None-Match": tag, **headers})
+
+
+async def test_a_delta_is_226(api: Client) -> None:
+    one, two = await put(api, OLD, NEW)
+    answer = await ask(api, one)
+    assert answer.status_code == 226
+    assert answer.headers["im"] == "vaultfs-delta"
+    assert answer.headers["delta-base"] == one
+    assert answer.headers["etag"] == two
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    assert answer.headers["vaultfs-delta"] == "direct; depth=1; reason=cheapest"
+    assert answer.headers["vaultfs-size"] == str(len(NEW))
+    assert int(answer.headers["content-length"]) == len(answer.content) < 1000
+    assert "repr-digest" in answer.headers
+    assert await rebuilt(OLD, answer.content) == NEW
+    back = await api(
+        "GET",
+        URL,
+        headers={"A-IM": "gzip, vaultfs-delta;q=1", "If-None-Match": two},
+        params={"version": "1"},
+    )
+    assert back.status_code == 226
+    assert await rebuilt(NEW, back.content) == OLD
+
+
+async def test_who_does_not_ask_gets_the_file(api: Client) -> None:
+    one, two = await put(api, OLD, NEW)
+    assert (await api("GET", URL, headers={"If-None-Match": one})).content == NEW
+    assert (await api("GET", URL, headers={"A-IM": "vaultfs-delta"})).content == NEW
+    assert (await ask(api, two)).status_code == 304
+    assert (await api("GET", URL, headers={"A-IM": "vcdiff", "If-None-Match": one})).content == NEW
+    part = await ask(api, one, Range="bytes=0-9")
+    assert (part.status_code, part.content) == (206, NEW[:10])
+    head = await api("HEAD", URL, headers={"A-IM": "vaultfs-delta", "If-None-Match": one})
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(NEW)))
+
+
+async def test_the_file_is_sent_where_there_is_no_delta(api: Client) -> None:
+    one, _ = await put(api, OLD, random_bytes(500_000, "unlike"))
+    answer = await ask(api, one)
+    assert answer.status_code == 200
+    assert len(answer.content) == 500_000
+    assert answer.headers["vaultfs-delta"] == "full; depth=0; reason=not-smaller"
+    answer = await ask(api, '"v99999"')
+    assert answer.headers["vaultfs-delta"] == "full; depth=0; reason=unknown-base"
+    assert (await ask(api, '"nonsense"')).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("depth", "most", "status", "told"),
+    [
+        (16, 16, 226, "chain; depth=16; reason=cheapest"),
+        (17, 16, 200, "full; depth=0; reason=chain-too-deep"),
+        (17, 20, 226, "chain; depth=17; reason=cheapest"),
+    ],
+)
+async def test_a_chain_has_so_many_links(
+    api: Client, depth: int, most: int, status: int, told: str
+) -> None:
+    contents = [OLD + b"more\n" * number for number in range(depth + 1)]
+    tags = await put(api, *contents)
+    vault = api.vault
+    found = [
+        (await vault.files.version(vault.user, Address("me", ("f",)), number + 1))[1]
+        for number in range(depth + 1)
+    ]
+    for base, target in pairwise(found):
+        await vault.deltas.connect(vault.user, base, target)
+    gone = tuple(version.id for version in found[:-1])
+    await vault.files.change(vault.user, Prune(vault.user.tree, found[0].node, gone))
+    vault.deltas.max_depth = most
+    answer = await ask(api, tags[0])
+    assert (answer.status_code, answer.headers["vaultfs-delta"]) == (status, told)
+    content = answer.content if status == 200 else await rebuilt(OLD, answer.content)
+    assert content == contents[-1]
+
+
+async def test_nobody_gets_deltas_of_others(api: Client) -> None:
+    one, _ = await put(api, OLD, NEW)
+    bob = await api.new_user("bob")
+    answer = await api(
+        "GET", URL, token=bob, headers={"A-IM": "vaultfs-delta", "If-None-Match": one}
+    )
+    assert answer.status_code == 404
+    await api("PUT", "/v1/files/bob/f", token=bob, content=NEW)
+    stolen = await api(
+        "GET",
+        "/v1/files/bob/f",
+        token=bob,
+        headers={"A-IM": "vaultfs-delta", "If-None-Match": one},
+    )
+    assert (stolen.status_code, stolen.content) == (200, NEW)
