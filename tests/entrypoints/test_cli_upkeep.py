@@ -323,13 +323,16 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "restore": ("/gone",),
     "meta": ("/f",),
     "maintain": (),
+    "pull": ("{tmp}/pulled", "/f"),
+    "push": ("{tmp}/file", "/pushed"),
+    "diff": ("/f@1", "/f"),
 }
 WITHOUT_VAULT = {"init"}
 
 
 def test_the_table_has_every_command() -> None:
     command: Any = get_command(app)
-    several = {"user", "token", "lock"}
+    several = {"user", "token", "lock", "upload"}
     rest = {"cat", "demo", "serve", "config", "login", "logout"}
     assert {*COMMANDS, *several, *rest} == set(command.commands)
 

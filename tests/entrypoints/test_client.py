@@ -12,6 +12,7 @@ from tests.faults import MIB, random_bytes, read_tree, write_tree
 import vaultfs
 from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.errors import (
+    CursorReset,
     DamagedContent,
     Exists,
     IsAFolder,
@@ -141,6 +142,27 @@ async def test_trees_travel_in_both_directions(remote: RemoteVault, tmp_path: Pa
     assert (tmp_path / "out" / "nothing here").is_dir()
     times = [(tmp_path / side / "large").stat().st_mtime for side in ("in", "out")]
     assert times[0] == pytest.approx(times[1], abs=1e-5)
+
+
+async def test_changes_are_told(remote: RemoteVault) -> None:
+    await remote.put("/d/f", b"x")
+    first = await remote.changes()
+    assert [(each.seq, each.kind, each.path) for each in first.entries] == [
+        (1, "mkdir", "/d"),
+        (2, "put", "/d/f"),
+    ]
+    async with anyio.create_task_group() as tasks:
+
+        async def later() -> None:
+            await anyio.sleep(0.3)
+            await remote.put("/g", b"x")
+
+        tasks.start_soon(later)
+        second = await remote.changes(first.cursor, wait=20)
+    assert [each.path for each in second.entries] == ["/g"]
+    assert (await remote.changes(second.cursor)).entries == []
+    with pytest.raises(CursorReset):
+        await remote.changes("7.000000000000")
 
 
 async def test_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,10 @@ from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Corrupt, Unsupported, VaultError, VersionMismatch
 from vaultfs.domain.nodes import Node, Version
 from vaultfs.domain.operations import Prune
+from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.deltas import Offer
 from vaultfs.domain.services.rebuilding import Rebuilding
+from vaultfs.domain.services.upkeep import Plan
 from vaultfs.entrypoints.vault import Vault
 
 
@@ -196,6 +198,22 @@ async def test_pruned_versions_lead_on_by_a_chain(depth: int, most: int, reason:
         assert near.plan.depth == 1
         assert data is not None
         assert await rebuilt(contents[-2], data) == contents[-1]
+
+
+async def test_upkeep_links_versions_and_keeps_long_histories_shallow() -> None:
+    contents = [noise(100_000) + b"one more line\n" * number for number in range(71)]
+    async with open_memory_vault() as vault:
+        node, found = await versions(vault, *contents)
+        await vault.files.set_retention(vault.user, "me", Retention(last=1))
+        done = await vault.upkeep().run(Plan(backup=None))
+        assert (done.pruned, done.linked) == (70, 70 + 34 + 16 + 7 + 3 + 1)
+        assert (await vault.upkeep().run(Plan(backup=None))).linked == 0
+        for index in (0, 1, 13, 69):
+            offer, data = await told(vault, node, found[index], found[-1])
+            assert offer.plan.way is Way.CHAIN
+            assert offer.plan.depth <= 12
+            assert data is not None
+            assert await rebuilt(contents[index], data) == contents[-1]
 
 
 async def test_a_missing_link_means_the_whole_file() -> None:

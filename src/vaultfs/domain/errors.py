@@ -172,6 +172,10 @@ class CatalogUnavailable(VaultError):
     """The catalog's database cannot be read or written (disk full, no permission, gone)."""
 
 
+class CursorReset(VaultError):
+    """What a feed has told is not what it has now, as after a restore: begin anew."""
+
+
 class LockError(VaultError):
     """A lock was not had, or is not held as it would have to be. Nothing is left of the call."""
 

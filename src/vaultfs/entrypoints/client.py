@@ -69,6 +69,7 @@ from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Item, Source
 
 if TYPE_CHECKING:
+    from vaultfs.entrypoints.changes import Changes
     from vaultfs.entrypoints.comparing import Compared
     from vaultfs.entrypoints.pulling import Pulled, Pushed
 
@@ -249,6 +250,11 @@ class RemoteVault(Surface):
             sending = Uploading(self, path, source, item, headers, parents=True, progress=progress)
             stored = await sending.run()
         return Pushed(stored.node, stored.changed, sending.sent)
+
+    async def changes(self, cursor: str | None = None, *, wait: float = 0) -> "Changes":
+        from vaultfs.entrypoints.changes import changes_there
+
+        return await changes_there(self, cursor, wait)
 
     async def compare(
         self, one: str, other: str, *, first: int | None = None, second: int | None = None

@@ -45,6 +45,7 @@ from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Source
 
 if TYPE_CHECKING:
+    from vaultfs.entrypoints.changes import Changes
     from vaultfs.entrypoints.comparing import Compared
 
 
@@ -120,6 +121,11 @@ class Vault(EmbeddedLook, Surface):
         wanted = {place.path: mode for place in places}
         async with locks.hold(locks.new_owner(), tree, wanted, timeout=timeout) as held:
             yield evolve(self, vault=self.vault.presenting(*held.presented))
+
+    async def changes(self, cursor: str | None = None, *, wait: float = 0) -> "Changes":
+        from vaultfs.entrypoints.changes import changes_here
+
+        return await changes_here(self.vault.files, self.user, cursor, wait)
 
     async def compare(
         self, one: str, other: str, *, first: int | None = None, second: int | None = None

@@ -31,6 +31,7 @@ from vaultfs.ports.trees import Source
 if TYPE_CHECKING:
     from vaultfs.domain.services.recovery import Usage
     from vaultfs.domain.services.transfer import Report
+    from vaultfs.entrypoints.changes import Changes
     from vaultfs.entrypoints.comparing import Compared
     from vaultfs.entrypoints.fileobjects import Loop, ReadFile, WriteFile
     from vaultfs.entrypoints.pulling import Pulled, Pushed
@@ -210,6 +211,13 @@ class Surface(Look):
         wanted = Preconditions(if_version=base, if_absent=base is None)
         stored = await self.store(path, LocalPath(local), preconditions=wanted, progress=progress)
         return Pushed(stored.node, stored.changed, 0)
+
+    @abstractmethod
+    async def changes(self, cursor: str | None = None, *, wait: float = 0) -> "Changes":
+        """What has changed since `cursor`, and the next cursor; waits for it up to 60 seconds.
+
+        Raises `CursorReset` where the feed is not the one that the cursor is of.
+        """
 
     @abstractmethod
     async def compare(

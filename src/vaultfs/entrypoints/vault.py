@@ -168,10 +168,18 @@ class Vault:
     def upkeep(self) -> "Upkeep":
         """What is to be done from time to time."""
         from vaultfs.domain.services.digests import Digests
+        from vaultfs.domain.services.linking import Linking
         from vaultfs.domain.services.upkeep import Upkeep
 
-        digests = Digests(self.catalog, self.reader, self.clock)
-        return Upkeep(self.files, self.catalog, self.recovery, self.uploads, digests, self.clock)
+        return Upkeep(
+            self.files,
+            self.catalog,
+            self.recovery,
+            self.uploads,
+            Digests(self.catalog, self.reader, self.clock),
+            Linking(self.deltas),
+            self.clock,
+        )
 
     def presenting(self, *presented: "Presented") -> "Vault":
         """The same vault, for a caller whose changes come with these locks."""

@@ -1,10 +1,10 @@
 """Upkeep: what has to be done from time to time, so that nobody has to think of it.
 
 Old versions that no retention keeps are forgotten, the trash is emptied of what has
-been in it long enough, uploads that nobody goes on with are ended, digests that nobody has
-seen yet are found, and the catalog is copied into the store. Each step is a
-transaction of its own, in the name of the user whose tree it is; a crash leaves some
-of it done, and the next run does the rest.
+been in it long enough, versions are linked by deltas, uploads that nobody goes on with
+are ended, digests that nobody has seen yet are found, and the catalog is copied into the
+store. Each step is a transaction of its own, in the name of the user whose tree it is; a
+crash leaves some of it done, and the next run does the rest.
 """
 
 from datetime import timedelta
@@ -16,6 +16,7 @@ from vaultfs.domain.errors import NotFound
 from vaultfs.domain.nodes import User, micros
 from vaultfs.domain.services.digests import Digests
 from vaultfs.domain.services.files import Files
+from vaultfs.domain.services.linking import Linking
 from vaultfs.domain.services.recovery import Recovery
 from vaultfs.domain.services.uploads import Uploads
 from vaultfs.ports.catalog import Catalog
@@ -50,6 +51,8 @@ class Maintained:
     """Contents whose digests are verified now."""
     false_claims: int = 0
     """Those of them for which another digest was claimed; the audit names them."""
+    linked: int = 0
+    """Deltas between versions that were recorded."""
 
 
 @define(eq=False)
@@ -61,19 +64,21 @@ class Upkeep:
     recovery: Recovery
     uploads: Uploads
     digests: Digests
+    linking: Linking
     clock: Clock
 
     async def run(self, plan: Plan) -> Maintained:
         """Do all that is due. Two processes may do so at the same time."""
-        pruned = purged = expired = 0
+        pruned = purged = expired = linked = 0
         for user in await self.catalog.users():
+            linked += await self.linking.run(user)  # before any of it is pruned
             pruned += await self.files.prune(user, user.name)
             expired += await self.uploads.expire(user)
             if plan.trash is not None:
                 purged += await self._empty_trash(user, plan.trash)
         found = await self.digests.run()
         backup = await self._back_up(plan.backup)
-        return Maintained(pruned, purged, backup, expired, found.verified, found.false)
+        return Maintained(pruned, purged, backup, expired, found.verified, found.false, linked)
 
     async def _empty_trash(self, user: User, age: timedelta) -> int:
         last = micros(self.clock.now() - age)

@@ -232,7 +232,8 @@ def maintain(
         call.answer(
             asdict(done),
             f"{done.pruned} old versions and {done.purged} nodes of the trash forgotten;"
-            f" {done.expired} uploads ended; {done.digests} digests verified,"
+            f" {done.linked} deltas recorded; {done.expired} uploads ended;"
+            f" {done.digests} digests verified,"
             f" {done.false_claims} of them claimed falsely;"
             f" {'made backup ' + done.backup if done.backup else 'no backup was due'}",
         )

@@ -13,13 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope as AsgiScope
 
-from vaultfs.domain.errors import InvalidField, NotFound, TooLarge
+from vaultfs.domain.errors import InvalidField, NotFound, SourceChanged, TooLarge
 from vaultfs.domain.lockitems import MAX_LOCKS
 from vaultfs.domain.locknodes import parse_presented
 from vaultfs.domain.names import Address, check_user, key_of, parse_address, split_path
 from vaultfs.domain.nodes import NO_PRECONDITIONS, Preconditions, User, VersionId
 from vaultfs.domain.services.browse import PAGE
 from vaultfs.domain.services.files import Files
+from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Identity, Scope
 
 if TYPE_CHECKING:
@@ -182,6 +183,25 @@ class Call:
                     if each.if_revision == node.revision or each.if_version == (node.version or 0):
                         return each
         return demands[0]
+
+    async def unless_gone(self, work: Callable[[], Awaitable[T]], wait: float) -> T:
+        """What `work` returns, which may wait `wait` seconds; given up if the client goes away."""
+        if not wait:
+            return await work()
+        result: list[T] = []
+        async with task_group() as tasks:
+
+            async def watch() -> None:
+                while (await self.request.receive())["type"] != "http.disconnect":
+                    pass
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            result.append(await work())
+            tasks.cancel_scope.cancel()
+        if not result:
+            raise SourceChanged("the client went away while it waited")
+        return result[0]
 
     # Bodies
 

@@ -4,7 +4,6 @@ A lease is named `<lease>.<token>`. It ends by itself; whoever has it shows it w
 write in the header `VaultFS-Lock-Token`, and is refused once it is held no longer.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import msgspec
@@ -19,7 +18,6 @@ from vaultfs.domain.locknodes import Owner, Presented, parse_presented
 from vaultfs.domain.names import Path, parse_path
 from vaultfs.domain.nodes import TreeId
 from vaultfs.domain.services.lockview import Held, Queued
-from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.calls import Call, Route, own, whole
 
@@ -126,7 +124,7 @@ async def create(call: Call) -> Response:
     async def take() -> int:
         return await locks.acquire(owner, tree, items, ranges=ranges, timeout=wait, ttl=ttl)
 
-    token = await _unless_gone(call, take, wait)
+    token = await call.unless_gone(take, wait)
     try:
         return await _answer(call, Presented(owner, token), 201)
     except get_cancelled_exc_class():
@@ -151,7 +149,7 @@ async def upgrade(call: Call) -> Response:
         items = _whole(wanted.paths)
         await call.server.vault.locks.upgrade(*_of(call, lease), items, timeout=wait)
 
-    await _unless_gone(call, take, wait)
+    await call.unless_gone(take, wait)
     return await _answer(call, lease)
 
 
@@ -280,26 +278,6 @@ def _ranged(of: Resource, ranges: tuple[Range, ...]) -> LockedPath:
     mode = "exclusive" if ranges[0].exclusive else "shared"
     spans = [RangeIn(each.start, None if each.stop == END else each.stop) for each in ranges]
     return LockedPath(path_of(of), mode, spans)
-
-
-async def _unless_gone(call: Call, work: Callable[[], Awaitable[T]], wait: float) -> T:
-    """What `work` returns, which may wait; given up when the client goes away."""
-    if not wait:
-        return await work()
-    result: list[T] = []
-    async with task_group() as tasks:
-
-        async def watch() -> None:
-            while (await call.request.receive())["type"] != "http.disconnect":
-                pass
-            tasks.cancel_scope.cancel()
-
-        tasks.start_soon(watch)
-        result.append(await work())
-        tasks.cancel_scope.cancel()
-    if not result:
-        raise LeaseExpired("the client went away while it waited")
-    return result[0]
 
 
 _LEASE = "/v1/locks/{lease}"

@@ -1,5 +1,6 @@
 """Folders, nodes, versions and the trash."""
 
+from functools import partial
 from typing import Final
 
 from starlette.responses import Response
@@ -7,6 +8,7 @@ from starlette.responses import Response
 from vaultfs.domain.errors import InvalidField
 from vaultfs.domain.names import key_of
 from vaultfs.domain.nodes import Node, NodeId
+from vaultfs.domain.services.feed import LONGEST, Feed
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.calls import (
     CURSOR,
@@ -20,6 +22,7 @@ from vaultfs.entrypoints.http.calls import (
     write_cursor,
 )
 from vaultfs.entrypoints.http.wire import (
+    ChangeList,
     NodeList,
     NodeOut,
     RestoreIn,
@@ -27,6 +30,7 @@ from vaultfs.entrypoints.http.wire import (
     TrashList,
     VersionIn,
     VersionList,
+    change_out,
     entries_out,
     node_etag,
     node_out,
@@ -75,6 +79,16 @@ async def list_folder(call: Call) -> Response:
     )
     more = write_cursor("name", key_of(nodes[-1].name)) if len(nodes) == limit else None
     return call.json(NodeList(entries_out(nodes, address.path), more))
+
+
+async def list_changes(call: Call) -> Response:
+    """What has changed in a tree."""
+    wait = call.number("wait", most=int(LONGEST)) or 0
+    feed = Feed(call.files)
+    cursor = call.query.get("cursor")
+    asked = partial(feed.since, call.user, call.tree, cursor, wait=wait, limit=call.limit)
+    news = await call.unless_gone(asked, wait)
+    return call.json(ChangeList(list(map(change_out, news.changes)), news.cursor))
 
 
 async def make_folder(call: Call) -> Response:
@@ -249,6 +263,22 @@ ROUTES: Final = (
         answer=NodeOut,
         parameters=(IF_MATCH, WITH_LOCK),
         failures=(409, 412, 507),
+    ),
+    Route(
+        *("GET", "/v1/changes/{user}", list_changes, "listChanges", "What has changed in a tree."),
+        scope=Scope.READ,
+        answer=ChangeList,
+        parameters=(
+            LIMIT,
+            Parameter("cursor", "`cursor` of the answer before; without one, from the first on."),
+            Parameter(
+                "wait",
+                "Seconds to wait for changes if there are none.",
+                "integer",
+                most=int(LONGEST),
+            ),
+        ),
+        failures=(410,),
     ),
     Route(
         *("POST", "/v1/move", move, "move", "Give a node another path."),

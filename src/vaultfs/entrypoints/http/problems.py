@@ -25,6 +25,7 @@ STATUSES: Final[tuple[tuple[type, int], ...]] = (
     (errors.InvalidField, 400),
     (errors.VersionMismatch, 412),
     (errors.UploadExpired, 410),
+    (errors.CursorReset, 410),
     (errors.ChecksumMismatch, CHECKSUM_MISMATCH),
     (errors.Conflict, 409),
     (errors.TooLarge, 413),

@@ -8,6 +8,7 @@ import msgspec
 
 from vaultfs.domain.names import Path, format_path
 from vaultfs.domain.nodes import Node, User, Version, moment
+from vaultfs.domain.services.feed import Seen
 from vaultfs.domain.tokens import Scope, Token
 from vaultfs.domain.uploads import Upload
 from vaultfs.ports.catalog import Audited, Trashed
@@ -253,6 +254,29 @@ class UploadList(msgspec.Struct):
     next_cursor: str | None
 
 
+class ChangeOut(msgspec.Struct):
+    """A change of a tree."""
+
+    seq: int
+    """Dense from 1 on."""
+    kind: str
+    """`put`, `mkdir`, `move`, `copy`, `delete`, `restore`, `purge`, ..."""
+    node: int
+    path: str | None
+    """Where the node stands by now; null if it is gone for good."""
+    revision: int
+    version: int | None
+    at: datetime
+
+
+class ChangeList(msgspec.Struct):
+    """Changes in order."""
+
+    entries: list[ChangeOut]
+    cursor: str
+    """To be asked for what comes next; there always is one."""
+
+
 class RetentionBody(msgspec.Struct, forbid_unknown_fields=True):
     """Which old versions are kept: the last so many, or those of so long; all with neither."""
 
@@ -354,6 +378,20 @@ def trashed_out(trashed: Trashed) -> TrashedOut:
     node = trashed.node
     deleted = moment(node.trashed_us or 0)
     return TrashedOut(node.id, format_path(trashed.path), node.kind, node.size, deleted)
+
+
+def change_out(seen: Seen) -> ChangeOut:
+    """A change, and where its node stands."""
+    change, path = seen
+    return ChangeOut(
+        change.seq,
+        change.kind,
+        change.node,
+        None if path is None else format_path(path),
+        change.revision,
+        change.version,
+        moment(change.at_us),
+    )
 
 
 def upload_out(upload: Upload) -> UploadOut:
