@@ -106,8 +106,16 @@ def test_push_sends_only_chunks_that_are_lacking(served: Cli, tmp_path: Path) ->
     local.write_bytes(content)
     assert served.json("push", local, "/f")["travelled"] > len(content)
     local.write_bytes(content + b"a line more")
-    assert served.json("push", local)["travelled"] < 600_000
-    assert "of 5.0 MiB travelled" in served("pull", "--force", local).out
+    assert served.json("push", local)["travelled"] < 20_000
+    edited = bytearray(content)
+    for place in range(100_000, len(content), 1_000_000):
+        edited[place : place + 100] = b"x" * 100
+    local.write_bytes(edited)
+    assert served.json("push", local)["travelled"] < 60_000
+    assert served.read("/f") == edited
+    local.write_bytes(random_bytes(3 << 20, "unlike"))
+    assert served.json("push", local)["travelled"] < 3.1 * (1 << 20)
+    assert "of 3.0 MiB travelled" in served("pull", "--force", local).out
 
 
 def test_what_was_pulled_from_elsewhere_is_another(

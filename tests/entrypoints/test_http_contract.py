@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from tests.entrypoints.test_http_server import Running, serve
 
+from vaultfs.domain.deltacodec import MEDIA_TYPE as DELTA
 from vaultfs.domain.frames import MEDIA_TYPE
 from vaultfs.entrypoints.http.app import ROUTES
 from vaultfs.entrypoints.http.uploads import BYTES
@@ -29,7 +30,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.mark.parametrize("name", [route.name for route in ROUTES])
 def test_every_answer_is_one_that_the_description_has(running: Running, name: str) -> None:
     schemathesis: Any = import_module("schemathesis")  # its types are not complete
-    for kind in (MEDIA_TYPE, BYTES):
+    for kind in (MEDIA_TYPE, DELTA, BYTES):
         schemathesis.serializer.alias(kind, "application/octet-stream")
     checks: Any = import_module("schemathesis.checks")
     schema: Any = schemathesis.openapi.from_path(str(DESCRIPTION))

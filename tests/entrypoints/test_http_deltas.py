@@ -10,8 +10,11 @@ from tests.faults import random_bytes
 from tests.services.test_deltas import rebuilt, sparse
 
 from vaultfs.domain.deltacodec import MEDIA_TYPE
+from vaultfs.domain.digests import digest_of
 from vaultfs.domain.names import Address
 from vaultfs.domain.operations import Prune
+from vaultfs.domain.signatures import pieces_of, read_units
+from vaultfs.domain.tokens import Scope
 
 OLD = random_bytes(400_000, "http delta")
 NEW = sparse(OLD)
@@ -128,3 +131,79 @@ async def test_nobody_gets_deltas_of_others(api: Client) -> None:
         headers={"A-IM": "vaultfs-delta", "If-None-Match": one},
     )
     assert (stolen.status_code, stolen.content) == (200, NEW)
+
+
+# Storing
+
+
+async def delta_of(api: Client, old: bytes, new: bytes) -> bytes:
+    """A delta between two contents, made by a file of its own."""
+    url = "/v1/files/me/made"
+    one = (await api("PUT", url, content=old)).headers["etag"]
+    await api("PUT", url, content=new)
+    answer = await api("GET", url, headers={"A-IM": "vaultfs-delta", "If-None-Match": one})
+    assert answer.status_code == 226
+    return answer.content
+
+
+async def send(api: Client, data: bytes, **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    return await api("POST", "/v1/deltas/me/f", content=data, headers=named)
+
+
+async def test_a_delta_becomes_a_version(api: Client) -> None:
+    data = await delta_of(api, OLD, NEW)
+    [one] = await put(api, OLD)
+    answer = await send(api, data, If_Match=one, Vaultfs_Mode="640")
+    assert answer.status_code == 200
+    assert answer.json()["number"] == 2
+    read = await api("GET", URL)
+    assert read.content == NEW
+    assert (read.headers["etag"], read.headers["vaultfs-mode"]) == (answer.headers["etag"], "640")
+    assert "repr-digest" in read.headers
+    assert (await send(api, data, If_Match=one)).status_code == 412  # it is another one by now
+    assert (await send(api, data, If_Match=read.headers["etag"])).status_code == 412
+    assert (await api("GET", URL)).content == NEW
+
+
+async def test_nothing_becomes_of_a_delta_that_is_wrong(api: Client) -> None:
+    data = await delta_of(api, OLD, NEW)
+    [one] = await put(api, OLD)
+    assert (await send(api, data)).json()["code"] == "invalid_field"
+    assert (await send(api, data, If_Match="*")).json()["code"] == "invalid_field"
+    for wrong in (b"", data[:-1], data + b"x", data[: len(data) // 2], b"nonsense" * 9):
+        assert (await send(api, wrong, If_Match=one)).json()["code"] == "invalid_field"
+    flipped = bytearray(data)
+    flipped[-20] ^= 1
+    assert (await send(api, bytes(flipped), If_Match=one)).json()["code"] == "invalid_field"
+    lie = bytearray(data)  # the first bytes of the digest that it is to lead to
+    lie[19] ^= 1
+    assert (await send(api, bytes(lie), If_Match=one)).status_code in {400, 412}
+    answer = await api("POST", "/v1/deltas/me/none", content=data, headers={"If-Match": one})
+    assert answer.status_code == 404
+    looking = await api.new_token("me", Scope.READ)
+    refused = await api(
+        "POST", "/v1/deltas/me/f", content=data, headers={"If-Match": one}, token=looking
+    )
+    assert refused.status_code == 403
+    assert len((await api.ok("GET", "/v1/versions/me/f"))["entries"]) == 1
+    assert (await api("GET", URL)).content == OLD
+
+
+async def test_signatures(api: Client) -> None:
+    [one] = await put(api, OLD)
+    answer = await api("GET", "/v1/signatures/me/f")
+    units = read_units(answer.content)
+    assert sum(length for _, length in units) == len(OLD)
+    assert units[0][0] == digest_of(OLD[: units[0][1]])[:8]
+    assert answer.headers["vaultfs-size"] == str(len(OLD))
+    ranges = {"ranges": [[0, 5000], [100_000, 200_000]]}
+    finer = await api("POST", "/v1/signatures/me/f", json=ranges, headers={"If-Match": one})
+    assert read_units(finer.content) == [*pieces_of(OLD[:5000]), *pieces_of(OLD[100_000:200_000])]
+    for wrong in ([[5, 5]], [[0, 9], [5, 20]], [[0, len(OLD) + 1]], [[-1, 4]]):
+        answer = await api("POST", "/v1/signatures/me/f", json={"ranges": wrong})
+        assert answer.json()["code"] == "invalid_field"
+    stale = await api("GET", "/v1/signatures/me/f", headers={"If-Match": '"v999"'})
+    assert stale.status_code == 412
+    bob = await api.new_user("bob")
+    assert (await api("GET", "/v1/signatures/me/f", token=bob)).status_code == 404

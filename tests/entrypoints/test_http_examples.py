@@ -12,7 +12,10 @@ from vaultfs.entrypoints.http.description import EXAMPLES, describe
 
 DOCUMENT = describe(ROUTES)
 BY_NAME = {route.name: route for route in ROUTES}
-HEXADECIMAL = ("takeFrames", "giveFrames", "haveChunks")
+HEXADECIMAL = (
+    *("takeFrames", "giveFrames", "haveChunks"),
+    *("takeDelta", "getSignature", "getFinerSignature"),
+)
 CASES = [(name, each) for name, examples in EXAMPLES.items() for each in examples]
 
 

@@ -173,7 +173,7 @@ class RemoteVault(Surface):
         url = self.url("files", path, query)
         # The same bytes twice make one version, but somebody else's may stand between them.
         answer = await self.calls.ask("PUT", url, headers=headers, data=body, again=False)
-        return Stored(self._node(answer), int(answer.headers.get("Vaultfs-Changed") != "0"))
+        return Stored(self.node_of(answer), int(answer.headers.get("Vaultfs-Changed") != "0"))
 
     @asynccontextmanager
     async def content(
@@ -245,11 +245,22 @@ class RemoteVault(Surface):
         from vaultfs.entrypoints.pulling import Pushed
         from vaultfs.entrypoints.uploading import Uploading
 
-        headers = conditions(Preconditions(if_version=base, if_absent=base is None))
+        wanted = Preconditions(if_version=base, if_absent=base is None)
+        asked = 0
         async with open_source(LocalPath(local)) as (source, item):
+            if base is not None:
+                from vaultfs.entrypoints.pushing import Difference
+
+                change = Difference(self, path, source, item, wanted, progress)
+                stored = await change.run()
+                asked = change.sent
+                if stored is not None:
+                    return Pushed(stored.node, stored.changed, asked)
+                await source.rewind(0)
+            headers = conditions(wanted)
             sending = Uploading(self, path, source, item, headers, parents=True, progress=progress)
             stored = await sending.run()
-        return Pushed(stored.node, stored.changed, sending.sent)
+        return Pushed(stored.node, stored.changed, asked + sending.sent)
 
     async def changes(self, cursor: str | None = None, *, wait: float = 0) -> "Changes":
         from vaultfs.entrypoints.changes import changes_there
@@ -284,7 +295,7 @@ class RemoteVault(Surface):
     # Nodes
 
     async def stat(self, path: str) -> Node:
-        return self._node(await self.calls.ask("GET", self.url("nodes", path)))
+        return self.node_of(await self.calls.ask("GET", self.url("nodes", path)))
 
     async def list(self, path: str = "/") -> AsyncGenerator[Node, None]:
         async for found in self.pages(self.url("folders", path), wire.NodeList):
@@ -294,7 +305,7 @@ class RemoteVault(Surface):
     async def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False) -> Node:
         query = {"parents": str(parents).lower(), "exist_ok": str(exist_ok).lower()}
         url = self.url("folders", path, query)
-        return self._node(await self.calls.ask("PUT", url, again=exist_ok))
+        return self.node_of(await self.calls.ask("PUT", url, again=exist_ok))
 
     async def move(
         self,
@@ -321,7 +332,7 @@ class RemoteVault(Surface):
     ) -> Node:
         url = self.url("nodes", path, {"recursive": str(recursive).lower()})
         headers = conditions(preconditions)
-        return self._node(await self.calls.ask("DELETE", url, headers=headers, again=False))
+        return self.node_of(await self.calls.ask("DELETE", url, headers=headers, again=False))
 
     async def trash(self) -> AsyncGenerator[Trashed, None]:
         async for found in self.pages(self.calls.url(f"trash/{self._me}"), wire.TrashList):
@@ -353,7 +364,7 @@ class RemoteVault(Surface):
     async def restore_version(self, path: str, number: int) -> Node:
         data = msgspec.json.encode(wire.VersionIn(number))
         url = self.url("versions", path)
-        return self._node(await self.calls.ask("POST", url, data=data, again=False))
+        return self.node_of(await self.calls.ask("POST", url, data=data, again=False))
 
     async def patch_metadata(
         self, path: str, patch: str, *, preconditions: Preconditions = NO_PRECONDITIONS
@@ -365,7 +376,7 @@ class RemoteVault(Surface):
             data=patch.encode("utf-8", "surrogateescape"),
             again=False,
         )
-        return self._node(answer)
+        return self.node_of(answer)
 
     # The whole of it
 
@@ -401,7 +412,8 @@ class RemoteVault(Surface):
         """The address of what is at `path`."""
         return self.calls.url_of(kind, path, self.user, query or {})
 
-    def _node(self, answer: Answer) -> Node:
+    def node_of(self, answer: Answer) -> Node:
+        """The node that an answer tells."""
         return to_node(self.calls.decode(answer, wire.NodeOut))
 
     async def _changed(
@@ -413,7 +425,7 @@ class RemoteVault(Surface):
     ) -> Node:
         data = msgspec.json.encode(value)
         url = self.calls.url(rest)
-        return self._node(
+        return self.node_of(
             await self.calls.ask(method, url, headers=headers, data=data, again=False)
         )
 

@@ -43,6 +43,7 @@ from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.entrypoints.http import (
     accounts,
     contents,
+    deltas,
     frames,
     keeping,
     locks,
@@ -62,6 +63,7 @@ log = logging.getLogger("vaultfs.http")
 ROUTES: Final = (
     *contents.ROUTES,
     *frames.ROUTES,
+    *deltas.ROUTES,
     *uploads.ROUTES,
     *nodes.ROUTES,
     *locks.ROUTES,

@@ -26,6 +26,7 @@ from vaultfs.domain.errors import (
     VersionMismatch,
 )
 from vaultfs.domain.nodes import DigestState, Node, Origin, Version, VersionId
+from vaultfs.domain.operations import Result
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Scope as TokenScope
@@ -113,7 +114,7 @@ async def get_file(call: Call) -> Response:
     files = call.files
     node, version = await files.version(call.user, call.address, call.number("version"))
     etag = content_etag(version.id)
-    headers = _headers(node, version, etag)
+    headers = headers_of(node, version, etag)
     _check_match(call, etag)
     if _listed(call.header("if-none-match"), etag):
         del headers["Content-Length"], headers["Content-Type"]
@@ -187,7 +188,8 @@ def _whole(call: Call, version: Version, headers: dict[str, str]) -> Response:
     return Download(open_, 200, headers)
 
 
-def _headers(node: Node, version: Version, etag: str) -> dict[str, str]:
+def headers_of(node: Node, version: Version, etag: str) -> dict[str, str]:
+    """What a version is, as the headers of an answer."""
     kind = mimetypes.guess_type(node.name)[0] or "application/octet-stream"
     found = {
         "ETag": etag,
@@ -355,7 +357,7 @@ async def put_file(call: Call) -> Response:
                 call.address,
                 BodySource(call),
                 size=length,
-                origin=_origin(call),
+                origin=origin_of(call),
                 preconditions=preconditions,
                 parents=call.flag("parents"),
             )
@@ -363,6 +365,11 @@ async def put_file(call: Call) -> Response:
         if preconditions.if_absent:
             raise VersionMismatch(error.message, expected=None, found=None) from error
         raise
+    return stored(call, result)
+
+
+def stored(call: Call, result: Result) -> Response:
+    """The answer to whoever has stored a version."""
     node = result.node
     assert node is not None
     made = node.number == 1 and result.count == 1
@@ -370,7 +377,8 @@ async def put_file(call: Call) -> Response:
     return call.json(node_out(node, call.address.path), 201 if made else 200, headers)
 
 
-def _origin(call: Call) -> Origin:
+def origin_of(call: Call) -> Origin:
+    """Where the file came from, as the request tells."""
     mtime, mode = call.header("vaultfs-mtime"), call.header("vaultfs-mode")
     wrong = "Vaultfs-Mtime is microseconds, Vaultfs-Mode octal digits"
     if mtime is not None and not _MICROSECONDS.fullmatch(mtime):

@@ -1,0 +1,52 @@
+"""Signatures: what a content is made of, told to somebody who has another one.
+
+A unit is a chunk, or a piece of about half a KiB that is cut by content inside a range:
+its length, and the first bytes of its digest. So a client that has only the new file
+finds out which of its bytes the server has. Short digests may lead it astray once in a
+great while; the digest of the whole, which the server computes itself, tells.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from vaultfs.domain.digests import Buffer, digest_of
+from vaultfs.domain.errors import Corrupt
+
+SHORT: Final = 8
+"""Bytes of a digest that are told."""
+PIECE: Final = 512
+"""Mean bytes of a piece; a quarter at least, eight times at most."""
+_UNIT = struct.Struct(f"<I{SHORT}s")
+
+Unit = tuple[bytes, int]
+"""A short digest, and the length of what has it."""
+
+
+def write_units(units: Iterable[tuple[bytes, int]]) -> bytes:
+    """Units as they travel, 12 bytes each; digests are cut short."""
+    return b"".join(_UNIT.pack(length, digest[:SHORT]) for digest, length in units)
+
+
+def read_units(data: Buffer) -> list[Unit]:
+    """The opposite. Raises `Corrupt`."""
+    if len(data) % _UNIT.size:
+        raise Corrupt("a signature is cut short")
+    return [(digest, length) for length, digest in _UNIT.iter_unpack(data)]
+
+
+def pieces_of(data: bytes) -> Sequence[Unit]:
+    """The pieces of a range. CPU work."""
+    from pyfastcdc import FastCDC  # noqa: PLC0415 as in `chunks`
+
+    if not data:
+        return []
+    if len(data) <= PIECE // 4:
+        return [(digest_of(data)[:SHORT], len(data))]
+    cutter = FastCDC(PIECE, min_size=PIECE // 4, max_size=8 * PIECE)
+    units: list[Unit] = []
+    at = 0
+    for chunk in cutter.cut_buf(data):
+        units.append((digest_of(data[at : at + chunk.length])[:SHORT], chunk.length))
+        at += chunk.length
+    return units

@@ -1,0 +1,206 @@
+"""`/v1/deltas` and `/v1/signatures`: a new version as the difference to the newest one."""
+
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+import msgspec
+from anyio import to_thread
+from attrs import define, field
+from starlette.responses import Response
+
+from vaultfs.adapters.files import IterableSource
+from vaultfs.domain.deltacodec import MEDIA_TYPE
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.errors import Corrupt, InvalidField, TooLarge, Unsupported, VersionMismatch
+from vaultfs.domain.nodes import DigestState, Node, User, Version
+from vaultfs.domain.services.files import Files
+from vaultfs.domain.services.rebuilding import PIECE, Rebuilding
+from vaultfs.domain.signatures import pieces_of, write_units
+from vaultfs.domain.tokens import Scope as TokenScope
+from vaultfs.entrypoints.http.calls import IF_MATCH, VERSION, WITH_LOCK, Call, Parameter, Route
+from vaultfs.entrypoints.http.contents import BodySource, headers_of, origin_of, stored
+from vaultfs.entrypoints.http.wire import NodeOut, content_etag
+
+MOST_SIGNED: Final = 64 << 20
+"""Bytes of ranges whose pieces are told with one request."""
+WINDOWS: Final = 6
+"""Pieces of the base that are kept: what a delta copies is mostly near what it copied last."""
+
+
+@define(eq=False)
+class VaultBase:
+    """A version in the vault as the base of a delta."""
+
+    files: Files
+    user: User
+    version: Version
+    digest: Digest
+    _windows: OrderedDict[int, bytes] = field(factory=OrderedDict[int, bytes])
+
+    @property
+    def size(self) -> int:
+        return self.version.size
+
+    async def read(self, start: int, stop: int) -> bytes:
+        """Raises `DamagedContent` and failures of the store."""
+        parts: list[bytes] = []
+        at = start
+        while at < stop:
+            number, offset = divmod(at, PIECE)
+            window = await self._window(number)
+            parts.append(window[offset : offset + stop - at])
+            at += len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _window(self, number: int) -> bytes:
+        window = self._windows.get(number)
+        if window is None:
+            start = number * PIECE
+            async with self.files.read(self.user, self.version, start, start + PIECE) as parts:
+                window = b"".join([piece async for part in parts for piece in part])
+            self._windows[number] = window
+            if len(self._windows) > WINDOWS:
+                self._windows.popitem(last=False)
+        else:
+            self._windows.move_to_end(number)
+        return window
+
+
+async def take_delta(call: Call) -> Response:
+    """What the delta leads to becomes the newest version, if the base still is."""
+    wanted = await call.preconditions(call.address)
+    if wanted.if_version is None:
+        raise InvalidField("a delta needs If-Match, with the entity tag of the version it is from")
+    _, version = await call.files.version(call.user, call.address)
+    if version.id != wanted.if_version:
+        raise VersionMismatch(
+            f"it has version {version.id} by now, not {wanted.if_version}",
+            expected=wanted.if_version,
+            found=version.id,
+        )
+    if version.digest is None or version.digest_state is not DigestState.VERIFIED:
+        raise Unsupported("the digest of the base is not known yet: send the whole file")
+    base = VaultBase(call.files, call.user, version, version.digest)
+    async with aclosing(_rebuilt(call, base)) as pieces, call.server.share_of(call.user.id):
+        result = await call.files.put(
+            call.user,
+            call.address,
+            IterableSource(pieces),
+            origin=origin_of(call),
+            preconditions=wanted,
+        )
+    return stored(call, result)
+
+
+async def _rebuilt(call: Call, base: VaultBase) -> AsyncGenerator[bytes, None]:
+    """The new content. What is wrong with the delta is wrong with the request."""
+    try:
+        async with aclosing(_body(call)) as body, aclosing(Rebuilding(base).run(body)) as made:
+            async for piece in made:
+                yield piece
+    except Corrupt as error:
+        raise InvalidField(error.message) from error
+
+
+async def _body(call: Call) -> AsyncGenerator[bytes, None]:
+    source = BodySource(call)
+    filled = PIECE
+    while filled == PIECE:
+        buffer = bytearray(PIECE)
+        filled = await source.readinto(memoryview(buffer))
+        if filled:
+            yield bytes(memoryview(buffer)[:filled])
+
+
+class RangesIn(msgspec.Struct, forbid_unknown_fields=True):
+    """Ranges of bytes, `[start, stop)`, in order."""
+
+    ranges: list[tuple[int, int]]
+
+
+async def signature(call: Call) -> Response:
+    """Lengths and short digests of a version's chunks, for who has another one."""
+    node, version = await call.files.version(call.user, call.address, call.number("version"))
+    _must_match(call, version)
+    units: list[tuple[bytes, int]] = []
+    entries = call.server.vault.reader.entries(call.user.id, version.manifest, 0, version.size)
+    async with aclosing(entries):
+        async for _, (digest, length) in entries:
+            units.append((digest, length))
+    return Response(write_units(units), headers=_headers(node, version))
+
+
+async def finer_signature(call: Call) -> Response:
+    """The same of pieces of about half a KiB, in some ranges of a version."""
+    wanted = (await call.body(RangesIn)).ranges
+    node, version = await call.files.version(call.user, call.address, call.number("version"))
+    _must_match(call, version)
+    end = total = 0
+    for start, stop in wanted:
+        if not end <= start < stop <= version.size:
+            raise InvalidField("ranges are in order, do not overlap and end with the file")
+        end, total = stop, total + stop - start
+    if total > MOST_SIGNED:
+        raise TooLarge(f"ranges of {total} bytes: {MOST_SIGNED} is the most")
+    found = bytearray()
+    for start, stop in wanted:
+        async with call.files.read(call.user, version, start, stop) as parts:
+            data = b"".join([piece async for part in parts for piece in part])
+        found += await to_thread.run_sync(_signed, data)
+    return Response(bytes(found), headers=_headers(node, version))
+
+
+def _signed(data: bytes) -> bytes:
+    return write_units(pieces_of(data))
+
+
+def _must_match(call: Call, version: Version) -> None:
+    match = call.header("if-match")
+    if match is not None and content_etag(version.id) not in match:
+        raise VersionMismatch(
+            f"it has version {version.id} by now", expected=None, found=version.id
+        )
+
+
+def _headers(node: Node, version: Version) -> dict[str, str]:
+    headers = headers_of(node, version, content_etag(version.id))
+    headers["Vaultfs-Size"] = headers.pop("Content-Length")
+    headers["Content-Type"] = _BYTES
+    return headers
+
+
+_BYTES: Final = "application/octet-stream"
+_SIGNATURES: Final = "/v1/signatures/{user}/{path:path}"
+ROUTES: Final = (
+    Route(
+        *("GET", _SIGNATURES, signature, "getSignature", "What chunks a version is made of."),
+        scope=TokenScope.READ,
+        answer=_BYTES,
+        parameters=(VERSION, IF_MATCH),
+        failures=(409, 412),
+    ),
+    Route(
+        *("POST", _SIGNATURES, finer_signature, "getFinerSignature"),
+        "The same of small pieces, in some ranges.",
+        scope=TokenScope.READ,
+        body=RangesIn,
+        answer=_BYTES,
+        parameters=(VERSION, IF_MATCH),
+        failures=(409, 412),
+    ),
+    Route(
+        *("POST", "/v1/deltas/{user}/{path:path}", take_delta, "takeDelta"),
+        "Store a new version as the difference to the newest one.",
+        scope=TokenScope.WRITE,
+        body=MEDIA_TYPE,
+        answer=NodeOut,
+        parameters=(
+            Parameter("Content-Digest", "sha-256 or blake3 of the body.", where="header"),
+            IF_MATCH,
+            WITH_LOCK,
+        ),
+        failures=(409, 412, 501, 507),
+    ),
+)
