@@ -13,6 +13,7 @@ This is zstd's `--patch-from` for one block (RFC 8878, and zstd's manual on pref
 long-distance matching.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -178,11 +179,20 @@ def _prefix(parts: Sequence[Part], read_base: ReadBase) -> bytes:
     return b"".join(read_base(start, stop) for start, stop in prefix_ranges(parts))
 
 
+def _zstd() -> Any:
+    """Zstd with prefixes, which the `zstandard` that packs chunks does not have."""
+    if sys.version_info >= (3, 14):
+        from compression import zstd  # noqa: PLC0415 for those who make or read deltas
+    else:
+        from backports import zstd  # noqa: PLC0415 as above
+    return zstd
+
+
 def _packed(data: bytes, prefix: bytes = b"") -> bytes:
     """As a zstd frame, unless that is not shorter."""
     if not data:
         return data
-    from backports import zstd  # noqa: PLC0415 for those who make or read deltas
+    zstd = _zstd()
 
     size = len(data) + len(prefix) // 4
     level = next(level for most, level in LEVELS if size <= most)
@@ -205,7 +215,7 @@ def _unpacked(packed: bytes, size: int, prefix: bytes = b"") -> bytes:
     """The `size` bytes that were packed. Raises `Corrupt`."""
     if len(packed) == size:
         return packed
-    from backports import zstd  # noqa: PLC0415 as above
+    zstd = _zstd()
 
     limits: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
     expander = zstd.ZstdDecompressor(options=limits, zstd_dict=_as_prefix(prefix))
@@ -221,7 +231,7 @@ def _unpacked(packed: bytes, size: int, prefix: bytes = b"") -> bytes:
 
 
 def _as_prefix(prefix: bytes) -> Any:
-    from backports import zstd  # noqa: PLC0415 as above
+    zstd = _zstd()
 
     return zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= LEAST_PREFIX else None
 
