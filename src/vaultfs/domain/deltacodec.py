@@ -207,7 +207,7 @@ def _packed(data: bytes, prefix: bytes = b"") -> bytes:
             zstd.CompressionParameter.enable_long_distance_matching: 1,
         }
     compressor = zstd.ZstdCompressor(options=options, zstd_dict=_as_prefix(prefix))
-    packed = compressor.compress(data, mode=compressor.FLUSH_FRAME)
+    packed: bytes = compressor.compress(data, mode=compressor.FLUSH_FRAME)
     return packed if len(packed) < len(data) else data
 
 
