@@ -220,7 +220,7 @@ def _unpacked(packed: bytes, size: int, prefix: bytes = b"") -> bytes:
     limits: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
     expander = zstd.ZstdDecompressor(options=limits, zstd_dict=_as_prefix(prefix))
     try:
-        data = expander.decompress(packed, max_length=size)
+        data: bytes = expander.decompress(packed, max_length=size)
         if not expander.eof and len(data) == size:  # its end may be all that is left of it
             data += expander.decompress(b"", max_length=1)
     except zstd.ZstdError as error:

@@ -44,6 +44,8 @@ READ: Final = 4 << 20
 """Bytes that are read and cut with one hop to a thread."""
 STRETCH: Final = 8 << 20
 """Bytes of a gap that are worked on together, and of literals in a block."""
+SAMPLE: Final = 256 << 10
+"""Bytes of it that are enough to find out whether it is worth asking for more."""
 ASKED: Final = 32 << 20
 """Bytes of the version there whose pieces are asked for with one request."""
 
@@ -78,7 +80,7 @@ class Difference:
         here = await self._units()
         steps, size = match_units(there, here)
         coarse = delta_of(size, steps)
-        if size != base.size or coarse.literal * 10 > coarse.target * 9:
+        if size != base.size or not await self._promising(coarse, base):
             return None
         parts = await self._parts(coarse, base)
         data = await self._encoded(base, base.digest, parts)
@@ -90,6 +92,22 @@ class Difference:
         self.sent += len(data)
         self.progress(self.item.size)
         return Stored(self.vault.node_of(stored), int(stored.headers.get("Vaultfs-Changed") != "0"))
+
+    async def _promising(self, coarse: Delta, base: Version) -> bool:
+        """Whether it is worth asking on: where few chunks are the same, a sample decides."""
+        if coarse.literal * 10 <= coarse.target * 9:
+            return True
+        gap = max(gaps_of(coarse.steps, coarse.base), key=_length)
+        size = gap.base_stop - gap.base_start
+        start = gap.base_start + size // 2
+        sample = gap._replace(base_start=start, base_stop=min(start + size // 4, start + SAMPLE))
+        [units] = await self._ask([sample], base)
+        if not units:
+            return False
+        middle = (gap.start + gap.stop) // 2
+        near = (max(gap.start, middle - STRETCH // 2), min(gap.stop, middle + STRETCH // 2))
+        here = await to_thread.run_sync(pieces_of, await self._read(*near))
+        return not {digest for digest, _ in units}.isdisjoint(digest for digest, _ in here)
 
     async def _units(self) -> list[Unit]:
         """The chunks of the local file."""
@@ -233,3 +251,7 @@ def _split(part: Part) -> Sequence[Part]:
 
 def _nothing(start: int, stop: int) -> bytes:
     raise AssertionError(f"a block without regions asks for bytes {start} to {stop}")
+
+
+def _length(gap: Gap) -> int:
+    return gap.stop - gap.start
