@@ -11,12 +11,8 @@ from vaultfs.ports.catalog import Catalog
 
 async def three(me: Caller) -> tuple[Node, list[VersionId]]:
     """A file with three versions, and their ids."""
-    found: list[VersionId] = []
-    for text in "abc":
-        node = await me.put("/f", text)
-        assert node.version is not None
-        found.append(node.version)
-    return node, found
+    nodes = [await me.put("/f", text) for text in "abc"]
+    return nodes[-1], [node.version for node in nodes if node.version is not None]
 
 
 def record(me: Caller, node: Node, base: VersionId, target: VersionId) -> RecordDelta:

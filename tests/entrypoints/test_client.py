@@ -31,6 +31,7 @@ from vaultfs.domain.rates import Rate
 from vaultfs.domain.services.accounts import Accounts
 from vaultfs.domain.tokens import ALL_SCOPES, Identity, Scope
 from vaultfs.entrypoints.answers import ServerError
+from vaultfs.entrypoints.changes import Changes
 from vaultfs.entrypoints.client import RemoteVault, connect
 from vaultfs.entrypoints.http.app import DEFAULT_RATE
 from vaultfs.entrypoints.http.serving import Listening, first_token, serving
@@ -151,14 +152,16 @@ async def test_changes_are_told(remote: RemoteVault) -> None:
         (1, "mkdir", "/d"),
         (2, "put", "/d/f"),
     ]
+
+    async def later() -> None:
+        await anyio.sleep(0.3)
+        await remote.put("/g", b"x")
+
+    waited: list[Changes] = []
     async with anyio.create_task_group() as tasks:
-
-        async def later() -> None:
-            await anyio.sleep(0.3)
-            await remote.put("/g", b"x")
-
         tasks.start_soon(later)
-        second = await remote.changes(first.cursor, wait=20)
+        waited.append(await remote.changes(first.cursor, wait=20))
+    [second] = waited
     assert [each.path for each in second.entries] == ["/g"]
     assert (await remote.changes(second.cursor)).entries == []
     with pytest.raises(CursorReset):

@@ -1,7 +1,7 @@
 """One local file as the base of a delta, and its replacement by what the delta leads to."""
 
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path as FilePath
 from typing import Final
@@ -133,7 +133,7 @@ def _must_be(path: FilePath, expected: os.stat_result | None) -> None:
 
 
 @contextmanager
-def _closing(descriptor: int) -> Iterator[None]:
+def _closing(descriptor: int) -> Generator[None, None, None]:
     try:
         yield
     finally:
