@@ -84,6 +84,10 @@ bench:
 bench-service *ARGS:
     {{bin}}/python -m bench.service {{ARGS}}
 
+# Sizes and speeds of deltas, beside xdelta3 and zstd. Minutes.
+bench-delta *ARGS:
+    {{bin}}/python -m bench.delta {{ARGS}}
+
 # Write the description of the HTTP API into docs/openapi.json.
 openapi:
     {{bin}}/python -m bench.openapi

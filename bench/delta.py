@@ -167,8 +167,8 @@ def peers(old: Path, new: Path, folder: Path) -> Iterator[tuple[str, dict[str, f
             continue
         flags = ("-q", "-f", f"-{level}", "--long=30")
         seconds = timed("zstd", *flags, "--patch-from", old, new, "-o", delta)
-        flags = ("-q", "-f", "-d", "--memory=2048MB", "--long=30")
-        applied = timed("zstd", *flags, "--patch-from", old, delta, "-o", back)
+        expand = ("-q", "-f", "-d", "--memory=2048MB", "--long=30")
+        applied = timed("zstd", *expand, "--patch-from", old, delta, "-o", back)
         name = f"zstd -{level}"
         yield name, {"bytes": delta.stat().st_size, "make": seconds, "apply": applied}
 
@@ -213,12 +213,13 @@ def child(vault: Path, old: Path, new: Path) -> None:
                 async for piece in Rebuilding(local).run(pieces()):
                     await out.write(piece)
             applying = time.perf_counter() - begun
-            subprocess.run(("cmp", new, back), check=True)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         size = sum(map(len, made))
         return {"bytes": size, "make": making, "apply": applying, "peak": peak}
 
-    print(json.dumps(anyio.run(run)))
+    found = anyio.run(run)
+    subprocess.run(("cmp", new, vault.parent / "back"), check=True)
+    print(json.dumps(found))
 
 
 def main() -> None:
@@ -226,7 +227,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--runs", type=int, default=3, help="of each (3)")
-    options.add_argument("--work", type=Path, default=Path("build"), help="folder (build)")
+    options.add_argument(
+        "--work", type=Path, default=Path("/tmp"), help="folder for temporary files (/tmp)"
+    )
     options.add_argument("--pairs", nargs="*", default=list(PAIRS), help="which of them")
     options.add_argument("--child", nargs=3, type=Path, help=argparse.SUPPRESS)
     add_cache_option(options)
@@ -235,11 +238,10 @@ def main() -> None:
         child(*chosen.child)
         return
     shares: dict[str, list[float]] = {}
-    print(
-        f"{'pair':14} {'contestant':12} {'bytes':>12} {'make s':>8} {'apply s':>8} {'peak MB':>8}"
-    )
+    head = ("bytes", "make s", "apply s", "peak MB")
+    print(f"{'pair':14} {'contestant':12} {head[0]:>12}", *(f"{each:>8}" for each in head[1:]))
     for name in chosen.pairs:
-        with fresh_folder(chosen.work / "delta") as folder:
+        with fresh_folder(chosen.work) as folder:
             old, new = folder / "old", folder / "new"
             PAIRS[name](old, new)
             rows = _measured(old, new, folder, chosen.runs)
