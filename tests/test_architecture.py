@@ -18,12 +18,14 @@ PURE = {
     *("hmac", "itertools", "json"),
     *("math", "operator", "re", "struct", "threading", "typing", "unicodedata"),
     *("attrs", "blake3", "crc32c", "google_crc32c", "pyfastcdc", "zstandard"),
+    *("backports", "compression", "sys"),  # zstd, in whichever of the two the version has it
 }
 """What the core may import: nothing in it reads a clock, a disk, an environment or dice."""
 
 IMPURE_CALLS = {
     *("datetime.now", "datetime.utcnow", "datetime.today", "date.today"),
     *("os.environ", "os.getenv", "os.urandom"),
+    *("sys.argv", "sys.path", "sys.stdin", "sys.stdout", "sys.exit"),
     *("uuid.uuid1", "uuid.uuid4", "uuid1", "uuid4", "open", "print", "input"),
 }
 IMPURE_MODULES = {"time", "random", "secrets", "os", "uuid", "socket", "asyncio", "anyio"}
