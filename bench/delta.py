@@ -20,7 +20,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from math import exp, log
 from pathlib import Path
 from statistics import median
@@ -203,7 +203,7 @@ def child(vault: Path, old: Path, new: Path) -> None:
                 made += [piece async for piece in offer.pieces]
             making = time.perf_counter() - begun
 
-            async def pieces() -> Any:
+            async def pieces() -> AsyncIterator[bytes]:
                 for piece in made:
                     yield piece
 

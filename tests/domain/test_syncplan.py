@@ -163,21 +163,31 @@ def test_whatever_was_changed_both_come_in_step(seed: int, stops: bool) -> None:
         assert lost == set()
 
 
+def never(_agreed: Agreed, _path: Path) -> bool:
+    """The vault says of nothing that it was deleted."""
+    return False
+
+
+def always(_agreed: Agreed, _path: Path) -> bool:
+    """The vault says so of everything."""
+    return True
+
+
 def both(content: bytes = b"x") -> tuple[There, Agreed]:
     return There(NodeId(1), VersionId(1), content), Agreed(NodeId(1), VersionId(1), content)
 
 
 def test_nothing_is_deleted_because_it_is_absent() -> None:
     there, agreed = both()
-    found = plan({("a",): Here(False, b"x")}, {}, {("a",): agreed}, lambda *_: False)
+    found = plan({("a",): Here(False, b"x")}, {}, {("a",): agreed}, never)
     assert found.steps == ()
     assert [problem.path for problem in found.problems] == [("a",)]
-    found = plan({("a",): Here(False, b"x")}, {}, {("a",): agreed}, lambda *_: True)
+    found = plan({("a",): Here(False, b"x")}, {}, {("a",): agreed}, always)
     assert [step.action for step in found.steps] == [Action.DELETE_HERE]
-    found = plan({("a",): Here(True, b"y")}, {}, {("a",): agreed}, lambda *_: True)
+    found = plan({("a",): Here(True, b"y")}, {}, {("a",): agreed}, always)
     assert [step.action for step in found.steps] == [Action.PUSH]  # an edit beats a deletion
     newer = there._replace(version=VersionId(2))
-    found = plan({}, {("a",): newer}, {("a",): agreed}, lambda *_: False)
+    found = plan({}, {("a",): newer}, {("a",): agreed}, never)
     assert [step.action for step in found.steps] == [Action.PULL]
 
 
@@ -185,13 +195,13 @@ def test_a_folder_that_is_gone_is_alarming() -> None:
     paths: list[Path] = [(f"{n}",) for n in range(20)]
     agreed = {p: Agreed(NodeId(n), VersionId(n), b"%d" % n) for n, p in enumerate(paths)}
     there = {p: There(NodeId(n), VersionId(n), b"%d" % n) for n, p in enumerate(paths)}
-    assert plan({}, there, agreed, lambda *_: False).alarming
+    assert plan({}, there, agreed, never).alarming
     here = {p: Here(False, b"%d" % n) for n, p in enumerate(paths)}
-    assert plan(here, {}, agreed, lambda *_: True).alarming
+    assert plan(here, {}, agreed, always).alarming
     few = {path: each for path, each in here.items() if int(path[0]) < 11}
-    assert not plan(few, there, agreed, lambda *_: False).alarming
+    assert not plan(few, there, agreed, never).alarming
     moved: dict[Path, Here] = {("m", *p): Here(True, b"%d" % n) for n, p in enumerate(paths)}
-    found = plan(moved, there, agreed, lambda *_: False)
+    found = plan(moved, there, agreed, never)
     assert {step.action for step in found.steps} == {Action.MOVE_THERE}
     assert not found.alarming
 
@@ -204,7 +214,7 @@ def test_names_that_are_one_elsewhere_are_refused_where_they_are_made() -> None:
         ("é",): Here(True, b"1"),
         ("e\u0301",): Here(True, b"2"),
     }
-    found = plan(here, {("Readme",): there}, {("Readme",): agreed}, lambda *_: False)
+    found = plan(here, {("Readme",): there}, {("Readme",): agreed}, never)
     assert [problem.path for problem in found.problems] == [("README",), ("é",)]
     assert [step.path for step in found.steps] == [("e\u0301",)]
 
