@@ -326,6 +326,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "pull": ("{tmp}/pulled", "/f"),
     "push": ("{tmp}/file", "/pushed"),
     "diff": ("/f@1", "/f"),
+    "sync": ("{tmp}/folder", "/d"),
 }
 WITHOUT_VAULT = {"init"}
 

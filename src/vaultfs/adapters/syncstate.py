@@ -24,9 +24,13 @@ CREATE TABLE IF NOT EXISTS files(
     version INTEGER NOT NULL,
     number INTEGER NOT NULL,
     size INTEGER NOT NULL,
-    mtime INTEGER NOT NULL
+    mtime INTEGER NOT NULL,
+    node INTEGER NOT NULL,
+    content BLOB NOT NULL
 ) WITHOUT ROWID
 """
+_NOTES: Final = "CREATE TABLE IF NOT EXISTS notes(key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID"
+_COLUMNS: Final = "vault, path, version, number, size, mtime, node, content"
 
 
 class StateUnusable(VaultError):
@@ -42,6 +46,10 @@ class InStep(NamedTuple):
     number: int
     size: int
     mtime: int
+    node: int = 0
+    """Its id in the vault, if it was asked for."""
+    content: bytes = b""
+    """Its digest, if somebody has read it."""
 
     def is_as_it_was(self, status: os.stat_result) -> bool:
         """Whether nobody has written to the file since, as far as a look at it tells."""
@@ -58,14 +66,34 @@ class SyncState:
         """What is known of the file `name` of the folder."""
         if not self._file.exists():
             return None
-        rows = self._run(
-            "SELECT vault, path, version, number, size, mtime FROM files WHERE name = ?", (name,)
-        )
+        rows = self._run(f"SELECT {_COLUMNS} FROM files WHERE name = ?", (name,))
         return InStep._make(rows[0]) if rows else None
+
+    def all(self) -> dict[str, InStep]:
+        """What is known of all files, by their names."""
+        if not self._file.exists():
+            return {}
+        rows = self._run(f"SELECT name, {_COLUMNS} FROM files", ())
+        return {str(row[0]): InStep._make(row[1:]) for row in rows}
+
+    def forget(self, name: str) -> None:
+        """Know nothing of the file any more."""
+        self._run("DELETE FROM files WHERE name = ?", (name,))
+
+    def note(self, key: str) -> str | None:
+        """What was noted under `key`."""
+        if not self._file.exists():
+            return None
+        rows = self._run("SELECT value FROM notes WHERE key = ?", (key,))
+        return str(rows[0][0]) if rows else None
+
+    def take_note(self, key: str, value: str) -> None:
+        """Note something of the folder as a whole."""
+        self._run("INSERT OR REPLACE INTO notes VALUES (?, ?)", (key, value))
 
     def set(self, name: str, now: InStep) -> None:
         """Remember that the file is in step."""
-        self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", (name, *now))
+        self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, *now))
 
     def _run(self, sql: str, parameters: tuple[object, ...]) -> list[tuple[object, ...]]:
         try:
@@ -81,4 +109,5 @@ class SyncState:
         if found > FORMAT:
             raise Unsupported(f"{self._file} is of a newer release: upgrade vaultfs")
         connection.execute(_TABLE)
+        connection.execute(_NOTES)
         connection.execute(f"PRAGMA user_version = {FORMAT}")

@@ -71,7 +71,7 @@ from vaultfs.ports.trees import Item, Source
 if TYPE_CHECKING:
     from vaultfs.entrypoints.changes import Changes
     from vaultfs.entrypoints.comparing import Compared
-    from vaultfs.entrypoints.pulling import Pulled, Pushed
+    from vaultfs.entrypoints.pulling import Expected, Pulled, Pushed
 
 SMALL: Final = 1 << 20
 """Contents of so many bytes are sent in one piece."""
@@ -228,11 +228,12 @@ class RemoteVault(Surface):
         local: str | PathLike[str],
         *,
         base: VersionId | None = None,
+        expected: "Expected" = "any",
         progress: Progress = no_progress,
     ) -> "Pulled":
         from vaultfs.entrypoints.pulling import Pull
 
-        return await Pull(self, path, LocalPath(local), base, progress).run()
+        return await Pull(self, path, LocalPath(local), base, expected, progress).run()
 
     async def push(
         self,

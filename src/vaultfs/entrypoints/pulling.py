@@ -1,9 +1,10 @@
 """One file of a vault to a local file, by what is different."""
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path as LocalPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anyio
 from attrs import define
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from vaultfs.adapters.replacing import LocalBase
     from vaultfs.entrypoints.client import RemoteVault
     from vaultfs.entrypoints.surface import Surface
+
+
+Expected = os.stat_result | Literal["any"] | None
+"""What a local file looked like to whoever decided that it may be replaced; None: not there."""
 
 
 class Pulled(NamedTuple):
@@ -44,12 +49,17 @@ class Pushed(NamedTuple):
 
 
 async def copy_to(
-    vault: "Surface", path: str, local: LocalPath, base: VersionId | None, progress: Progress
+    vault: "Surface",
+    path: str,
+    local: LocalPath,
+    base: VersionId | None,
+    expected: Expected,
+    progress: Progress,
 ) -> Pulled:
     """Make `local` the file at `path`, by all of its bytes."""
     from vaultfs.adapters.replacing import replacing, status_of
 
-    before = status_of(local)
+    before = status_of(local) if expected == "any" else expected
     version = await vault.version(path)
     if version.id == base and before is not None:
         return Pulled(version, False, 0, "unchanged")
@@ -75,6 +85,7 @@ class Pull:
     path: str
     local: LocalPath
     base: VersionId | None
+    expected: Expected
     progress: Progress
     _travelled: int = 0
 
@@ -97,7 +108,7 @@ class Pull:
             return await self._full("full; reason=local-file-is-another")
 
     async def _full(self, way: str) -> Pulled:
-        done = await copy_to(self.vault, self.path, self.local, None, self.progress)
+        done = await copy_to(self.vault, self.path, self.local, None, self.expected, self.progress)
         return done._replace(travelled=self._travelled + done.version.size, way=way)
 
     async def _from(self, base: "LocalBase", number: VersionId) -> Pulled:
@@ -134,7 +145,8 @@ class Pull:
         rebuilding, whole, told = Rebuilding(base), blake3(), 0
         came = self._pieces(answer)
         made = rebuilding.run(came) if answer.status == 226 else came
-        async with replacing(self.local, base.before, version.origin) as target, aclosing(made):
+        before = base.before if self.expected == "any" else self.expected
+        async with replacing(self.local, before, version.origin) as target, aclosing(made):
             async for piece in made:
                 whole.update(piece)
                 await target.write(piece)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vaultfs.entrypoints.changes import Changes
     from vaultfs.entrypoints.comparing import Compared
     from vaultfs.entrypoints.fileobjects import Loop, ReadFile, WriteFile
-    from vaultfs.entrypoints.pulling import Pulled, Pushed
+    from vaultfs.entrypoints.pulling import Expected, Pulled, Pushed
 
 Content = Buffer | AsyncIterable[bytes] | PathLike[str] | Source
 """What can be put: bytes, an asynchronous stream of them, a local file, or a source."""
@@ -182,16 +182,17 @@ class Surface(Look):
         local: str | PathLike[str],
         *,
         base: VersionId | None = None,
+        expected: "Expected" = "any",
         progress: Progress = no_progress,
     ) -> "Pulled":
         """Make the local file what is at `path`; `base` is the version that it is now, if one.
 
-        It is replaced at one moment, durable, unless it was changed meanwhile: then
-        `SourceChanged` is raised. From a server only the difference travels.
+        It is replaced at one moment, durable, unless it is not what was `expected` there any
+        more: then `SourceChanged` is raised. From a server only the difference travels.
         """
         from vaultfs.entrypoints.pulling import copy_to
 
-        return await copy_to(self, path, LocalPath(local), base, progress)
+        return await copy_to(self, path, LocalPath(local), base, expected, progress)
 
     async def push(
         self,

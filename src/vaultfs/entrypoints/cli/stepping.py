@@ -1,11 +1,15 @@
-"""`pull`, `push` and `diff`: a local file in step with one of the vault, by differences."""
+"""`pull`, `push`, `sync` and `diff`: local files in step with those of the vault."""
 
+import platform
+import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from vaultfs.domain.errors import Conflict, InvalidField, NotFound
+from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
@@ -22,6 +26,12 @@ from vaultfs.entrypoints.cli.session import (
 
 if TYPE_CHECKING:
     from vaultfs.adapters.syncstate import InStep
+    from vaultfs.domain.syncplan import Plan, Problem
+    from vaultfs.entrypoints.surface import Surface
+    from vaultfs.entrypoints.syncing import Summary, Syncing
+
+LOOK: Final = 0.5
+"""Seconds between two looks at a folder that is watched."""
 
 Local = Annotated[Path, typer.Argument(metavar="LOCAL", show_default=False)]
 There = Annotated[
@@ -35,7 +45,7 @@ Force = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (pull, push, diff):
+    for command in (pull, push, sync, diff):
         app.command()(command)
 
 
@@ -98,7 +108,9 @@ def pull(
         base = None if place.known is None else VersionId(place.known.version)
         async with working(call) as surface:
             with call.progress("pull", None) as bar:
-                done = await surface.pull(place.path, local, base=base, progress=bar.advance)
+                done = await surface.pull(
+                    place.path, local, base=base, expected=place.status, progress=bar.advance
+                )
         place.remember(done.version.id, done.version.number)
         value = _told(place, done.version.number, done.travelled, done.version.size)
         value |= {"changed": done.changed, "way": done.way}
@@ -168,6 +180,102 @@ def _travelled(call: Session, value: dict[str, Any]) -> str:
     if server_of(call) is None:
         return ""
     return f"; {human(value['travelled'])} of {human(value['size'])} travelled"
+
+
+def sync(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
+    path: Annotated[str, typer.Argument(metavar="/VAULT/FOLDER", show_default=False)],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Only tell what would be done.")
+    ] = False,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Go on until Ctrl-C, whenever something changes.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Though most files are gone on one side.")
+    ] = False,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Keep a folder and one of the vault in step, both ways; nothing is lost where both changed.
+
+    What is in .vaultignore (as in .gitignore) is passed over.
+    """
+    call = session(vault, as_json=as_json, quiet=quiet)
+
+    async def work() -> ExitCode:
+        async with working(call) as surface:
+            if dry_run:
+                _tell_plan(call, await _syncing(call, surface, folder, path, force=force).look())
+                return ExitCode.DONE
+            while True:
+                syncing = _syncing(call, surface, folder, path, force=force)
+                done = await syncing.run()
+                if not watching or done.changed or done.problems:
+                    _tell_summary(call, done)
+                if not watching:
+                    return ExitCode.PARTIAL if done.problems else ExitCode.DONE
+                sys.stdout.flush()
+                from vaultfs.entrypoints.syncing import news
+
+                await news(syncing, LOOK)
+
+    run(call, work)
+
+
+def _syncing(
+    call: Session, surface: "Surface", folder: Path, path: str, *, force: bool
+) -> "Syncing":
+    from vaultfs.entrypoints.syncing import Syncing
+
+    if folder.exists() and not folder.is_dir():
+        raise InvalidField(f"{folder} is no folder")
+    name = server_of(call) or str(call.settings.name)
+    device = re.sub(r"[^\w-]", "", platform.node())[:20] or "here"
+    return Syncing(surface, folder, written(address(path)), name, device, force)
+
+
+def _tell_plan(call: Session, found: "Plan") -> None:
+    steps = [
+        {
+            "action": str(step.action),
+            "path": "/".join(step.path),
+            "source": None if step.source is None else "/".join(step.source),
+        }
+        for step in found.steps
+    ]
+    value = {"steps": steps, "problems": list(map(_problem, found.problems))}
+    lines = [f"{each['action']:12} {shown(str(each['path']))}" for each in steps]
+    lines += [f"{'left':12} {shown('/'.join(p.path))}: {p.reason}" for p in found.problems]
+    call.answer(value, "\n".join(lines) or "both are in step")
+
+
+def _problem(problem: "Problem") -> dict[str, str]:
+    return {"path": "/".join(problem.path), "reason": problem.reason}
+
+
+def _tell_summary(call: Session, done: "Summary") -> None:
+    value = {
+        "pulled": done.pulled,
+        "pushed": done.pushed,
+        "moved": done.moved,
+        "deleted_here": done.deleted_here,
+        "deleted_there": done.deleted_there,
+        "conflicts": done.conflicts,
+        "problems": list(map(_problem, done.problems)),
+        "travelled": done.travelled,
+    }
+    for name in done.conflicts:
+        call.remark(f"both sides changed it: what was here is kept as {shown(name)}")
+    for each in done.problems:
+        call.remark(f"{shown('/'.join(each.path))}: {each.reason}")
+    call.answer(
+        value,
+        f"{done.pulled} pulled, {done.pushed} pushed, {done.moved} moved,"
+        f" {done.deleted_here} deleted here, {done.deleted_there} there,"
+        f" {len(done.conflicts)} conflicts; {human(done.travelled)} travelled",
+    )
 
 
 def diff(

@@ -1,0 +1,153 @@
+"""The files of a folder that is kept in step: what is there, and what was changed since."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path as FilePath
+from typing import Final, NamedTuple
+
+from attrs import define
+from blake3 import blake3
+from pathspec import GitIgnoreSpec
+
+from vaultfs.adapters.files import identity, open_regular, translated
+from vaultfs.adapters.syncstate import FOLDER, InStep
+from vaultfs.domain.errors import SourceChanged, VaultError
+from vaultfs.domain.names import Path, check_path
+
+IGNORED: Final = ".vaultignore"
+HASHED: Final = 4 << 20
+
+
+class Found(NamedTuple):
+    """A file of the folder."""
+
+    status: os.stat_result
+    edited: bool
+    content: bytes
+    """Its digest."""
+
+
+class Scan(NamedTuple):
+    """What is in the folder, and what is no file that can be."""
+
+    files: dict[Path, Found]
+    skipped: list[tuple[str, str]]
+
+
+@define
+class SyncFolder:
+    """A folder here. Blocking: to be used in threads."""
+
+    top: FilePath
+
+    def scan(self, known: Mapping[str, InStep]) -> Scan:
+        """All files, each hashed unless it looks as it did when it was in step.
+
+        `.vaultfs`, what `.vaultignore` names (as `.gitignore` does) and files under way are
+        passed over; links and what is no file are skipped, and so is what cannot be read.
+        """
+        ignored = self._patterns()
+        files: dict[Path, Found] = {}
+        skipped: list[tuple[str, str]] = []
+        for path, entry in self._walk((), ignored, skipped):
+            try:
+                found = self._found(path, entry, known.get("/".join(path)))
+                check_path(path)
+            except VaultError as error:
+                skipped.append(("/".join(path), error.message))
+            else:
+                files[path] = found
+        return Scan(files, skipped)
+
+    def fingerprint(self) -> int:
+        """What is another number as soon as a file of the folder is another one."""
+        seen: list[tuple[Path, int, int, int]] = []
+        for path, entry in self._walk((), self._patterns(), []):
+            with suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                seen.append((path, status.st_size, status.st_mtime_ns, status.st_ino))
+        return hash(tuple(seen))
+
+    def _patterns(self) -> Callable[[str], bool]:
+        lines: list[str] = []
+        with suppress(FileNotFoundError), (self.top / IGNORED).open(encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        return GitIgnoreSpec.from_lines(lines).match_file
+
+    def _walk(
+        self, above: Path, ignored: Callable[[str], bool], skipped: list[tuple[str, str]]
+    ) -> Iterator[tuple[Path, "os.DirEntry[str]"]]:
+        with translated(self.top.joinpath(*above)):
+            entries = sorted(os.scandir(self.top.joinpath(*above)), key=lambda each: each.name)
+        for entry in entries:
+            path = (*above, entry.name)
+            if entry.name == FOLDER or entry.name.startswith(".vaultfs-"):
+                continue
+            folder = entry.is_dir(follow_symlinks=False)
+            if ignored("/".join(path) + ("/" if folder else "")):
+                continue
+            if folder:
+                yield from self._walk(path, ignored, skipped)
+            elif entry.is_file(follow_symlinks=False):
+                yield path, entry
+            else:
+                kind = "a link: links are not stored" if entry.is_symlink() else "no file"
+                skipped.append(("/".join(path), kind))
+
+    def _found(self, path: Path, entry: "os.DirEntry[str]", known: InStep | None) -> Found:
+        status = entry.stat(follow_symlinks=False)
+        if known is not None and known.content and known.is_as_it_was(status):
+            return Found(status, False, known.content)
+        return self._read(path, known)
+
+    def _read(self, path: Path, known: InStep | None) -> Found:
+        where = self.where(path)
+        with translated(where):
+            descriptor = open_regular(str(where))
+            try:
+                before, whole = os.fstat(descriptor), blake3()
+                while data := os.read(descriptor, HASHED):
+                    whole.update(data)
+                after = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+        if identity(before) != identity(after):
+            raise SourceChanged(f"{where} changes while it is read")
+        content = whole.digest()
+        return Found(after, known is None or content != known.content, content)
+
+    def where(self, path: Path) -> FilePath:
+        """Where a file of the folder is."""
+        return self.top.joinpath(*path)
+
+    def remove(self, path: Path, seen: os.stat_result) -> None:
+        """Delete a file that is as it was seen, and folders above that it leaves empty."""
+        self._must_be(path, seen)
+        with translated(self.where(path)):
+            self.where(path).unlink()
+        self._prune(path[:-1])
+
+    def move(self, path: Path, target: Path, seen: os.stat_result) -> None:
+        """Give a file that is as it was seen another name, which nothing may have."""
+        self._must_be(path, seen)
+        where = self.where(target)
+        with translated(where):
+            where.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self.where(path), where, follow_symlinks=False)  # unlike a rename, never over
+            self.where(path).unlink()
+        self._prune(path[:-1])
+
+    def _must_be(self, path: Path, seen: os.stat_result) -> None:
+        with translated(self.where(path)):
+            now = self.where(path).lstat()
+        same = (now.st_size, now.st_mtime_ns) == (seen.st_size, seen.st_mtime_ns)
+        if not same or not stat.S_ISREG(now.st_mode):
+            raise SourceChanged(f"{self.where(path)} changed meanwhile: it was left as it is")
+
+    def _prune(self, folder: Path) -> None:
+        with suppress(OSError):
+            while folder:
+                self.where(folder).rmdir()
+                folder = folder[:-1]

@@ -1,0 +1,381 @@
+"""A folder and one of a vault, kept in step both ways: what `domain.syncplan` plans, done.
+
+What is done is noted file by file in `.vaultfs/state.db`, after the file; so a run that is
+interrupted at any point is gone on with by the next. Each change here is of a file that is
+as it was looked at, each there is based on the version that was seen: whoever writes
+meanwhile is not overwritten, but met by the next round.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path as LocalPath
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from anyio import to_thread
+from attrs import define, field
+
+from vaultfs.adapters.replacing import status_of
+from vaultfs.adapters.syncfolder import Found, Scan, SyncFolder
+from vaultfs.adapters.syncstate import InStep, SyncState
+from vaultfs.domain.errors import Conflict, CursorReset, NotFound, VersionMismatch
+from vaultfs.domain.names import Path, format_path, parse_path
+from vaultfs.domain.nodes import NodeId, VersionId
+from vaultfs.domain.services.tasks import task_group
+from vaultfs.domain.services.transfer import FILE_ERRORS
+from vaultfs.domain.syncplan import (
+    Action,
+    Agreed,
+    Here,
+    Plan,
+    Problem,
+    Step,
+    There,
+    aside,
+    plan,
+)
+
+if TYPE_CHECKING:
+    from vaultfs.entrypoints.surface import Surface
+
+ROUNDS: Final = 4
+"""Times that is planned anew where the last round made something new to do."""
+AT_ONCE: Final = 4
+"""Files that travel at the same time."""
+WAIT: Final = 30.0
+"""Seconds that a server is asked to wait for changes."""
+
+
+@define
+class Summary:
+    """What became of a run."""
+
+    pulled: int = 0
+    pushed: int = 0
+    moved: int = 0
+    deleted_here: int = 0
+    deleted_there: int = 0
+    conflicts: list[str] = field(factory=list[str])
+    """Copies of what was here, where both sides had changed a file."""
+    problems: list[Problem] = field(factory=list[Problem])
+    travelled: int = 0
+    """Bytes of contents, to and from a server."""
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.pulled + self.pushed + self.moved + self.deleted_here + self.deleted_there)
+
+
+@define(eq=False)
+class Syncing:
+    """One folder, and one of a vault."""
+
+    vault: "Surface"
+    folder: LocalPath
+    path: str
+    """Of the folder there."""
+    name: str
+    """What the vault is called, for the state."""
+    device: str
+    force: bool = False
+    summary: Summary = field(factory=Summary)
+    state: SyncState = field(init=False)
+    files: SyncFolder = field(init=False)
+    seen: int = 0
+    """The folder's fingerprint before the last look."""
+    _nodes: dict[Path, There] = field(factory=dict[Path, There])
+    _scan: Scan = field(factory=lambda: Scan({}, []))
+    _tombstones: set[str] = field(factory=set[str])
+    """Paths of the vault that it says were deleted, and ids of nodes."""
+    _cursor: str = ""
+    _failed: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.state, self.files = SyncState(self.folder), SyncFolder(self.folder)
+
+    async def look(self) -> Plan:
+        """What is to be done. Raises `Conflict` if the folder is in step with another."""
+        self._check_root()
+        known = await self._known()
+        cursor = await self._read_feed()
+        names = {"/".join(path): each for path, each in known.items()}
+        self.seen = await to_thread.run_sync(self.files.fingerprint)
+        self._scan = await to_thread.run_sync(self.files.scan, names)
+        self._nodes = await self._list()
+        here = {path: Here(found.edited, found.content) for path, found in self._files.items()}
+        await self._compare(here, known)
+        agreed = {
+            path: Agreed(NodeId(each.node), VersionId(each.version), each.content)
+            for path, each in known.items()
+        }
+        moved = {each.node for each in self._nodes.values()}
+        found = plan(here, self._nodes, agreed, lambda each, path: self._gone(each, path, moved))
+        self._cursor = cursor
+        return found
+
+    @property
+    def cursor(self) -> str:
+        """Where the feed was when the last run looked."""
+        return self._cursor
+
+    @property
+    def _files(self) -> Mapping[Path, Found]:
+        return self._scan.files
+
+    def _check_root(self) -> None:
+        root = f"{self.name} {self.path}"
+        noted = self.state.note("root")
+        if noted is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.state.take_note("root", root)
+        elif noted != root:
+            raise Conflict(f"{self.folder} is in step with {noted}: name that, or another folder")
+
+    async def _known(self) -> dict[Path, InStep]:
+        """What is noted of files of this folder and that one."""
+        rows = await to_thread.run_sync(self.state.all)
+        paths = {parse_path("/" + name): each for name, each in rows.items()}
+        return {
+            path: each
+            for path, each in paths.items()
+            if (each.vault, each.path) == (self.name, self._at(path))
+        }
+
+    async def _read_feed(self) -> str:
+        """Learn what was deleted since the last run; the cursor behind it."""
+        cursor = self.state.note("cursor")
+        try:
+            return await self._follow(cursor)
+        except CursorReset:
+            return await self._follow(None)
+
+    async def _follow(self, cursor: str | None) -> str:
+        while True:
+            news = await self.vault.changes(cursor)
+            for each in news.entries:
+                if each.kind in {"delete", "purge"}:
+                    self._tombstones.add(str(each.node))
+                    if each.path is not None:
+                        self._tombstones.add(each.path)
+                else:
+                    self._tombstones.discard(each.path or "")
+            cursor = news.cursor
+            if not news.entries:
+                return cursor
+
+    def _gone(self, agreed: Agreed, path: Path, moved: set[NodeId]) -> bool:
+        """Whether the vault says that a file was deleted, or moved away."""
+        if agreed.node in moved or str(agreed.node) in self._tombstones:
+            return True
+        names = (*parse_path(self.path), *path)
+        return any(
+            format_path(names[:depth]) in self._tombstones for depth in range(1, len(names) + 1)
+        )
+
+    async def _list(self) -> dict[Path, There]:
+        """The files below the folder there, which is made if it is not."""
+        found: dict[Path, There] = {}
+        folders: list[Path] = [()]
+        try:
+            await self.vault.stat(self.path)
+        except NotFound:
+            if self.state.note("cursor") is not None and not self.force:
+                raise  # it was there: somebody may be mistaken
+            await self.vault.mkdir(self.path, parents=True, exist_ok=True)
+        while folders:
+            folder = folders.pop()
+            async for node in self.vault.list(self._at(folder)):
+                where = (*folder, node.name)
+                if node.is_folder:
+                    folders.append(where)
+                elif node.version is not None:
+                    found[where] = There(node.id, node.version, b"")
+        return found
+
+    async def _compare(self, here: Mapping[Path, Here], known: Mapping[Path, InStep]) -> None:
+        """Find out contents there where both sides have something new."""
+        for path, each in self._nodes.items():
+            old, mine = known.get(path), here.get(path)
+            if old is not None and old.version == each.version:
+                self._nodes[path] = each._replace(content=old.content)
+            elif mine is not None and mine.edited:
+                version = await self.vault.version(self._at(path))
+                if version.id == each.version and version.digest is not None:
+                    self._nodes[path] = each._replace(content=bytes(version.digest))
+
+    def _at(self, path: Path) -> str:
+        return self.path.rstrip("/") + format_path(path) if path else self.path
+
+    # Doing
+
+    async def run(self) -> Summary:
+        """Bring both in step. Raises `Conflict` where so much is gone that somebody is to be
+        asked, and failures of the vault itself.
+        """
+        for _ in range(ROUNDS):
+            found = await self.look()
+            self.summary.problems = [*found.problems, *map(_skipped, self._scan.skipped)]
+            if found.alarming and not self.force:
+                raise Conflict(
+                    f"{max(found.gone_here, found.gone_there)} of {found.known} files are gone"
+                    f" {'here' if found.gone_here >= found.gone_there else 'in the vault'}:"
+                    " if that is right, say so with --force"
+                )
+            if not found.steps:
+                break
+            await self._carry_out(found.steps)
+            if not any(step.action is Action.SET_ASIDE for step in found.steps):
+                break
+        if not self._failed:  # or what was deleted there would not be told again
+            self.state.take_note("cursor", self._cursor)
+        return self.summary
+
+    async def _carry_out(self, steps: Sequence[Step]) -> None:
+        room = anyio.Semaphore(AT_ONCE)
+        travels = {Action.PULL, Action.PUSH}
+
+        async def one(step: Step) -> None:
+            try:
+                await self._try(step)
+            finally:
+                room.release()
+
+        async with task_group() as tasks:
+            for step in (each for each in steps if _first(each)):
+                await self._try(step)
+            for step in (each for each in steps if each.action in travels):
+                await room.acquire()
+                tasks.start_soon(one, step)
+        for step in (each for each in steps if not _first(each) and each.action not in travels):
+            await self._try(step)
+
+    async def _try(self, step: Step) -> None:
+        try:
+            await self._do(step)
+        except VersionMismatch:
+            self._problem(step, "somebody else changed it meanwhile: it is met by the next run")
+        except FILE_ERRORS as error:
+            self._problem(step, error.message)
+
+    def _problem(self, step: Step, reason: str) -> None:
+        self._failed = True
+        self.summary.problems.append(Problem(step.path, reason))
+
+    async def _do(self, step: Step) -> None:
+        path, summary = step.path, self.summary
+        match step.action:
+            case Action.PULL:
+                await self._pull(path)
+            case Action.PUSH:
+                await self._push(path, step.base)
+            case Action.ADOPT:
+                self._settle(path, self._nodes[path], self._files[path].content)
+            case Action.FORGET:
+                self.state.forget("/".join(path))
+            case Action.DELETE_HERE:
+                await to_thread.run_sync(self.files.remove, path, self._files[path].status)
+                self.state.forget("/".join(path))
+                summary.deleted_here += 1
+            case Action.DELETE_THERE:
+                await self._delete_there(path)
+            case Action.MOVE_HERE | Action.MOVE_THERE:
+                await self._move(step)
+            case Action.SET_ASIDE:
+                await self._set_aside(path)
+
+    async def _pull(self, path: Path) -> None:
+        known = self.state.get("/".join(path))
+        mine = self._files.get(path)
+        base = None if known is None or mine is None or mine.edited else VersionId(known.version)
+        seen = None if mine is None else mine.status
+        done = await self.vault.pull(
+            self._at(path), self.files.where(path), base=base, expected=seen
+        )
+        there = self._nodes[path]._replace(version=done.version.id)
+        self._settle(path, there, done.version.digest or b"")
+        self.summary.pulled += 1
+        self.summary.travelled += done.travelled
+
+    async def _push(self, path: Path, base: VersionId | None) -> None:
+        done = await self.vault.push(self._at(path), self.files.where(path), base=base)
+        assert done.node.version is not None
+        there = There(done.node.id, done.node.version, b"")
+        self._settle(path, there, self._files[path].content, self._files[path].status)
+        self.summary.pushed += 1
+        self.summary.travelled += done.travelled
+
+    async def _delete_there(self, path: Path) -> None:
+        from vaultfs.domain.nodes import Preconditions
+
+        wanted = Preconditions(if_version=self._nodes[path].version)
+        await self.vault.delete(self._at(path), preconditions=wanted)
+        self.state.forget("/".join(path))
+        self.summary.deleted_there += 1
+
+    async def _move(self, step: Step) -> None:
+        assert step.source is not None
+        if step.action is Action.MOVE_HERE:
+            old = self._files[step.source]
+            await to_thread.run_sync(self.files.move, step.source, step.path, old.status)
+            there = self._nodes[step.path]
+        else:
+            from vaultfs.domain.nodes import Preconditions
+
+            old, there = self._files[step.path], self._nodes[step.source]
+            if step.path[:-1]:
+                await self.vault.mkdir(self._at(step.path[:-1]), parents=True, exist_ok=True)
+            wanted = Preconditions(if_version=step.base)
+            await self.vault.move(self._at(step.source), self._at(step.path), preconditions=wanted)
+        self.state.forget("/".join(step.source))
+        self._settle(step.path, there, old.content)
+        self.summary.moved += 1
+
+    async def _set_aside(self, path: Path) -> None:
+        when = f"{datetime.now():%Y-%m-%d %H.%M.%S}"  # noqa: DTZ005 for people, here
+        name = aside(path[-1], when, self.device)
+        target = (*path[:-1], name)
+        await to_thread.run_sync(self.files.move, path, target, self._files[path].status)
+        self.summary.conflicts.append("/".join(target))
+
+    def _settle(
+        self, path: Path, there: There, content: bytes, seen: os.stat_result | None = None
+    ) -> None:
+        """Note that a file is in step; as it was `seen`, if it may have been written since."""
+        status = seen or status_of(self.files.where(path))
+        if status is not None:
+            row = InStep(
+                *(self.name, self._at(path), there.version, 0, status.st_size),
+                *(status.st_mtime_ns, there.node, content),
+            )
+            self.state.set("/".join(path), row)
+
+
+def _first(step: Step) -> bool:
+    """Whether it is to be done before anything travels."""
+    return step.action in {
+        *(Action.ADOPT, Action.FORGET, Action.SET_ASIDE, Action.MOVE_HERE, Action.MOVE_THERE)
+    }
+
+
+def _skipped(each: tuple[str, str]) -> Problem:
+    return Problem(tuple(each[0].split("/")), each[1])
+
+
+async def news(syncing: Syncing, every: float) -> None:
+    """Wait until something is new in the folder, or in the vault, since the run of `syncing`."""
+    async with task_group() as tasks:
+
+        async def there() -> None:
+            cursor = syncing.cursor
+            while not (found := await syncing.vault.changes(cursor, wait=WAIT)).entries:
+                cursor = found.cursor
+            tasks.cancel_scope.cancel()
+
+        async def here() -> None:
+            while syncing.seen == await to_thread.run_sync(syncing.files.fingerprint):  # noqa: ASYNC110 nobody tells
+                await anyio.sleep(every)
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(there)
+        tasks.start_soon(here)

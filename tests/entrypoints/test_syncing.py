@@ -1,0 +1,204 @@
+"""`vaultfs sync`: two folders and a vault, kept in step; nothing anybody wrote is lost."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from tests.entrypoints.cli_calls import Cli, clean_env, command
+from tests.faults import random_bytes, read_tree, write_tree
+
+OLD = random_bytes(300_000, "sync")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        name: content
+        for name, content in read_tree(folder).items()
+        if not name.startswith(".vaultfs/")
+    }
+
+
+def there(cli: Cli, tmp_path: Path) -> dict[str, bytes]:
+    out = tmp_path / f"there-{time.monotonic_ns()}"
+    cli("get", "/work", out)
+    return contents(out)
+
+
+def sync(cli: Cli, folder: Path, *words: str, code: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = cli.json("sync", *words, folder, "/work", code=code)
+    return found
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    return tmp_path / "one"
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    return tmp_path / "two"
+
+
+def test_two_folders_come_in_step(cli: Cli, one: Path, two: Path, tmp_path: Path) -> None:
+    tree = {"a": b"1", "d/b": OLD, "d/e/é": b"3"}
+    write_tree(one, tree)
+    assert sync(cli, one)["pushed"] == 3
+    assert sync(cli, two)["pulled"] == 3
+    assert contents(two) == tree
+    (two / "d" / "b").write_bytes(OLD + b"more")
+    (two / "new").write_bytes(b"new")
+    (two / "a").unlink()
+    done = sync(cli, two)
+    assert (done["pushed"], done["deleted_there"]) == (2, 1)
+    if cli.server:
+        assert done["travelled"] < 20_000
+    done = sync(cli, one)
+    assert (done["pulled"], done["deleted_here"], done["conflicts"]) == (2, 1, [])
+    assert contents(one) == contents(two) == there(cli, tmp_path)
+    assert contents(one) == {"d/b": OLD + b"more", "new": b"new", "d/e/é": b"3"}
+    quiet = sync(cli, one)
+    assert {quiet[each] for each in ("pulled", "pushed", "moved", "travelled")} == {0}
+
+
+def test_where_both_changed_both_are_kept(cli: Cli, one: Path, two: Path, tmp_path: Path) -> None:
+    write_tree(one, {"report.txt": b"first"})
+    sync(cli, one)
+    sync(cli, two)
+    (one / "report.txt").write_bytes(b"by one")
+    (two / "report.txt").write_bytes(b"by two")
+    sync(cli, one)
+    [kept] = sync(cli, two)["conflicts"]
+    assert kept.startswith("report (conflict ")
+    assert contents(two) == {"report.txt": b"by one", kept: b"by two"}
+    sync(cli, one)
+    assert contents(one) == contents(two) == there(cli, tmp_path)
+    for folder in (one, two):  # the same on both sides is no conflict
+        (folder / "report.txt").write_bytes(b"agreed")
+        assert sync(cli, folder)["conflicts"] == []
+
+
+def test_moves_move(cli: Cli, one: Path, two: Path) -> None:
+    write_tree(one, {f"d/{n}": random_bytes(2000, n) for n in range(6)})
+    sync(cli, one)
+    sync(cli, two)
+    (one / "d").rename(one / "e")
+    done = sync(cli, one)
+    assert (done["moved"], done["pushed"], done["travelled"]) == (6, 0, 0)
+    done = sync(cli, two)
+    assert (done["moved"], done["pulled"], done["deleted_here"]) == (6, 0, 0)
+    assert contents(one) == contents(two)
+    assert not (two / "d").exists()
+
+
+def test_an_edit_beats_a_deletion(cli: Cli, one: Path, two: Path) -> None:
+    write_tree(one, {"a": b"1", "b": b"2", "c": b"3"})
+    sync(cli, one)
+    sync(cli, two)
+    (one / "a").unlink()
+    (two / "a").write_bytes(b"edited")
+    (two / "b").unlink()
+    (one / "b").write_bytes(b"edited too")
+    for folder in (one, two, one):
+        sync(cli, folder)
+    assert contents(one) == contents(two) == {"a": b"edited", "b": b"edited too", "c": b"3"}
+
+
+def test_a_folder_that_is_gone_stops_and_asks(cli: Cli, one: Path, tmp_path: Path) -> None:
+    write_tree(one, {f"{n}": b"%d" % n for n in range(20)})
+    sync(cli, one)
+    for each in range(15):
+        (one / str(each)).unlink()
+    assert cli.refused("sync", one, "/work") == "conflict"
+    assert len(there(cli, tmp_path)) == 20
+    assert sync(cli, one, "--force")["deleted_there"] == 15
+    cli("mv", "/work", "/elsewhere")
+    assert cli.refused("sync", one, "/work") == "not_found"
+    assert len(contents(one)) == 5
+    assert cli.refused("sync", one, "/another") == "conflict"  # it is in step with /work
+
+
+def test_nothing_is_done_that_is_only_asked_for(cli: Cli, one: Path, tmp_path: Path) -> None:
+    write_tree(one, {"a": b"1"})
+    found = sync(cli, one, "--dry-run")
+    assert found["steps"] == [{"action": "push", "path": "a", "source": None}]
+    assert there(cli, tmp_path) == {}
+
+
+def test_what_is_ignored_stays_here(cli: Cli, one: Path, tmp_path: Path) -> None:
+    write_tree(
+        one,
+        {"a": b"1", "b.tmp": b"2", "cache/c": b"3", "d/keep.tmp": b"4", ".vaultignore": b""},
+    )
+    (one / ".vaultignore").write_text("*.tmp\ncache/\n!keep.tmp\n")
+    (one / "link").symlink_to("a")
+    done = sync(cli, one, code=3)
+    assert done["problems"] == [{"path": "link", "reason": "a link: links are not stored"}]
+    assert set(there(cli, tmp_path)) == {"a", "d/keep.tmp", ".vaultignore"}
+
+
+def test_names_that_are_one_elsewhere_are_told(cli: Cli, one: Path) -> None:
+    write_tree(one, {"Readme": b"1"})
+    sync(cli, one)
+    (one / "README").write_bytes(b"2")
+    [problem] = sync(cli, one, code=3)["problems"]
+    assert problem["path"] == "README"
+    assert contents(one) == {"Readme": b"1", "README": b"2"}
+
+
+@pytest.mark.slow
+def test_interrupted_anywhere_it_goes_on(cli: Cli, one: Path, two: Path, tmp_path: Path) -> None:
+    """Killed again and again, both come in step, and every content is there."""
+    random = Random(1)
+    write_tree(one, {f"d{n % 5}/{n}": random.randbytes(20_000) for n in range(150)})
+    env = clean_env(VAULTFS_TOKEN=cli.token)
+    written = set(contents(one).values())
+    for delay in (0.4, 0.5, 0.55, 0.6, 0.7, 0.9):
+        for folder in (one, two):
+            words = command(*cli.words, "--quiet", "sync", folder, "/work")
+            running = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL)
+            try:
+                running.wait(delay)
+            except subprocess.TimeoutExpired:
+                running.send_signal(signal.SIGKILL)
+                running.wait()
+    for folder in (one, two, one, two):
+        sync(cli, folder)
+    assert contents(one) == contents(two) == there(cli, tmp_path)
+    assert set(contents(one).values()) >= written
+
+
+@pytest.mark.slow
+def test_watching_follows_both_sides(served: Cli, one: Path, two: Path) -> None:
+    write_tree(one, {"a": b"1"})
+    env = clean_env(VAULTFS_TOKEN=served.token)
+    watching = [
+        subprocess.Popen(
+            command(*served.words, "--quiet", "sync", "--watch", folder, "/work"), env=env
+        )
+        for folder in (one, two)
+    ]
+    try:
+        until(lambda: (two / "a").exists() and (two / "a").read_bytes() == b"1")
+        (two / "b").write_bytes(b"2")
+        until((one / "b").exists)
+        (one / "a").write_bytes(b"newer")
+        until(lambda: (two / "a").read_bytes() == b"newer")
+        os.unlink(two / "b")
+        until(lambda: not (one / "b").exists())
+    finally:
+        for each in watching:
+            each.send_signal(signal.SIGINT)
+        assert [each.wait(20) for each in watching] == [130, 130]
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
