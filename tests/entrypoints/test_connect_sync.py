@@ -41,6 +41,27 @@ def test_what_was_put_is_got(vault: SyncRemoteVault, tmp_path: Path) -> None:
         vault.stat("/nope")
 
 
+def test_files_and_folders_come_in_step(vault: SyncRemoteVault, tmp_path: Path) -> None:
+    local, copy = tmp_path / "local", tmp_path / "copy"
+    local.write_bytes(CONTENT)
+    first = vault.push("/f", local)
+    got = vault.pull("/f", copy)
+    local.write_bytes(CONTENT + b"a line")
+    second = vault.push("/f", local, base=first.node.version)
+    assert second.travelled < 20_000
+    again = vault.pull("/f", copy, base=got.version.id)
+    assert (again.changed, copy.read_bytes()) == (True, CONTENT + b"a line")
+    assert again.travelled < 1000
+    assert vault.compare("/f", "/f", first=1).new == 6
+    changes = vault.changes()
+    assert [each.path for each in changes.entries] == ["/f", "/f"]
+    assert vault.changes(changes.cursor).entries == []
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "a").write_bytes(b"a")
+    assert vault.sync(tmp_path / "work", "/work").pushed == 1
+    assert vault.sync(tmp_path / "other", "/work").pulled == 1
+
+
 def test_reading_is_like_a_file(vault: SyncRemoteVault) -> None:
     vault.put("/a", CONTENT)
     with vault.open("/a") as file:

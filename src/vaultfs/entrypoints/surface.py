@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vaultfs.entrypoints.comparing import Compared
     from vaultfs.entrypoints.fileobjects import Loop, ReadFile, WriteFile
     from vaultfs.entrypoints.pulling import Expected, Pulled, Pushed
+    from vaultfs.entrypoints.syncing import Summary
 
 Content = Buffer | AsyncIterable[bytes] | PathLike[str] | Source
 """What can be put: bytes, an asynchronous stream of them, a local file, or a source."""
@@ -212,6 +213,18 @@ class Surface(Look):
         wanted = Preconditions(if_version=base, if_absent=base is None)
         stored = await self.store(path, LocalPath(local), preconditions=wanted, progress=progress)
         return Pushed(stored.node, stored.changed, 0)
+
+    async def sync(
+        self, local: str | PathLike[str], path: str, *, force: bool = False
+    ) -> "Summary":
+        """Bring a local folder and the folder `path` in step, both ways; see `docs/sync.md`.
+
+        Raises `Conflict` where more than half of the files are gone on one side, unless
+        `force`, or where the folder is in step with another.
+        """
+        from vaultfs.entrypoints.syncing import Syncing, this_device
+
+        return await Syncing(self, LocalPath(local), path, this_device(), force).run()
 
     @abstractmethod
     async def changes(self, cursor: str | None = None, *, wait: float = 0) -> "Changes":

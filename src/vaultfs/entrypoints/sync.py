@@ -7,7 +7,7 @@ What is here may be used from several threads.
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, Generic, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from attrs import frozen
@@ -16,7 +16,7 @@ from vaultfs.domain.digests import Buffer
 from vaultfs.domain.integrity import EVERYTHING, Depth, Findings, Subset
 from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.metadata import Json
-from vaultfs.domain.nodes import NO_PRECONDITIONS, Node, NodeId, Preconditions, Version
+from vaultfs.domain.nodes import NO_PRECONDITIONS, Node, NodeId, Preconditions, Version, VersionId
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.recovery import Backup, Rebuilt, Usage
 from vaultfs.domain.services.transfer import Report
@@ -24,6 +24,12 @@ from vaultfs.entrypoints.fileobjects import ReadFile, WriteFile
 from vaultfs.entrypoints.sdk import Vault, open_client
 from vaultfs.entrypoints.surface import Surface
 from vaultfs.ports.catalog import Trashed
+
+if TYPE_CHECKING:
+    from vaultfs.entrypoints.changes import Changes
+    from vaultfs.entrypoints.comparing import Compared
+    from vaultfs.entrypoints.pulling import Pulled, Pushed
+    from vaultfs.entrypoints.syncing import Summary
 
 T = TypeVar("T")
 V = TypeVar("V", bound=Surface)
@@ -92,6 +98,32 @@ class SyncSurface(Generic[V]):
         held = self.vault.lock(*paths, mode=mode, timeout=timeout)
         with self._portal.wrap_async_context_manager(held) as vault:
             yield type(self)(vault, self._portal)
+
+    def pull(
+        self, path: str, local: str | PathLike[str], *, base: VersionId | None = None
+    ) -> "Pulled":
+        """Make a local file what is at `path`; from a server only the difference travels."""
+        return self._call(lambda: self.vault.pull(path, local, base=base))
+
+    def push(
+        self, path: str, local: str | PathLike[str], *, base: VersionId | None = None
+    ) -> "Pushed":
+        """Store a local file at `path`, where `base` has to be the newest version."""
+        return self._call(lambda: self.vault.push(path, local, base=base))
+
+    def compare(
+        self, one: str, other: str, *, first: int | None = None, second: int | None = None
+    ) -> "Compared":
+        """How much of a version another does not have."""
+        return self._call(lambda: self.vault.compare(one, other, first=first, second=second))
+
+    def changes(self, cursor: str | None = None, *, wait: float = 0) -> "Changes":
+        """What has changed since `cursor`, and the next cursor."""
+        return self._call(lambda: self.vault.changes(cursor, wait=wait))
+
+    def sync(self, local: str | PathLike[str], path: str, *, force: bool = False) -> "Summary":
+        """Bring a local folder and one of the vault in step, both ways."""
+        return self._call(lambda: self.vault.sync(local, path, force=force))
 
     def put_tree(self, local: str | PathLike[str], path: str) -> Report:
         """Store a local folder."""

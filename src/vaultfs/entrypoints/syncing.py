@@ -7,6 +7,8 @@ meanwhile is not overwritten, but met by the next round.
 """
 
 import os
+import platform
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path as LocalPath
@@ -75,9 +77,8 @@ class Syncing:
     folder: LocalPath
     path: str
     """Of the folder there."""
-    name: str
-    """What the vault is called, for the state."""
     device: str
+    """What this machine is called in the names of copies."""
     force: bool = False
     summary: Summary = field(factory=Summary)
     state: SyncState = field(init=False)
@@ -124,7 +125,7 @@ class Syncing:
         return self._scan.files
 
     def _check_root(self) -> None:
-        root = f"{self.name} {self.path}"
+        root = f"{self.vault.place} {self.path}"
         noted = self.state.note("root")
         if noted is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ class Syncing:
         return {
             path: each
             for path, each in paths.items()
-            if (each.vault, each.path) == (self.name, self._at(path))
+            if (each.vault, each.path) == (self.vault.place, self._at(path))
         }
 
     async def _read_feed(self) -> str:
@@ -345,10 +346,15 @@ class Syncing:
         status = seen or status_of(self.files.where(path))
         if status is not None:
             row = InStep(
-                *(self.name, self._at(path), there.version, 0, status.st_size),
+                *(self.vault.place, self._at(path), there.version, 0, status.st_size),
                 *(status.st_mtime_ns, there.node, content),
             )
             self.state.set("/".join(path), row)
+
+
+def this_device() -> str:
+    """What this machine is called, as far as a file's name can have it."""
+    return re.sub(r"[^\w-]", "", platform.node())[:20] or "here"
 
 
 def _first(step: Step) -> bool:

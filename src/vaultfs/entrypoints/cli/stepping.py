@@ -1,7 +1,5 @@
 """`pull`, `push`, `sync` and `diff`: local files in step with those of the vault."""
 
-import platform
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -207,10 +205,10 @@ def sync(
     async def work() -> ExitCode:
         async with working(call) as surface:
             if dry_run:
-                _tell_plan(call, await _syncing(call, surface, folder, path, force=force).look())
+                _tell_plan(call, await _syncing(surface, folder, path, force=force).look())
                 return ExitCode.DONE
             while True:
-                syncing = _syncing(call, surface, folder, path, force=force)
+                syncing = _syncing(surface, folder, path, force=force)
                 done = await syncing.run()
                 if not watching or done.changed or done.problems:
                     _tell_summary(call, done)
@@ -224,16 +222,12 @@ def sync(
     run(call, work)
 
 
-def _syncing(
-    call: Session, surface: "Surface", folder: Path, path: str, *, force: bool
-) -> "Syncing":
-    from vaultfs.entrypoints.syncing import Syncing
+def _syncing(surface: "Surface", folder: Path, path: str, *, force: bool) -> "Syncing":
+    from vaultfs.entrypoints.syncing import Syncing, this_device
 
     if folder.exists() and not folder.is_dir():
         raise InvalidField(f"{folder} is no folder")
-    name = server_of(call) or str(call.settings.name)
-    device = re.sub(r"[^\w-]", "", platform.node())[:20] or "here"
-    return Syncing(surface, folder, written(address(path)), name, device, force)
+    return Syncing(surface, folder, written(address(path)), this_device(), force)
 
 
 def _tell_plan(call: Session, found: "Plan") -> None:
