@@ -88,6 +88,7 @@ class Pull:
     expected: Expected
     progress: Progress
     _travelled: int = 0
+    _told: int = 0
 
     async def run(self) -> Pulled:
         """Get it. Raises what the server refuses it with, `SourceChanged`, `ServerError`."""
@@ -150,8 +151,10 @@ class Pull:
             async for piece in made:
                 whole.update(piece)
                 await target.write(piece)
-                self.progress(len(piece))
                 told += len(piece)
+                if told > self._told:  # after a connection broke off, it begins anew
+                    self.progress(told - self._told)
+                    self._told = told
             if told != version.size:
                 raise Corrupt("what came has another length than the version")
             if version.digest_state is DigestState.VERIFIED:
