@@ -7,9 +7,10 @@ sides, a bounded stretch at a time; one stretch is worked on at a time in a proc
 that memory is bounded however many ask.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
 from itertools import chain
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -30,6 +31,7 @@ from vaultfs.domain.matching import (
 )
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.services.reader import Reader
+from vaultfs.domain.services.tasks import task_group
 
 STRETCH: Final = 8 << 20
 """Bytes of the target that are worked on together."""
@@ -37,6 +39,7 @@ SPARE: Final = 2 << 20
 """Bytes of the base on either side of where a part of a long gap should stand."""
 MOST_PARTS: Final = 100_000
 """Steps of a block."""
+T = TypeVar("T")
 Unit = tuple[tuple[int, Digest], int]
 """A chunk, or a page of a level, and the bytes under it."""
 
@@ -88,22 +91,39 @@ class Differ:
         `coarse` is what `steps` gave, or finer. Without a `base` to read, what it leaves
         open are literals. Raises `DamagedContent`, and `StoreError`.
         """
-        making = _Making()
-        for stretch in _stretches(coarse):
+        making, stretches = _Making(), _stretches(coarse, known=base is not None)
+        gaps = iter([stretch for stretch in stretches if isinstance(stretch, Gap)])
+        ahead = await self._read_ahead(user, base, target, next(gaps, None))
+        for stretch in stretches:
             if isinstance(stretch, Copy):
                 making.parts.append(stretch)
                 continue
-            if base is None:
-                stretch = stretch._replace(base_stop=stretch.base_start)  # noqa: PLW2901 nothing
-            old_size = stretch.base_stop - stretch.base_start
-            if making.full(stretch.stop - stretch.start, old_size):
+            if making.full(stretch.stop - stretch.start, stretch.base_stop - stretch.base_start):
                 yield await self._encoded(making)
                 making = _Making()
-            old = await self._bytes(user, base, stretch.base_start, stretch.base_stop)
-            new = await self._bytes(user, target, stretch.start, stretch.stop)
-            async with self.working:
-                await to_thread.run_sync(making.add, stretch, old, new, limiter=self.workers)
+            assert ahead is not None
+            old, new = ahead
+            ahead = None
+            async with task_group() as tasks:  # what comes next is read meanwhile
+                reading = _Later(partial(self._read_ahead, user, base, target, next(gaps, None)))
+                tasks.start_soon(reading.run)
+                async with self.working:
+                    await to_thread.run_sync(making.add, stretch, old, new, limiter=self.workers)
+            ahead = reading.result
         yield await self._encoded(making)
+
+    async def _read_ahead(
+        self, user: UserId, base: Manifest | None, target: Manifest, gap: Gap | None
+    ) -> tuple[bytes, bytes] | None:
+        """The bytes of a gap, in the base and in the target."""
+        if gap is None:
+            return None
+        old = _Later(partial(self._bytes, user, base, gap.base_start, gap.base_stop))
+        new = _Later(partial(self._bytes, user, target, gap.start, gap.stop))
+        async with task_group() as tasks:
+            tasks.start_soon(old.run)
+            tasks.start_soon(new.run)
+        return old.result, new.result
 
     async def _encoded(self, making: "_Making") -> tuple[bytes, list[Step]]:
         async with self.working:
@@ -117,8 +137,27 @@ class Differ:
             return b"".join([piece async for part in parts for piece in part])
 
 
-def _stretches(coarse: Delta) -> list[Copy | Gap]:
-    """Copies and gaps in order; a long gap in parts, each with the base where it should stand."""
+class _Later(Generic[T]):
+    """What some work in a task of its own returns."""
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        self._work = work
+        self._found: list[T] = []
+
+    async def run(self) -> None:
+        self._found.append(await self._work())
+
+    @property
+    def result(self) -> T:
+        """Once `run` has returned."""
+        return self._found[0]
+
+
+def _stretches(coarse: Delta, *, known: bool) -> list[Copy | Gap]:
+    """Copies and gaps in order; a long gap in parts, each with the base where it should stand.
+
+    Unless the base is known, none of it.
+    """
     gaps = iter(gaps_of(coarse.steps, coarse.base))
     found: list[Copy | Gap] = []
     for step in coarse.steps:
@@ -126,6 +165,8 @@ def _stretches(coarse: Delta) -> list[Copy | Gap]:
             found.append(step)
             continue
         gap = next(gaps)
+        if not known:
+            gap = gap._replace(base_stop=gap.base_start)
         count = -(-(gap.stop - gap.start) // STRETCH)
         found += [gap] if count == 1 else _parts(gap, count)
     return found
