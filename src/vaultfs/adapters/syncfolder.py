@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path as FilePath
@@ -17,6 +18,8 @@ from vaultfs.domain.errors import SourceChanged, VaultError
 from vaultfs.domain.names import Path, check_path
 
 IGNORED: Final = ".vaultignore"
+STALE: Final = 3600.0
+"""Seconds after which a file under way, which nobody writes to, was left by a crash."""
 HASHED: Final = 4 << 20
 
 
@@ -83,7 +86,10 @@ class SyncFolder:
             entries = sorted(os.scandir(self.top.joinpath(*above)), key=lambda each: each.name)
         for entry in entries:
             path = (*above, entry.name)
-            if entry.name == FOLDER or entry.name.startswith(".vaultfs-"):
+            if entry.name == FOLDER:
+                continue
+            if entry.name.startswith(".vaultfs-"):
+                _sweep(entry)
                 continue
             folder = entry.is_dir(follow_symlinks=False)
             if ignored("/".join(path) + ("/" if folder else "")):
@@ -151,3 +157,11 @@ class SyncFolder:
             while folder:
                 self.where(folder).rmdir()
                 folder = folder[:-1]
+
+
+def _sweep(entry: "os.DirEntry[str]") -> None:
+    """Delete a file under way that a crash has left."""
+    with suppress(OSError):
+        status = entry.stat(follow_symlinks=False)
+        if time.time() - status.st_mtime > STALE and entry.is_file(follow_symlinks=False):
+            os.unlink(entry.path)

@@ -8,9 +8,9 @@ pushes ask for the path again.
 
 import os
 import sqlite3
-from contextlib import closing
+import threading
 from pathlib import Path as FilePath
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from vaultfs.domain.errors import Unsupported, VaultError
 
@@ -61,6 +61,8 @@ class SyncState:
 
     def __init__(self, folder: FilePath) -> None:
         self._file = folder / FOLDER / "state.db"
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
 
     def get(self, name: str) -> InStep | None:
         """What is known of the file `name` of the folder."""
@@ -95,19 +97,31 @@ class SyncState:
         """Remember that the file is in step."""
         self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, *now))
 
-    def _run(self, sql: str, parameters: tuple[object, ...]) -> list[tuple[object, ...]]:
+    def _run(self, sql: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
         try:
-            self._file.parent.mkdir(exist_ok=True)
-            with closing(sqlite3.connect(self._file, timeout=10)) as connection, connection:
-                self._prepare(connection)
+            with self._lock, self._opened() as connection:
                 return connection.execute(sql, parameters).fetchall()
         except (sqlite3.Error, OSError) as error:
             raise StateUnusable(f"{self._file}: {error}: remove it to begin anew") from error
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        [(found,)] = connection.execute("PRAGMA user_version").fetchall()
-        if found > FORMAT:
-            raise Unsupported(f"{self._file} is of a newer release: upgrade vaultfs")
-        connection.execute(_TABLE)
-        connection.execute(_NOTES)
-        connection.execute(f"PRAGMA user_version = {FORMAT}")
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._file.parent.mkdir(exist_ok=True)
+            connection = sqlite3.connect(self._file, timeout=10, check_same_thread=False)
+            [(found,)] = connection.execute("PRAGMA user_version").fetchall()
+            if found > FORMAT:
+                connection.close()
+                raise Unsupported(f"{self._file} is of a newer release: upgrade vaultfs")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")  # the worst is to ask again
+            connection.execute(_TABLE)
+            connection.execute(_NOTES)
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+            self._connection = connection
+        return self._connection
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

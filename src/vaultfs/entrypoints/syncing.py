@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 ROUNDS: Final = 4
 """Times that is planned anew where the last round made something new to do."""
-AT_ONCE: Final = 4
+AT_ONCE: Final = 16
 """Files that travel at the same time."""
 WAIT: Final = 30.0
 """Seconds that a server is asked to wait for changes."""
@@ -214,6 +214,12 @@ class Syncing:
         """Bring both in step. Raises `Conflict` where so much is gone that somebody is to be
         asked, and failures of the vault itself.
         """
+        try:
+            return await self._run()
+        finally:
+            self.state.close()
+
+    async def _run(self) -> Summary:
         for _ in range(ROUNDS):
             found = await self.look()
             self.summary.problems = [*found.problems, *map(_skipped, self._scan.skipped)]

@@ -205,7 +205,9 @@ def sync(
     async def work() -> ExitCode:
         async with working(call) as surface:
             if dry_run:
-                _tell_plan(call, await _syncing(surface, folder, path, force=force).look())
+                syncing = _syncing(surface, folder, path, force=force)
+                _tell_plan(call, await syncing.look())
+                syncing.state.close()
                 return ExitCode.DONE
             while True:
                 syncing = _syncing(surface, folder, path, force=force)
