@@ -142,6 +142,21 @@ def test_what_is_ignored_stays_here(cli: Cli, one: Path, tmp_path: Path) -> None
     assert set(there(cli, tmp_path)) == {"a", "d/keep.tmp", ".vaultignore"}
 
 
+def test_what_is_passed_over_is_not_gone(cli: Cli, one: Path, two: Path, tmp_path: Path) -> None:
+    write_tree(one, {"a": b"1", "b": b"2", "d/c": b"3", "e": b"4"})
+    sync(cli, one)
+    sync(cli, two)
+    (one / "a").unlink()
+    (one / "a").symlink_to("b")  # no file any more, but it was not deleted
+    (one / ".vaultignore").write_text("d/\ne\n")
+    (two / "e").write_bytes(b"newer")
+    sync(cli, two)
+    sync(cli, one, code=3)
+    assert set(there(cli, tmp_path)) == {"a", "b", "d/c", "e", ".vaultignore"}
+    assert (one / "a").is_symlink()
+    assert (one / "e").read_bytes() == b"4"  # what is ignored here is left alone
+
+
 def test_names_that_are_one_elsewhere_are_told(cli: Cli, one: Path) -> None:
     write_tree(one, {"Readme": b"1"})
     sync(cli, one)

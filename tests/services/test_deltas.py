@@ -140,6 +140,39 @@ async def test_of_unlike_contents_the_file_is_sent() -> None:
         assert offer.plan.way is not Way.FULL  # a delta from a version to itself
 
 
+async def test_no_more_of_unlike_contents_is_worked_on_than_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = 30 * MIB
+    async with open_memory_vault() as vault:
+        node, (one, two) = await versions(vault, noise(size), noise(size, "x"))
+        differ = type(vault.deltas.differ)
+        plain, blocks = differ._encoded, list[int]()
+
+        async def counted(*given: object) -> object:
+            blocks.append(1)
+            return await plain(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(differ, "_encoded", counted)
+        offer, _ = await told(vault, node, one, two)
+        assert (offer.plan.way, offer.plan.reason) == (Way.FULL, Reason.NOT_SMALLER)
+        assert len(blocks) == 1
+
+
+async def test_a_long_delta_is_sent_as_it_is_made() -> None:
+    old = noise(24 * MIB)
+    new = old[: 12 * MIB] + noise(12 * MIB, "half") + old[20 * MIB :]
+    async with open_memory_vault() as vault:
+        node, (one, two) = await versions(vault, old, new)
+        async with vault.deltas.offer(vault.user, node, one.id, two) as offer:
+            assert (offer.plan.way, offer.size) == (Way.DIRECT, None)
+            assert offer.pieces is not None
+            data = b"".join([piece async for piece in offer.pieces])
+        assert len(data) < len(new) * 0.55
+        assert await rebuilt(old, data) == new
+        assert len(await vault.catalog.deltas(node.id)) == 1
+
+
 async def test_equal_requests_at_once_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     old = noise(4 * MIB)
     async with open_memory_vault() as vault:

@@ -33,10 +33,22 @@ class Found(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What is in the folder, and what is no file that can be."""
+    """What is in the folder, and what is there but is not looked at: it is not gone."""
 
     files: dict[Path, Found]
     skipped: list[tuple[str, str]]
+    """What is no file that can be, or cannot be read, and why."""
+    ignored: Callable[[str], bool]
+
+    def passed_over(self, path: Path) -> bool:
+        """Whether nothing is known of what is here under a path, or above it."""
+        names = {name for name, _ in self.skipped}
+        above = ["/".join(path[:depth]) for depth in range(1, len(path) + 1)]
+        return (
+            any(name in names for name in above)
+            or self.ignored(above[-1])
+            or any(self.ignored(f"{name}/") for name in above[:-1])
+        )
 
 
 @define
@@ -62,7 +74,7 @@ class SyncFolder:
                 skipped.append(("/".join(path), error.message))
             else:
                 files[path] = found
-        return Scan(files, skipped)
+        return Scan(files, skipped, ignored)
 
     def fingerprint(self) -> int:
         """What is another number as soon as a file of the folder is another one."""

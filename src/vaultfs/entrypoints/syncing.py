@@ -86,7 +86,7 @@ class Syncing:
     seen: int = 0
     """The folder's fingerprint before the last look."""
     _nodes: dict[Path, There] = field(factory=dict[Path, There])
-    _scan: Scan = field(factory=lambda: Scan({}, []))
+    _scan: Scan = field(factory=lambda: Scan({}, [], str.isspace))
     _tombstones: set[str] = field(factory=set[str])
     """Paths of the vault that it says were deleted, and ids of nodes."""
     _cursor: str = ""
@@ -103,7 +103,10 @@ class Syncing:
         names = {"/".join(path): each for path, each in known.items()}
         self.seen = await to_thread.run_sync(self.files.fingerprint)
         self._scan = await to_thread.run_sync(self.files.scan, names)
-        self._nodes = await self._list()
+        nodes = await self._list()
+        over = {path for path in (*nodes, *known) if self._scan.passed_over(path)}
+        self._nodes = {path: each for path, each in nodes.items() if path not in over}
+        known = {path: each for path, each in known.items() if path not in over}
         here = {path: Here(found.edited, found.content) for path, found in self._files.items()}
         await self._compare(here, known)
         agreed = {

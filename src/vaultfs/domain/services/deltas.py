@@ -10,7 +10,7 @@ edge; a crash before that costs computing it again.
 
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Final, NamedTuple
 
 import anyio
@@ -20,7 +20,7 @@ from vaultfs.domain.chains import MAX_CHAIN_DEPTH, Edge, Plan, Reason, Way, choo
 from vaultfs.domain.deltacodec import Header, write_end, write_header
 from vaultfs.domain.deltas import Delta, Step, compose, decode, delta_of, encode
 from vaultfs.domain.digests import Digest
-from vaultfs.domain.errors import Corrupt
+from vaultfs.domain.errors import Corrupt, VaultError
 from vaultfs.domain.matching import gaps_of
 from vaultfs.domain.nodes import DigestState, Node, NodeId, User, Version, VersionId
 from vaultfs.domain.operations import RecordDelta
@@ -123,9 +123,10 @@ class Deltas:
         async for piece in pieces:
             making.held.append(piece)
             making.made += len(piece)
-            if making.made >= size:
+            worth_it = making.made < making.laid_out * WORTH_IT
+            if making.made >= size or (making.made >= BEGINNING and not worth_it):
                 return _Short(Plan(Way.FULL, Reason.NOT_SMALLER), None)
-            if making.made >= BEGINNING and making.made < making.laid_out * WORTH_IT:
+            if making.made >= BEGINNING:
                 return None
         if making.plan.way is Way.FULL:
             return _Short(making.plan, None)
@@ -282,9 +283,10 @@ class _Making:
         return digest, whole
 
     async def record(self) -> None:
-        """Keep the exact steps of a delta that was computed."""
+        """Keep the exact steps of a delta that was computed, if that can be done now."""
         if self.plan.way is Way.DIRECT and self.old is not None:
-            await self.deltas.record(self.caller, self.old, self.target, self._steps)
+            with suppress(VaultError):
+                await self.deltas.record(self.caller, self.old, self.target, self._steps)
 
     async def rest(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """What was made, and then the rest as it is made."""
