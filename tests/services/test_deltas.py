@@ -14,7 +14,14 @@ from tests.domain.test_matching import edited
 from tests.faults import MIB, BytesSource, at, open_memory_vault, random_bytes
 
 from vaultfs.domain.chains import Reason, Way
-from vaultfs.domain.deltacodec import Header, write_end, write_header
+from vaultfs.domain.deltacodec import (
+    Block,
+    Header,
+    ReadBase,
+    encode_block,
+    write_end,
+    write_header,
+)
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Corrupt, Unsupported, VaultError, VersionMismatch
 from vaultfs.domain.nodes import Node, Version
@@ -146,14 +153,13 @@ async def test_no_more_of_unlike_contents_is_worked_on_than_tells(
     size = 30 * MIB
     async with open_memory_vault() as vault:
         node, (one, two) = await versions(vault, noise(size), noise(size, "x"))
-        differ = type(vault.deltas.differ)
-        plain, blocks = differ._encoded, list[int]()
+        blocks: list[Block] = []
 
-        async def counted(*given: object) -> object:
-            blocks.append(1)
-            return await plain(*given)  # type: ignore[arg-type]
+        def counted(block: Block, read_base: ReadBase) -> bytes:
+            blocks.append(block)
+            return encode_block(block, read_base)
 
-        monkeypatch.setattr(differ, "_encoded", counted)
+        monkeypatch.setattr("vaultfs.domain.services.differ.encode_block", counted)
         offer, _ = await told(vault, node, one, two)
         assert (offer.plan.way, offer.plan.reason) == (Way.FULL, Reason.NOT_SMALLER)
         assert len(blocks) == 1
