@@ -160,6 +160,29 @@ async def open_source(
         yield FileSource(name, file, status), item
 
 
+async def read_small(path: str | os.PathLike[str], most: int) -> tuple[bytes, Origin] | None:
+    """The bytes of the regular file at `path`, with one hop to a thread; None if they are more
+    than `most`. Raises as `open_source`, and `SourceChanged`.
+    """
+    return await to_thread.run_sync(_read_small, os.fspath(path), most)
+
+
+def _read_small(name: str, most: int) -> tuple[bytes, Origin] | None:
+    with translated(name):
+        descriptor = open_regular(name)
+        try:
+            before = os.fstat(descriptor)
+            if before.st_size > most:
+                return None
+            data = os.read(descriptor, before.st_size + 1)
+            after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+    if len(data) != before.st_size or identity(before) != identity(after):
+        raise SourceChanged(f"{name} changed while it was read: try again")
+    return data, _origin(before)
+
+
 @frozen
 class LocalSource(SourceTree):
     """The folder `top` and everything below it."""

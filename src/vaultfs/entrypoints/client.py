@@ -29,6 +29,7 @@ from vaultfs.adapters.files import (
     LocalSource,
     LocalTarget,
     open_source,
+    read_small,
 )
 from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import Corrupt, NotAuthenticated, Unsupported, VaultError
@@ -117,6 +118,12 @@ class RemoteVault(Surface):
         if isinstance(content, str):
             raise TypeError("content is text: encode it, or name a local file by a pathlib.Path")
         if isinstance(content, PathLike):
+            small = await read_small(content, SMALL)
+            if small is not None:  # a body in pieces takes longer than all of it
+                data, origin = small
+                return await self._send_whole(
+                    path, data, headers | origin_headers(origin), parents, progress
+                )
             async with open_source(content) as (source, item):
                 if item.size > RESUMED:
                     return await self.upload(
@@ -128,15 +135,25 @@ class RemoteVault(Surface):
                 progress(item.size)
                 return stored
         if isinstance(content, Buffer):
-            data = bytes(content)
-            headers["Content-Digest"] = f"blake3=:{b64encode(blake3(data).digest()).decode()}:"
-            sent = data if len(data) <= SMALL else Slices(data)
-            stored = await self.send(path, sent, len(data), headers, parents=parents)
-            progress(len(data))
-            return stored
+            return await self._send_whole(path, bytes(content), headers, parents, progress)
         if isinstance(content, AsyncIterable):
             content = IterableSource(_each(content))
         return await self.send(path, Body(content, progress), None, headers, parents=parents)
+
+    async def _send_whole(
+        self,
+        path: str,
+        data: bytes,
+        headers: dict[str, str],
+        parents: bool,  # noqa: FBT001 as in `store`
+        progress: Progress,
+    ) -> Stored:
+        """Put bytes that are all there, with their digest."""
+        headers["Content-Digest"] = f"blake3=:{b64encode(blake3(data).digest()).decode()}:"
+        sent = data if len(data) <= SMALL else Slices(data)
+        stored = await self.send(path, sent, len(data), headers, parents=parents)
+        progress(len(data))
+        return stored
 
     async def have(self, digests: list[Digest], *, upload: str | None = None) -> set[Digest]:
         """Those of at most 8,192 chunks that need not be sent, for a day or for `upload`."""
