@@ -60,7 +60,7 @@ class Gate(CatalogAround):
         return outcomes
 
 
-@pytest.mark.parametrize("size", [0, 1, 70_000, SMALL + 1, 9 * BLOCK + 17])
+@pytest.mark.parametrize("size", [0, 1, 70_000, SMALL + 1, 5 * BLOCK + 17])
 async def test_progress_tells_bytes_that_are_durable(size: int) -> None:
     data = random_bytes(size, "progress")
     catalog = await SqliteCatalog.open(None)

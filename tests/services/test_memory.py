@@ -11,7 +11,7 @@ from tests.faults import MIB
 pytestmark = pytest.mark.slow
 ROOT: Final = Path(__file__).parents[2]
 LIMIT: Final = 256 * MIB
-ROOMY: Final = 448 * MIB
+ROOMY: Final = 576 * MIB
 """With pytest itself, a store in memory, and the contents that tests compare."""
 SUITE: Final = (
     *("tests/services/test_uploads.py", "tests/services/test_ingest.py"),
