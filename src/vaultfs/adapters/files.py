@@ -20,8 +20,9 @@ import aiofiles
 from aiofiles.threadpool.binary import AsyncFileIO
 from anyio import to_thread
 from attrs import define, field, frozen
+from blake3 import blake3
 
-from vaultfs.domain.digests import Buffer
+from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import (
     Conflict,
     Forbidden,
@@ -38,6 +39,8 @@ from vaultfs.ports.trees import Item, Sink, Skipped, SourceTree, TargetTree
 BATCH: Final = 1000
 """Entries that one step of a walk gives, about."""
 IOV_MAX: Final = 1024
+HASHED: Final = 4 << 20
+"""Bytes that are read at once to be hashed."""
 _numbers = count()
 
 
@@ -158,6 +161,15 @@ async def open_source(
     async with aiofiles.open(descriptor, "rb", buffering=0) as file:
         item = Item((os.path.basename(name),), "file", status.st_size, _origin(status))
         yield FileSource(name, file, status), item
+
+
+def digest_of_file(descriptor: int) -> Digest:
+    """The digest of all bytes of an open file. Blocking."""
+    whole, at = blake3(), 0
+    while data := os.pread(descriptor, HASHED, at):
+        whole.update(data)
+        at += len(data)
+    return Digest(whole.digest())
 
 
 async def read_small(path: str | os.PathLike[str], most: int) -> tuple[bytes, Origin] | None:

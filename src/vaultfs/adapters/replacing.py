@@ -8,15 +8,19 @@ from typing import Final
 
 from anyio import to_thread
 from attrs import define
-from blake3 import blake3
 
-from vaultfs.adapters.files import finish, identity, open_regular, temporary_name, translated
+from vaultfs.adapters.files import (
+    digest_of_file,
+    finish,
+    identity,
+    open_regular,
+    temporary_name,
+    translated,
+)
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import SourceChanged
 from vaultfs.domain.nodes import Origin
 
-HASHED: Final = 4 << 20
-"""Bytes that are read at once to be hashed."""
 AT_ONCE: Final = 256 << 10
 """Bytes that are read without a hop to a thread: they were read a moment ago."""
 
@@ -66,12 +70,8 @@ async def local_base(path: FilePath) -> AsyncGenerator[LocalBase, None]:
 
 
 def _digest(path: FilePath, descriptor: int) -> Digest:
-    whole, at = blake3(), 0
     with translated(path):
-        while data := os.pread(descriptor, HASHED, at):
-            whole.update(data)
-            at += len(data)
-    return Digest(whole.digest())
+        return digest_of_file(descriptor)
 
 
 def status_of(path: FilePath) -> os.stat_result | None:

@@ -3,16 +3,15 @@
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path as FilePath
 from typing import Final, NamedTuple
 
 from attrs import define
-from blake3 import blake3
 from pathspec import GitIgnoreSpec
 
-from vaultfs.adapters.files import identity, open_regular, translated
+from vaultfs.adapters.files import digest_of_file, identity, open_regular, translated
 from vaultfs.adapters.syncstate import FOLDER, InStep
 from vaultfs.domain.errors import SourceChanged, VaultError
 from vaultfs.domain.names import Path, check_path
@@ -20,7 +19,6 @@ from vaultfs.domain.names import Path, check_path
 IGNORED: Final = ".vaultignore"
 STALE: Final = 3600.0
 """Seconds after which a file under way, which nobody writes to, was left by a crash."""
-HASHED: Final = 4 << 20
 
 
 class Found(NamedTuple):
@@ -40,12 +38,15 @@ class Scan(NamedTuple):
     """What is no file that can be, or cannot be read, and why."""
     ignored: Callable[[str], bool]
 
-    def passed_over(self, path: Path) -> bool:
-        """Whether nothing is known of what is here under a path, or above it."""
+    def passed_over(self, paths: Iterable[Path]) -> set[Path]:
+        """Those of which nothing is known: what is here under them, or above them."""
         names = {name for name, _ in self.skipped}
+        return {path for path in paths if self._is_over(path, names)}
+
+    def _is_over(self, path: Path, skipped: set[str]) -> bool:
         above = ["/".join(path[:depth]) for depth in range(1, len(path) + 1)]
         return (
-            any(name in names for name in above)
+            any(name in skipped for name in above)
             or self.ignored(above[-1])
             or any(self.ignored(f"{name}/") for name in above[:-1])
         )
@@ -125,15 +126,13 @@ class SyncFolder:
         with translated(where):
             descriptor = open_regular(str(where))
             try:
-                before, whole = os.fstat(descriptor), blake3()
-                while data := os.read(descriptor, HASHED):
-                    whole.update(data)
+                before = os.fstat(descriptor)
+                content = digest_of_file(descriptor)
                 after = os.fstat(descriptor)
             finally:
                 os.close(descriptor)
         if identity(before) != identity(after):
             raise SourceChanged(f"{where} changes while it is read")
-        content = whole.digest()
         return Found(after, known is None or content != known.content, content)
 
     def where(self, path: Path) -> FilePath:

@@ -7,6 +7,7 @@ can be resumed at any cut. A chunker's parameters never change once released:
 they are named by an id that every manifest keeps.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 from attrs import frozen
@@ -66,3 +67,10 @@ class Chunker:
         if not last:
             lengths.pop()
         return lengths
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        """The chunks of a whole content."""
+        at = 0
+        for length in self.cut(data, last=True):
+            yield data[at : at + length]
+            at += length

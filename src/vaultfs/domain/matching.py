@@ -11,13 +11,15 @@ All of it depends on the bytes alone: the same two contents give the same steps.
 """
 
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
+from vaultfs.domain.chunks import Chunker, Chunking
 from vaultfs.domain.deltas import Copy, Literal, Step
 
 PIECE: Final = 1024
-"""Mean bytes of the pieces of the second round; a quarter at least, eight times at most."""
+PIECES: Final = Chunking(0, PIECE // 4, PIECE, 8 * PIECE)
+"""How the second round cuts; no manifest names it."""
 LEAST: Final = 32
 """Bytes of a stretch that is worth looking into."""
 WINDOW: Final = 32
@@ -124,17 +126,7 @@ def _inside(old: bytes, new: bytes, offset: int) -> list[FineStep]:
 
 
 def _pieces(data: bytes) -> list[tuple[bytes, int]]:
-    from pyfastcdc import FastCDC  # noqa: PLC0415 as in `chunks`
-
-    if len(data) <= PIECE // 4:
-        return [(data, len(data))]
-    cutter = FastCDC(PIECE, min_size=PIECE // 4, max_size=8 * PIECE)
-    pieces: list[tuple[bytes, int]] = []
-    at = 0
-    for chunk in cutter.cut_buf(data):
-        pieces.append((data[at : at + chunk.length], chunk.length))
-        at += chunk.length
-    return pieces
+    return [(piece, len(piece)) for piece in Chunker(PIECES).pieces(data)]
 
 
 def _grown(old: bytes, new: bytes, steps: Sequence[Step]) -> list[tuple[int, Copy]]:
@@ -229,30 +221,24 @@ def _halves(size: int) -> tuple[int, int]:
 
 def common_prefix(one: bytes, at: int, other: bytes, start: int, most: int) -> int:
     """How many bytes, `most` at most, are alike in one from `at` and in the other from `start`."""
-    done, step = 0, 32
-    while done < most:
-        upto = min(done + step, most)
-        if one[at + done : at + upto] != other[start + done : start + upto]:
-            break
-        done, step = upto, min(step * 4, 1 << 20)
-    else:
-        return done
-    low, high = done, upto - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[at + low : at + middle] == other[start + low : start + middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return _alike(
+        lambda low, high: one[at + low : at + high] == other[start + low : start + high], most
+    )
 
 
 def common_suffix(one: bytes, at: int, other: bytes, start: int, most: int) -> int:
     """How many bytes, `most` at most, are alike before `at` in one and `start` in the other."""
+    return _alike(
+        lambda low, high: one[at - high : at - low] == other[start - high : start - low], most
+    )
+
+
+def _alike(same: Callable[[int, int], bool], most: int) -> int:
+    """Up to which number, `most` at most, everything is the same: by growing steps, then halves."""
     done, step = 0, 32
     while done < most:
         upto = min(done + step, most)
-        if one[at - upto : at - done] != other[start - upto : start - done]:
+        if not same(done, upto):
             break
         done, step = upto, min(step * 4, 1 << 20)
     else:
@@ -260,7 +246,7 @@ def common_suffix(one: bytes, at: int, other: bytes, start: int, most: int) -> i
     low, high = done, upto - 1
     while low < high:
         middle = (low + high + 1) // 2
-        if one[at - middle : at - low] == other[start - middle : start - low]:
+        if same(low, middle):
             low = middle
         else:
             high = middle - 1

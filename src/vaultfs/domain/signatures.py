@@ -10,13 +10,14 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from vaultfs.domain.chunks import Chunker, Chunking
 from vaultfs.domain.digests import Buffer, digest_of
 from vaultfs.domain.errors import Corrupt
 
 SHORT: Final = 8
 """Bytes of a digest that are told."""
-PIECE: Final = 512
-"""Mean bytes of a piece; a quarter at least, eight times at most."""
+PIECES: Final = Chunking(0, 128, 512, 4096)
+"""How ranges are cut; no manifest names it."""
 _UNIT = struct.Struct(f"<I{SHORT}s")
 
 Unit = tuple[bytes, int]
@@ -37,16 +38,4 @@ def read_units(data: Buffer) -> list[Unit]:
 
 def pieces_of(data: bytes) -> Sequence[Unit]:
     """The pieces of a range. CPU work."""
-    from pyfastcdc import FastCDC  # noqa: PLC0415 as in `chunks`
-
-    if not data:
-        return []
-    if len(data) <= PIECE // 4:
-        return [(digest_of(data)[:SHORT], len(data))]
-    cutter = FastCDC(PIECE, min_size=PIECE // 4, max_size=8 * PIECE)
-    units: list[Unit] = []
-    at = 0
-    for chunk in cutter.cut_buf(data):
-        units.append((digest_of(data[at : at + chunk.length])[:SHORT], chunk.length))
-        at += chunk.length
-    return units
+    return [(digest_of(piece)[:SHORT], len(piece)) for piece in Chunker(PIECES).pieces(data)]

@@ -25,10 +25,11 @@ from vaultfs.domain.deltacodec import (
     write_header,
 )
 from vaultfs.domain.deltas import Copy, Delta, Literal, delta_of
-from vaultfs.domain.digests import Digest, digest_of
+from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import SourceChanged
 from vaultfs.domain.matching import Gap, gaps_of, match_units
 from vaultfs.domain.nodes import Version
+from vaultfs.domain.services.ingest import cut_piece
 from vaultfs.domain.signatures import SHORT, Unit, pieces_of, read_units
 from vaultfs.entrypoints.answers import conditions, origin_headers, version_of
 from vaultfs.entrypoints.surface import Stored
@@ -120,12 +121,20 @@ class Difference:
             filled = await self.source.readinto(view[len(tail) : len(tail) + READ])
             last = filled < READ
             data = view[: len(tail) + filled]
-            self._whole.update(data[len(tail) :])
-            found, tail = await to_thread.run_sync(partial(_cut, chunker, data, last=last))
+            cut = partial(self._cut, chunker, data, len(tail), last=last)
+            found, tail = await to_thread.run_sync(cut)
             units += found
         if sum(length for _, length in units) != self.item.size:
             raise SourceChanged(f"{self.source.name} changed while it was read: try again")
         return units
+
+    def _cut(
+        self, chunker: Chunker, data: memoryview, seen: int, *, last: bool
+    ) -> tuple[list[Unit], bytes]:
+        """The chunks at the head of `data`, and what is left; `seen` bytes of it are hashed."""
+        self._whole.update(data[seen:])
+        cuts, left = cut_piece(chunker, data, last=last)
+        return [(cut.digest[:SHORT], len(cut.data)) for cut in cuts], bytes(left)
 
     async def _parts(self, coarse: Delta, base: Version) -> list[Part]:
         """The steps, with the gaps looked into."""
@@ -225,15 +234,6 @@ class Difference:
                 held.append(piece)
                 at += piece.length
         yield Block(tuple(held), b"", b"".join(literals))
-
-
-def _cut(chunker: Chunker, data: memoryview, *, last: bool) -> tuple[list[Unit], bytes]:
-    units: list[Unit] = []
-    at = 0
-    for length in chunker.cut(data, last=last):
-        units.append((digest_of(data[at : at + length])[:SHORT], length))
-        at += length
-    return units, bytes(data[at:])
 
 
 def _joined(parts: Sequence[Part]) -> Sequence[Part]:

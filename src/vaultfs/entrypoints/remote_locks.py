@@ -9,17 +9,16 @@ import anyio
 import msgspec
 
 from vaultfs.domain.errors import LockError, LockTimedOut, NotFound, VaultError, WouldBlock
-from vaultfs.domain.lockmodes import READ, UPDATE, WRITE, Mode
+from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.names import format_path, parse_address
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.entrypoints.calling import Calls
-from vaultfs.entrypoints.http.locks import LockedPath, LockIn, LockList, LockOut, RenewIn
+from vaultfs.entrypoints.http.locks import NAMES, LockedPath, LockIn, LockList, LockOut, RenewIn
 
 TTL: Final = 30.0
 """Seconds that a lease lasts without being renewed: what a client that died keeps it for."""
 ASKED: Final = 30.0
 """Seconds that one request waits for a lock; then it is asked for anew."""
-_NAMES: Final = {READ: "shared", UPDATE: "update", WRITE: "exclusive"}
 
 
 @asynccontextmanager
@@ -37,7 +36,7 @@ async def leased(
         if where.tree != own:
             raise NotFound(f"nothing of {where.tree} can be locked")
         names.append(format_path(where.path))
-    lease = await _take(calls, [LockedPath(name, _NAMES[mode]) for name in names], timeout)
+    lease = await _take(calls, [LockedPath(name, NAMES[mode]) for name in names], timeout)
     try:
         async with task_group() as tasks:
             tasks.start_soon(_renew, calls, lease)

@@ -104,7 +104,7 @@ class Syncing:
         self.seen = await to_thread.run_sync(self.files.fingerprint)
         self._scan = await to_thread.run_sync(self.files.scan, names)
         nodes = await self._list()
-        over = {path for path in (*nodes, *known) if self._scan.passed_over(path)}
+        over = self._scan.passed_over((*nodes, *known))
         self._nodes = {path: each for path, each in nodes.items() if path not in over}
         known = {path: each for path, each in known.items() if path not in over}
         here = {path: Here(found.edited, found.content) for path, found in self._files.items()}

@@ -65,8 +65,6 @@ class Deltas:
     differ: Differ
     max_depth: int = MAX_CHAIN_DEPTH
     """Links of the longest chain that is composed."""
-    direct: bool = True
-    """Whether deltas are computed; where they are not, only those that are recorded are."""
     _kept: OrderedDict[_Key, _Short] = field(factory=OrderedDict[_Key, _Short])
     _size: int = 0
     _under_way: dict[_Key, anyio.Lock] = field(factory=dict[_Key, anyio.Lock])
@@ -215,7 +213,7 @@ class _Making:
             return
         self.old = await self._version(self.base)
         coarse = None
-        if self.old is not None and self.deltas.direct:
+        if self.old is not None:
             coarse = await self.deltas.differ.steps(
                 self.caller.id, self.old.manifest, target.manifest
             )

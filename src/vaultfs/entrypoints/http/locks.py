@@ -27,7 +27,7 @@ LONGEST: Final = 3600.0
 MOST_WAIT: Final = 60.0
 """Seconds that a request may wait for a lock."""
 MODES: Final = {"shared": READ, "update": UPDATE, "exclusive": WRITE}
-_NAMES: Final = {mode: name for name, mode in MODES.items()}
+NAMES: Final = {mode: name for name, mode in MODES.items()}
 
 
 class RangeIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -271,7 +271,7 @@ def _paths(of: Held | Queued) -> list[LockedPath]:
 
 
 def _name(mode: Mode) -> str:
-    return _NAMES.get(mode, mode.name)
+    return NAMES.get(mode, mode.name)
 
 
 def _ranged(of: Resource, ranges: tuple[Range, ...]) -> LockedPath:
