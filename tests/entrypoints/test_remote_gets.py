@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from tests.entrypoints.http_calls import Client, open_api
 from tests.entrypoints.test_client import cutting_proxy, served
+from tests.entrypoints.test_http_frames import body, chunk, manifest
 from tests.faults import MIB, random_bytes, read_tree, write_tree
 
 from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import Corrupt, VaultError
-from vaultfs.domain.frames import HEAD, End, Entry, write_chunk, write_end, write_entry
-from vaultfs.domain.manifests import Manifest
+from vaultfs.domain.frames import End, Entry
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import Origin
-from vaultfs.domain.packs import HEADER_SIZE, StoredChunk, encode_chunk, raw_chunk
+from vaultfs.domain.packs import HEADER_SIZE, raw_chunk
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.entrypoints.client import connect
 from vaultfs.entrypoints.remote_gets import Arrived, Parser
@@ -120,23 +120,6 @@ async def test_a_file_that_cannot_be_read_comes_without_its_bytes(api: Client) -
 
 
 # The client
-
-
-def body(*sent: StoredChunk | Entry, end: End | None = None) -> bytes:
-    parts: list[Any] = [HEAD]
-    for frame in sent:
-        parts += write_chunk(frame) if isinstance(frame, StoredChunk) else (write_entry(frame),)
-    count = sum(isinstance(frame, StoredChunk) for frame in sent)
-    parts.append(write_end(end or End(count, len(sent) - count)))
-    return b"".join(map(bytes, parts))
-
-
-def chunk(data: bytes) -> StoredChunk:
-    return encode_chunk(digest_of(data), data)
-
-
-def manifest(*parts: bytes) -> Manifest:
-    return Manifest(0, tuple((digest_of(part), len(part)) for part in parts))
 
 
 GOOD = body(

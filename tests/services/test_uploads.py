@@ -9,7 +9,9 @@ import pytest
 from blake3 import blake3
 from tests.faults import BytesSource, add_user, at, open_memory_vault, random_bytes
 
-from vaultfs.adapters.memory import ManualClock
+from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
+from vaultfs.adapters.wrappers.faulty import Before, FaultyObjectStore
+from vaultfs.adapters.wrappers.retrying import RetryingObjectStore
 from vaultfs.domain.chunks import Chunker
 from vaultfs.domain.digests import Buffer, digest_of
 from vaultfs.domain.errors import (
@@ -31,13 +33,14 @@ from vaultfs.domain.frames import HEAD, Named, write_chunk, write_named
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, VersionId
 from vaultfs.domain.operations import SetQuota
-from vaultfs.domain.packs import Kind, StoredChunk, raw_chunk
+from vaultfs.domain.packs import PACK_TARGET, Kind, StoredChunk, raw_chunk
 from vaultfs.domain.services.budget import BLOCK, MIB
 from vaultfs.domain.services.ingest import Compressibility, cut_content, encode
 from vaultfs.domain.services.upkeep import Plan
 from vaultfs.domain.services.uploads import MAX_CHECKED, Checksum, Purpose, Uploads
 from vaultfs.domain.uploads import IDLE_US, Upload, UploadState
 from vaultfs.entrypoints.vault import Vault
+from vaultfs.ports.objects import OutOfSpace, StoreTimeout, StoreUnavailable, Throttled
 
 
 async def _content(vault: Vault, path: str, number: int | None = None) -> bytes:
@@ -141,6 +144,50 @@ async def test_what_arrived_before_the_line_was_cut_counts() -> None:
             await vault.files.version(vault.user, at("/x"))
         rest = BytesSource(data[-1000:])
         await cold(vault).append(vault.user, upload.id, rest, at=found.offset, length=1000)
+        assert await _content(vault, "/x") == data
+
+
+async def test_a_store_that_is_overburdened_in_the_middle_is_waited_for() -> None:
+    data = random_bytes(6 * BLOCK)
+    faulty = FaultyObjectStore(MemoryObjectStore(), {})
+    faults = (Throttled, StoreUnavailable, StoreTimeout)
+    faulty.plan |= {("put", number): Before(faults[number % 3]) for number in (1, 2, 4)}
+    store = RetryingObjectStore(faulty, sleep=lambda _: anyio.sleep(0.001))
+    async with open_memory_vault(store=store) as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        told: list[int] = []
+        done = await vault.uploads.append(
+            vault.user, upload.id, BytesSource(data), at=0, progress=told.append
+        )
+        assert done.state is UploadState.FINISHED
+        assert sum(told) == len(data)
+        assert await _content(vault, "/x") == data
+        assert faulty.calls["put"] == 5
+
+
+async def test_a_full_disk_in_the_middle_keeps_what_is_durable() -> None:
+    data = random_bytes(6 * BLOCK)
+    faulty = FaultyObjectStore(MemoryObjectStore(), {("put", 2): Before(OutOfSpace)})
+    async with open_memory_vault(store=faulty) as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        with pytest.raises(OutOfSpace, match="free some space"):
+            await vault.uploads.append(vault.user, upload.id, BytesSource(data), at=0)
+        found = await vault.uploads.get(vault.user, upload.id)
+        durable = (await vault.catalog.stats()).packed
+        offset, state = found.offset, found.state
+        assert state is UploadState.OPEN
+        assert 0 < durable < len(data)
+        assert (
+            durable - PACK_TARGET - BLOCK <= offset <= durable
+        )  # a pack, at most, is sent again
+        with pytest.raises(NotFound):
+            await vault.files.version(vault.user, at("/x"))
+        vault.files.packer.flush()
+        with anyio.fail_after(5):  # nothing is held for what failed
+            while vault.budget.free != vault.budget.total:
+                await anyio.sleep(0.001)
+        rest = BytesSource(data[found.offset :])
+        await cold(vault).append(vault.user, upload.id, rest, at=found.offset)
         assert await _content(vault, "/x") == data
 
 
