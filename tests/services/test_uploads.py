@@ -177,9 +177,7 @@ async def test_a_full_disk_in_the_middle_keeps_what_is_durable() -> None:
         offset, state = found.offset, found.state
         assert state is UploadState.OPEN
         assert 0 < durable < len(data)
-        assert (
-            durable - PACK_TARGET - BLOCK <= offset <= durable
-        )  # a pack, at most, is sent again
+        assert durable - PACK_TARGET - BLOCK <= offset <= durable  # a pack, at most, is sent again
         with pytest.raises(NotFound):
             await vault.files.version(vault.user, at("/x"))
         vault.files.packer.flush()
