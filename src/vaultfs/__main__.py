@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import threading
 
 
 def main() -> None:
@@ -18,6 +19,16 @@ def main() -> None:
         main()
     except KeyboardInterrupt:  # while modules were loaded: later ones are `run`'s business
         sys.exit(130)
+    finally:
+        _leave_quietly()
+
+
+def _leave_quietly() -> None:
+    """Let a Ctrl-C from here on end the process at once: all is done, Python only tidies up."""
+    import signal
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
