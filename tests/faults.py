@@ -23,6 +23,9 @@ from attrs import define, field, frozen
 from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.wrappers.counting import CountingObjectStore, Effect
+from vaultfs.domain.access import Role
+from vaultfs.domain.batches import Batch
+from vaultfs.domain.batches import Outcome as BatchOutcome
 from vaultfs.domain.chains import Edge
 from vaultfs.domain.digests import Buffer, Digest, digest_of
 from vaultfs.domain.errors import CatalogUnavailable, NotFound, OutcomeUnknown, VaultError
@@ -44,6 +47,7 @@ from vaultfs.ports.catalog import (
     Catalog,
     CatalogStats,
     Change,
+    Granted,
     Known,
     Location,
     PackRow,
@@ -164,6 +168,20 @@ class CatalogAround(Catalog):
 
     async def all_versions(self, *, after: int = 0, limit: int = 1000) -> list[VersionRef]:
         return await self.inner.all_versions(after=after, limit=limit)
+
+    async def batch(self, batch: Batch) -> BatchOutcome:
+        return await self.inner.batch(batch)
+
+    async def roles(self, user: UserId, tree: TreeId) -> dict[NodeId, Role]:
+        return await self.inner.roles(user, tree)
+
+    async def grants(self, nodes: Sequence[NodeId]) -> list[Granted]:
+        return await self.inner.grants(nodes)
+
+    async def granted_to(
+        self, user: UserId, *, after: NodeId | None = None, limit: int = 1000
+    ) -> list[Granted]:
+        return await self.inner.granted_to(user, after=after, limit=limit)
 
     async def deltas(self, node: NodeId) -> list[Edge]:
         return await self.inner.deltas(node)

@@ -7,6 +7,7 @@ A catalog's test module subclasses `CatalogContract` and supplies `catalog` and
 import pytest
 from tests.contracts.callers import Caller, add_user
 from tests.contracts.catalog_accounts import AccountContract
+from tests.contracts.catalog_batches import BatchContract
 from tests.contracts.catalog_calls import CallContract
 from tests.contracts.catalog_deltas import DeltaContract
 from tests.contracts.catalog_stock import StockContract
@@ -17,7 +18,13 @@ from vaultfs.ports.catalog import Catalog
 
 
 class CatalogContract(
-    TreeContract, StockContract, DeltaContract, UploadContract, AccountContract, CallContract
+    TreeContract,
+    StockContract,
+    DeltaContract,
+    UploadContract,
+    AccountContract,
+    BatchContract,
+    CallContract,
 ):
     @pytest.fixture
     def catalog(self) -> Catalog:

@@ -158,7 +158,7 @@ class TreeContract:
         again = await me.put("/" + COMPOSED, "new")
         assert (again.id, again.name, again.number) == (made.id, DECOMPOSED, 2)
         assert (await me.put("/" + DECOMPOSED, "newer")).id == made.id
-        assert isinstance(await me.refused(me.mkdir_op("/" + COMPOSED)), NotAFolder)
+        assert isinstance(await me.refused(me.mkdir_op("/" + COMPOSED)), Exists)
         await me.put("/b")
         assert isinstance(await me.refused(me.move_op("/b", "/" + COMPOSED)), Exists)
 

@@ -24,7 +24,8 @@ from vaultfs.domain.rates import Rate
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.app import ROUTES, JsonLines
 from vaultfs.entrypoints.http.description import describe
-from vaultfs.entrypoints.http.problems import problem_of, status_of
+from vaultfs.entrypoints.http.problems import problem_of
+from vaultfs.entrypoints.http.statuses import status_of
 from vaultfs.ports.objects import StoreError
 
 FILE = "/v1/files/me/a.txt"

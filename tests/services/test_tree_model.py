@@ -9,9 +9,12 @@ from tests.contracts.callers import Caller, add_user
 from tests.contracts.model import TREE, Chooser, Model, Step, Thing
 
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
-from vaultfs.domain.errors import VaultError
+from vaultfs.domain.batches import Batch, Change, Mode
+from vaultfs.domain.batches import Step as BatchStep
+from vaultfs.domain.errors import DependencyFailed, NotFound, VaultError
 from vaultfs.domain.nodes import Node
 from vaultfs.domain.operations import Refused
+from vaultfs.ports.catalog import Trashed
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -26,6 +29,56 @@ async def test_the_catalog_does_as_the_model_does(seed: int) -> None:
             await _compare(model, me)
     finally:
         await catalog.aclose()
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_batch_does_as_the_model_does(seed: int, mode: Mode) -> None:
+    catalog, random = await SqliteCatalog.open(None), Random(seed)
+    try:
+        me = Caller(catalog, await add_user(catalog, "me"))
+        model = Model()
+        for number in range(12):
+            for _ in range(4):
+                model = await _step(model, me, Chooser(model, random).step())
+                await _compare(model, me)
+            model = await _batch(model, me, random, mode, dry_run=number % 4 == 3)
+            await _compare(model, me)
+    finally:
+        await catalog.aclose()
+
+
+async def _batch(model: Model, me: Caller, random: Random, mode: Mode, *, dry_run: bool) -> Model:
+    """The model after a batch of steps that are right more often than not."""
+    changed, steps, errors = model, list[Change](), list[type | None]()
+    while len(steps) < 8:
+        step = Chooser(changed, random).step()
+        if not isinstance(step, Change):
+            continue
+        tried = deepcopy(changed)
+        try:
+            tried.apply(step)
+        except VaultError as error:
+            if random.random() < 0.7:
+                continue
+            errors.append(type(error))
+        else:
+            errors.append(None)
+            changed = tried
+        steps.append(step)
+    me.now += 1_000_000
+    batch = Batch(me.user.id, me.now, f"b{me.now}", tuple(map(BatchStep, steps)), mode, dry_run)
+    outcome = await me.catalog.batch(batch)
+    for ended, expected in zip(outcome.ended, errors, strict=True):
+        found = None if ended.error is None else type(ended.error)
+        if found is DependencyFailed:
+            assert expected is not None
+            assert issubclass(expected, NotFound)
+        else:
+            assert found is expected
+    happened = not dry_run and (mode is Mode.BEST_EFFORT or not any(errors))
+    assert outcome.committed is happened
+    return changed if happened else model
 
 
 async def _step(model: Model, me: Caller, step: Step) -> Model:
@@ -43,8 +96,10 @@ async def _step(model: Model, me: Caller, step: Step) -> Model:
 
 async def _compare(model: Model, me: Caller) -> None:
     await _compare_folder(model.root, me)
+    found = await me.catalog.trash(me.tree)
+    _learn_ids(model, found)
     trashed = {thing.id: thing for thing in model.trash()}
-    for node, path in await me.catalog.trash(me.tree):
+    for node, path in found:
         thing = trashed.pop(node.id)
         assert path == thing.path
         await _compare_node(thing, node, me)
@@ -52,6 +107,17 @@ async def _compare(model: Model, me: Caller) -> None:
     assert await me.used() == model.used
     assert [kind for kind, _ in await me.feed()] == model.feed
     assert await me.catalog.check() == []
+
+
+def _learn_ids(model: Model, found: list[Trashed]) -> None:
+    """Those of things that came and went within one batch: by their paths, oldest first."""
+    known = {thing.id for thing in model.root.below()}
+    new = [(node.id, path) for node, path in found if node.id not in known]
+    for thing in model.trash():
+        if thing.id is None:
+            mine = next(each for each in new if each[1] == thing.path)
+            new.remove(mine)
+            thing.id = mine[0]
 
 
 async def _compare_folder(folder: Thing, me: Caller) -> None:

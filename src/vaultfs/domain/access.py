@@ -1,10 +1,11 @@
 """Who may do what: one function, asked by every use case and inside every write."""
 
-from enum import Enum
+from collections.abc import Iterable, Mapping
+from enum import Enum, StrEnum
 
 from vaultfs.domain.errors import NotFound
 from vaultfs.domain.names import Address
-from vaultfs.domain.nodes import TreeId, UserId
+from vaultfs.domain.nodes import NodeId, TreeId, UserId
 
 
 class Action(Enum):
@@ -14,12 +15,27 @@ class Action(Enum):
     WRITE = "write"
 
 
-def may(caller: UserId, action: Action, tree: TreeId) -> bool:  # noqa: ARG001 all are one's own
-    """Whether `caller` may do `action` with what is in `tree`.
+class Role(StrEnum):
+    """What somebody was granted on a node, and on all below it."""
 
-    A tree is its owner's, and nobody else's.
+    READER = "reader"
+    WRITER = "writer"
+
+
+def may(caller: UserId, action: Action, tree: TreeId, role: Role | None = None) -> bool:
+    """Whether `caller`, who was granted `role`, may do `action` with what is in `tree`.
+
+    A tree is its owner's, who needs no role.
     """
-    return tree == TreeId(caller)
+    if tree == TreeId(caller):
+        return True
+    return role is Role.WRITER or (role is Role.READER and action is Action.READ)
+
+
+def role_on(chain: Iterable[NodeId], granted: Mapping[NodeId, Role]) -> Role | None:
+    """The strongest role that is granted on a node or one above it: on any of `chain`."""
+    found = {granted[node] for node in chain if node in granted}
+    return Role.WRITER if Role.WRITER in found else next(iter(found), None)
 
 
 def nothing_at(address: Address) -> NotFound:

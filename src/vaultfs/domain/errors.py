@@ -132,6 +132,42 @@ class TooLarge(VaultError):
     """More than one request may carry or one operation may touch."""
 
 
+class TooManyNodes(TooLarge):
+    """A folder with more below it than one operation may touch: `count` of them."""
+
+    def __init__(self, message: str, *, count: int) -> None:
+        super().__init__(message)
+        self.count = count
+
+
+class UnknownOp(InvalidField):
+    """A batch names an operation that there is none of."""
+
+
+class BadReference(InvalidField):
+    """An operation of a batch refers to one that is not before it, or that made no node."""
+
+
+class DuplicateId(InvalidField):
+    """Two operations of a batch have the same id."""
+
+
+class DependencyFailed(Conflict):
+    """An operation of a batch needs what an earlier one, `depends_on`, would have made."""
+
+    def __init__(self, message: str, *, depends_on: str) -> None:
+        super().__init__(message)
+        self.depends_on = depends_on
+
+
+class TooSlow(VaultError):
+    """A request did not arrive in time."""
+
+
+class KeyReused(InvalidField):
+    """An idempotency key came before, with another request."""
+
+
 class QuotaExceeded(VaultError):
     """The tree would hold more bytes than its quota."""
 

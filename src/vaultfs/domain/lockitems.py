@@ -63,6 +63,8 @@ def needs(  # noqa: PLR0911 a case for each kind of operation
             | ops.RestoreVersion(tree=tree, path=path)
             | ops.Delete(tree=tree, path=path)
             | ops.SetMetadata(tree=tree, path=path)
+            | ops.Grant(tree=tree, path=path)
+            | ops.Revoke(tree=tree, path=path)
         ):
             return {resource(tree, path): Mode.X}
         case ops.MakeFolder(tree=tree, path=path):  # whoever has names below is not in its way

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from vaultfs.domain.access import Role
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import InvalidField, VaultError
 from vaultfs.domain.manifests import Entry
@@ -176,6 +177,35 @@ class SetMetadata:
     tree: TreeId
     path: Path
     patch: str
+    preconditions: Preconditions = NO_PRECONDITIONS
+
+
+@frozen
+class Grant:
+    """Let the user named `user` read, or read and write, the node at `path` and all below it.
+
+    Another role than the one that was granted before takes its place. One row, whatever the
+    node holds. The owner alone may: refused with `NotFound` (the node, or the user),
+    `VersionMismatch`, `Forbidden`, and `InvalidField` for the owner, who may do all anyhow.
+    """
+
+    tree: TreeId
+    path: Path
+    user: str
+    role: Role
+    preconditions: Preconditions = NO_PRECONDITIONS
+
+
+@frozen
+class Revoke:
+    """Take back what `user` was granted on the node at `path`; what is granted above it stays.
+
+    Refused as `Grant` is, and with `NotFound` if nothing was granted there.
+    """
+
+    tree: TreeId
+    path: Path
+    user: str
     preconditions: Preconditions = NO_PRECONDITIONS
 
 
@@ -431,6 +461,8 @@ FileOperation = (
     | Purge
     | Prune
     | SetMetadata
+    | Grant
+    | Revoke
 )
 AccountOperation = (
     AddUser

@@ -32,11 +32,14 @@ class Verdict(NamedTuple):
     """Seconds to wait; 0 if it was allowed."""
 
 
-def take(rate: Rate, full_at: float, now: float) -> Verdict:
-    """One request at `now` of somebody whose bucket is full again at `full_at`."""
+def take(rate: Rate, full_at: float, now: float, cost: int = 1) -> Verdict:
+    """One request at `now` of somebody whose bucket is full again at `full_at`.
+
+    It counts as `cost` requests, but as no more than a full bucket has.
+    """
     interval = 1 / rate.per_second
     capacity = rate.burst * interval
-    filled = max(full_at, now) + interval
+    filled = max(full_at, now) + min(cost, rate.burst) * interval
     wait = filled - capacity - now
     if wait > TOLERANCE:
         return Verdict(allowed=False, full_at=full_at, remaining=0, retry_after=wait)

@@ -137,6 +137,10 @@ def error_of(  # noqa: PLR0911 a case for each error with more to it
             return errors.OffsetMismatch(text, offset=0)
         case "chunks_missing":
             return errors.ChunksMissing(text)
+        case "too_many_nodes":
+            return errors.TooManyNodes(text, count=0)
+        case "dependency_failed":
+            return errors.DependencyFailed(text, depends_on="")
         case "deadlock_found":
             return errors.DeadlockFound(text, circle=())
         case _:

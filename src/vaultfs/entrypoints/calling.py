@@ -83,10 +83,12 @@ class Calls:
         headers: Mapping[str, str] | None = None,
         data: Any = None,
         again: bool = True,
+        taken: frozenset[int] = frozenset(),
     ) -> Answer:
         """The answer to a request; `again`: it may be repeated though it may have been done.
 
-        Raises what the server refuses it with, and `ServerError`.
+        `taken` are statuses of refusals that the caller looks at itself. Raises what the
+        server refuses it with, and `ServerError`.
         """
         repeatable = data is None or isinstance(data, bytes | Slices)
         for number in range(1, TRIES + 1):
@@ -102,7 +104,7 @@ class Calls:
             else:
                 busy = found.status == 429 or (found.status == 503 and again)
                 if not busy or last:
-                    return self._checked(found)
+                    return found if found.status in taken else self._checked(found)
                 await anyio.sleep(wait(number, found.headers.get("Retry-After")))
                 continue
             await anyio.sleep(wait(number))

@@ -70,8 +70,11 @@ from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Item, Source
 
 if TYPE_CHECKING:
+    from vaultfs.domain.access import Role
+    from vaultfs.entrypoints.batching import BatchMode, Op
     from vaultfs.entrypoints.changes import Changes
     from vaultfs.entrypoints.comparing import Compared
+    from vaultfs.entrypoints.http.wire import BatchOut
     from vaultfs.entrypoints.pulling import Expected, Pulled, Pushed
 
 SMALL: Final = 1 << 20
@@ -425,6 +428,38 @@ class RemoteVault(Surface):
     async def who_am_i(self) -> wire.WhoAmI:
         """Who the token belongs to, and what it allows."""
         return await who_am_i(self.calls)
+
+    # Many changes at once, and sharing
+
+    async def run_batch(
+        self,
+        ops: "Sequence[Op]",
+        *,
+        mode: "BatchMode" = "atomic",
+        dry_run: bool = False,
+        wait: float = 5.0,
+        key: str | None = None,
+    ) -> "BatchOut":
+        from vaultfs.entrypoints.remote_batches import run_there
+
+        return await run_there(self.calls, ops, mode, dry_run=dry_run, wait=wait, key=key)
+
+    async def access(self, path: str) -> "Sequence[wire.GrantOut]":
+        answer = await self.calls.ask("GET", self.url("access", path))
+        found: Sequence[wire.GrantOut] = self.calls.decode(answer, wire.GrantList).entries
+        return found
+
+    async def grant(self, path: str, user: str, role: "Role") -> None:
+        data = msgspec.json.encode(wire.GrantIn(user, str(role)))
+        await self.calls.ask("PUT", self.url("access", path), data=data)
+
+    async def revoke(self, path: str, user: str) -> None:
+        url = self.url("access", path, {"grantee": user})
+        await self.calls.ask("DELETE", url, again=False)
+
+    async def shared(self) -> "Sequence[wire.GrantOut]":
+        pages = self.pages(self.calls.url("shared"), wire.SharedList)
+        return [entry async for page in pages for entry in page.entries]
 
     # Requests
 

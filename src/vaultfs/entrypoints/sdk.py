@@ -8,7 +8,7 @@ code: it runs a `Vault` in a thread of its own. What both share with a vault beh
 server is `surface.Surface`.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from os import PathLike
 from pathlib import Path as LocalPath
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from anyio.lowlevel import current_token
 from attrs import evolve, frozen
 
+from vaultfs.domain.access import Role
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import NotFound, listed
 from vaultfs.domain.integrity import EVERYTHING, Depth, Findings, Subset
@@ -30,6 +31,7 @@ from vaultfs.domain.nodes import (
     Preconditions,
     Version,
 )
+from vaultfs.domain.operations import Grant, Revoke
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.recovery import Backup, Rebuilt, Usage
 from vaultfs.domain.services.tasks import task_group
@@ -45,8 +47,10 @@ from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Source
 
 if TYPE_CHECKING:
+    from vaultfs.entrypoints.batching import BatchMode, Op
     from vaultfs.entrypoints.changes import Changes
     from vaultfs.entrypoints.comparing import Compared
+    from vaultfs.entrypoints.http.wire import BatchOut, GrantOut
 
 
 @frozen
@@ -225,6 +229,44 @@ class Vault(EmbeddedLook, Surface):
         return await self.vault.files.set_metadata(
             self.user, self.at(path), patch, preconditions=preconditions
         )
+
+    # Many changes at once, and sharing
+
+    async def run_batch(
+        self,
+        ops: "Sequence[Op]",
+        *,
+        mode: "BatchMode" = "atomic",
+        dry_run: bool = False,
+        wait: float = 5.0,
+        key: str | None = None,
+    ) -> "BatchOut":
+        from vaultfs.entrypoints.batching import run_here
+
+        batches = self.vault.batches()
+        return await run_here(batches, self.user, ops, mode, dry_run=dry_run, wait=wait, key=key)
+
+    async def access(self, path: str) -> "Sequence[GrantOut]":
+        from vaultfs.entrypoints.http.wire import grant_out
+
+        found = await self.vault.files.access(self.user, self.at(path))
+        return [grant_out(where, each) for where, each in found]
+
+    async def grant(self, path: str, user: str, role: Role) -> None:
+        where = self.at(path)
+        tree = await self.vault.files.tree(self.user, where.tree)
+        await self.vault.files.change(self.user, Grant(tree, where.path, user, role))
+
+    async def revoke(self, path: str, user: str) -> None:
+        where = self.at(path)
+        tree = await self.vault.files.tree(self.user, where.tree)
+        await self.vault.files.change(self.user, Revoke(tree, where.path, user))
+
+    async def shared(self) -> "Sequence[GrantOut]":
+        from vaultfs.entrypoints.http.wire import grant_out
+
+        found = await self.vault.files.shared(self.user)
+        return [grant_out(where, each) for where, each in found]
 
     # The vault itself
 

@@ -5,8 +5,9 @@ of each command. Paths are texts such as `/a/b`, or `user:/a/b` for another user
 """
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, overload
@@ -29,11 +30,14 @@ from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Source
 
 if TYPE_CHECKING:
+    from vaultfs.domain.access import Role
     from vaultfs.domain.services.recovery import Usage
     from vaultfs.domain.services.transfer import Report
+    from vaultfs.entrypoints.batching import BatchBuilder, BatchMode, Op
     from vaultfs.entrypoints.changes import Changes
     from vaultfs.entrypoints.comparing import Compared
     from vaultfs.entrypoints.fileobjects import Loop, ReadFile, WriteFile
+    from vaultfs.entrypoints.http.wire import BatchOut, GrantOut
     from vaultfs.entrypoints.pulling import Expected, Pulled, Pushed
     from vaultfs.entrypoints.syncing import Summary
 
@@ -312,6 +316,61 @@ class Surface(Look):
 
         text = format_metadata(patch, most=MAX_METADATA)
         return parse_metadata((await self.patch_metadata(path, text)).metadata)
+
+    # Many changes at once
+
+    @abstractmethod
+    async def run_batch(
+        self,
+        ops: "Sequence[Op]",
+        *,
+        mode: "BatchMode" = "atomic",
+        dry_run: bool = False,
+        wait: float = 5.0,
+        key: str | None = None,
+    ) -> "BatchOut":
+        """Execute up to 1,000 changes in one transaction; what became of each.
+
+        `ops` are written as the HTTP API has them: `docs/batches.md`. What an operation is
+        refused for is told in its place; raised are `InvalidField`, `TooLarge`, and
+        `KeyReused` for a `key` that came within a day with other operations.
+        """
+
+    def batch(
+        self,
+        *,
+        mode: "BatchMode" = "atomic",
+        dry_run: bool = False,
+        wait: float = 5.0,
+        check: bool = True,
+    ) -> "AbstractAsyncContextManager[BatchBuilder]":
+        """Changes collected inside `async with`, and executed at its end; see `batching`.
+
+        With `check`, raises `BatchFailed` there if any of them was refused: then nothing was
+        done if the mode is `atomic`, and the others were if it is `best_effort`.
+        """
+        from vaultfs.entrypoints.batching import building
+
+        run = partial(self.run_batch, mode=mode, dry_run=dry_run, wait=wait)
+        return building(run, check=check)
+
+    # Sharing
+
+    @abstractmethod
+    async def access(self, path: str) -> "Sequence[GrantOut]":
+        """What users were granted on a node, and on those above it."""
+
+    @abstractmethod
+    async def grant(self, path: str, user: str, role: "Role") -> None:
+        """Let a user read, or read and write, a node and all below it."""
+
+    @abstractmethod
+    async def revoke(self, path: str, user: str) -> None:
+        """Take back what a user was granted on a node itself."""
+
+    @abstractmethod
+    async def shared(self) -> "Sequence[GrantOut]":
+        """What others have granted; their paths are written `user:/path`."""
 
     # The whole of it
 

@@ -53,6 +53,7 @@ from vaultfs.ports.objects import ObjectExists, ObjectNotFound, ObjectStore, Wro
 
 if TYPE_CHECKING:  # most commands need no locks
     from vaultfs.domain.locknodes import Presented
+    from vaultfs.domain.services.batches import Batches
     from vaultfs.domain.services.deltas import Deltas
     from vaultfs.domain.services.locks import Locks
     from vaultfs.domain.services.upkeep import Upkeep
@@ -164,6 +165,12 @@ class Vault:
     def deltas(self) -> "Deltas":
         """Deltas between versions, for all tasks of the process."""
         return self.late_deltas.deltas
+
+    def batches(self, files: Files | None = None) -> "Batches":
+        """Batches of changes; they come with the locks that `files` present."""
+        from vaultfs.domain.services.batches import Batches
+
+        return Batches(files or self.files, lambda: self.late_locks.locks)
 
     def upkeep(self) -> "Upkeep":
         """What is to be done from time to time."""

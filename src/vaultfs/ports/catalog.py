@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import frozen
 
+from vaultfs.domain.access import Role
 from vaultfs.domain.chains import Edge
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.manifests import Entry, Manifest
@@ -20,6 +21,8 @@ from vaultfs.domain.retention import Retention
 from vaultfs.domain.tokens import Token
 
 if TYPE_CHECKING:  # readers of a catalog need not load the operations and all they know
+    from vaultfs.domain.batches import Batch
+    from vaultfs.domain.batches import Outcome as BatchOutcome
     from vaultfs.domain.operations import Outcome, RecordPack, Unit
     from vaultfs.domain.uploads import Upload
     from vaultfs.ports.locks import LockStore
@@ -73,6 +76,19 @@ class Audited(NamedTuple):
     """`add-user`, `set-quota`, `add-token`, ..."""
     subject: str
     op_id: str
+
+
+class Granted(NamedTuple):
+    """What somebody was granted on a node and all below it."""
+
+    node: NodeId
+    tree: TreeId
+    user: str
+    """The name of who was granted it."""
+    owner: str
+    """The name of the tree's owner."""
+    role: Role
+    at_us: int
 
 
 class Trashed(NamedTuple):
@@ -180,6 +196,29 @@ class Catalog(ABC):
         cancelled before the units were begun leaves nothing; later, they are executed
         all the same, and `outcome` tells.
         """
+
+    @abstractmethod
+    async def batch(self, batch: "Batch") -> "BatchOutcome":
+        """Execute a batch in one transaction; what became of each of its operations.
+
+        Durable when it returns, if it says `committed`. An answer that is kept for the key of
+        the batch is given instead of doing anything; one with the same key waits until this
+        one is over. Raises `KeyReused`, and what `apply` raises; cancelled as that is.
+        """
+
+    @abstractmethod
+    async def roles(self, user: UserId, tree: TreeId) -> dict[NodeId, Role]:
+        """What `user` was granted on nodes of `tree`, which is another's."""
+
+    @abstractmethod
+    async def grants(self, nodes: Sequence[NodeId]) -> list[Granted]:
+        """What was granted on `nodes`, by node and user name; at most 64 nodes."""
+
+    @abstractmethod
+    async def granted_to(
+        self, user: UserId, *, after: NodeId | None = None, limit: int = 1000
+    ) -> list[Granted]:
+        """Up to `limit` grants to `user` on nodes with ids above `after`, by node."""
 
     @abstractmethod
     async def outcome(self, op_id: str) -> tuple[Change, ...]:

@@ -10,6 +10,7 @@ from vaultfs.adapters.sql.transaction import (
     INSERT_NODE,
     Transaction,
     chain_to,
+    check_owner,
     next_id,
     node_row,
     tree_row,
@@ -55,6 +56,7 @@ def add_user(tx: Transaction, unit: Unit, op: ops.AddUser) -> Program[Result]:
 
 def set_retention(tx: Transaction, unit: Unit, op: ops.SetRetention) -> Program[Result]:
     yield from chain_to(tx, unit, op.tree, ())
+    check_owner(unit, op.tree, "the tree")
     text = format_retention(op.retention)
     yield Run("UPDATE trees SET retention = $2 WHERE id = $1", (op.tree, text))
     yield from audit(tx, unit, "set-retention", f"tree {op.tree}: {text}")

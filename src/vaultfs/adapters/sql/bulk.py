@@ -11,7 +11,6 @@ from vaultfs.adapters.sql.files import INSERT_VERSION
 from vaultfs.adapters.sql.locking import any_locked
 from vaultfs.adapters.sql.statements import NODE, Program, Run, RunMany, to_array, to_node
 from vaultfs.adapters.sql.transaction import (
-    INSERT_CHANGE,
     INSERT_NODE,
     Transaction,
     chain_to,
@@ -33,18 +32,24 @@ LEAST: Final = 4
 
 def groups(units: Sequence[Unit]) -> Iterator[list[Unit]]:
     """`units` in their order; what may be done together, together."""
-    for _, group in groupby(units, _group):
+    for _, group in groupby(units, _alike):
         yield list(group)
 
 
-def _group(unit: Unit) -> Hashable:
+def _alike(unit: Unit) -> Hashable:
+    found = group_of(unit)
+    return id(unit) if found is None else found
+
+
+def group_of(unit: Unit) -> Hashable:
+    """What it has in common with those that it may be done together with; None if it has not."""
     if len(unit.operations) == 1:
         operation = unit.operations[0]
         if isinstance(operation, PutFile) and not operation.preconditions.any and operation.path:
             return unit.actor, operation.tree, operation.path[:-1]
         if isinstance(operation, Move) and operation.source and operation.target:
             return unit.actor, operation.tree, operation.source[:-1], operation.target[:-1]
-    return id(unit)
+    return None
 
 
 def together(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome] | None]:
@@ -102,7 +107,6 @@ def _insert(
     tree = yield from tree_row(tx, folder.tree)
     nodes: list[Node] = []
     versions: list[tuple[Any, ...]] = []
-    changes: list[tuple[Any, ...]] = []
     for index, (unit, put) in enumerate(zip(units, puts, strict=True)):
         content, now = put.content, unit.at_us
         size, version = content.manifest.size, version_id + index
@@ -116,11 +120,10 @@ def _insert(
                 *(put.origin.mtime_us, put.origin.mode),
             )
         )
-        changes.append(change_row(unit, tree.seq + 1 + index, "put", node))
+        tx.changes.append(change_row(unit, tree.seq + 1 + index, "put", node))
     tx.trees[tree.id] = tree._replace(seq=tree.seq + len(puts))
     yield RunMany(INSERT_NODE, list(map(node_row, nodes)))
     yield RunMany(INSERT_VERSION, versions)
-    yield RunMany(INSERT_CHANGE, changes)
     return [Done((Result(node, 1),)) for node in nodes]
 
 
@@ -155,7 +158,6 @@ def _relocate(
 ) -> Program[list[Outcome]]:
     tree = yield from tree_row(tx, folder.tree)
     updates: list[tuple[Any, ...]] = []
-    changes: list[tuple[Any, ...]] = []
     outcomes: list[Outcome] = []
     for seq, (unit, node) in enumerate(zip(units, nodes, strict=True), tree.seq + 1):
         name, revision = cast("Move", unit.operations[0]).target[-1], node.revision + 1
@@ -163,7 +165,7 @@ def _relocate(
             (*node[:2], folder.id, name, node.kind, revision, *node[6:11], unit.at_us, None)
         )
         updates.append((folder.id, name, key_of(name), revision, unit.at_us, node.id))
-        changes.append(change_row(unit, seq, "move", moved))
+        tx.changes.append(change_row(unit, seq, "move", moved))
         outcomes.append(Done((Result(moved),)))
     tx.trees[tree.id] = tree._replace(seq=tree.seq + len(units))
     yield RunMany(
@@ -171,5 +173,4 @@ def _relocate(
         " WHERE id = $6",
         updates,
     )
-    yield RunMany(INSERT_CHANGE, changes)
     return outcomes

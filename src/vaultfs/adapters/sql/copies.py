@@ -23,14 +23,15 @@ from vaultfs.adapters.sql.transaction import (
     node_row,
 )
 from vaultfs.domain import operations as ops
-from vaultfs.domain.errors import Cycle, Exists, IsAFolder, TooLarge
+from vaultfs.domain.access import Action
+from vaultfs.domain.errors import Cycle, Exists, IsAFolder, TooManyNodes
 from vaultfs.domain.names import format_path
 from vaultfs.domain.nodes import Node, NodeId, VersionId
 from vaultfs.domain.operations import Result, Unit
 
 
 def copy(tx: Transaction, unit: Unit, op: ops.Copy) -> Program[Result]:
-    node = yield from node_at(tx, unit, op.tree, op.source)
+    node = yield from node_at(tx, unit, op.tree, op.source, Action.READ)
     op.preconditions.check(node, format_path(op.source))
     if node.is_folder:
         return (yield from _copy_folder(tx, unit, op, node))
@@ -63,6 +64,17 @@ _SUBTREE = f"""
 """
 
 
+_COUNT = """
+    WITH RECURSIVE below(id, depth) AS (
+        SELECT $1, 0
+        UNION ALL
+        SELECT n.id, below.depth + 1 FROM below JOIN nodes n
+            ON n.parent = below.id AND n.trashed IS NULL
+    )
+    SELECT COUNT(*) FROM below
+"""
+
+
 def _copy_folder(tx: Transaction, unit: Unit, op: ops.Copy, top: Node) -> Program[Result]:
     if op.number is not None:
         raise IsAFolder(f"{format_path(op.source)} is a folder and has no versions")
@@ -74,8 +86,11 @@ def _copy_folder(tx: Transaction, unit: Unit, op: ops.Copy, top: Node) -> Progra
     yield from check_height(top, op.target)
     rows = yield Run(_SUBTREE, (top.id, ops.MAX_COPY + 1))
     if len(rows) > ops.MAX_COPY:
-        raise TooLarge(
-            f"{format_path(op.source)} holds more than {ops.MAX_COPY} nodes: copy its parts"
+        [(count,)] = yield Run(_COUNT, (top.id,))
+        raise TooManyNodes(
+            f"{format_path(op.source)} holds {count} nodes; {ops.MAX_COPY} are the most that one"
+            " copy makes: copy its parts",
+            count=count,
         )
     nodes, versions = yield from _copies(tx, unit, rows, {top.parent: folder.id})
     nodes[0] = nodes[0]._replace(name=op.target[-1])

@@ -125,7 +125,7 @@ class _Execution:
             raise
 
     def _unit(self, tx: Transaction, unit: Unit) -> Outcome:
-        connection, trees, reserved = self.connection, dict(tx.trees), tx.reserved
+        connection, mark, reserved = self.connection, tx.mark(), tx.reserved
         before = connection.total_changes
         results: list[Result] = []
         try:
@@ -134,11 +134,11 @@ class _Execution:
         except VaultError as error:
             if connection.total_changes - before != tx.reserved - reserved:
                 raise _SavepointNeededError from error
-            tx.forget(trees)
+            tx.forget(mark)
             return Refused(error, len(results))
 
     def _unit_with_savepoint(self, tx: Transaction, unit: Unit) -> Outcome:
-        connection, trees = self.connection, dict(tx.trees)
+        connection, mark = self.connection, tx.mark()
         connection.execute("SAVEPOINT unit")
         results: list[Result] = []
         try:
@@ -146,12 +146,13 @@ class _Execution:
             return Done(tuple(results))
         except VaultError as error:
             connection.execute("ROLLBACK TO unit")
-            tx.forget(trees)
+            tx.forget(mark)
             return Refused(error, len(results))
         finally:
             connection.execute("RELEASE unit")
 
 
 def _op_id(jobs: Sequence[Job]) -> str:
-    """The id of the first unit, if there is one."""
-    return next((unit.op_id for job in jobs for unit in job.units), "")
+    """The id of the first unit or program that has one."""
+    named = (each for job in jobs for each in (job.op_id, *(unit.op_id for unit in job.units)))
+    return next(filter(None, named), "")

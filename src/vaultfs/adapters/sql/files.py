@@ -17,6 +17,7 @@ from vaultfs.adapters.sql.transaction import (
     INSERT_NODE,
     Transaction,
     charge,
+    check_owner,
     folder_at,
     log,
     new_node,
@@ -126,6 +127,7 @@ def restore_version(tx: Transaction, unit: Unit, op: ops.RestoreVersion) -> Prog
 
 def prune(tx: Transaction, unit: Unit, op: ops.Prune) -> Program[Result]:
     node = yield from node_by_id(tx, unit, op.tree, op.node)
+    check_owner(unit, op.tree, node.name)
     freed = count = 0
     for version in op.versions:
         rows = yield Run(

@@ -7,6 +7,8 @@ from vaultfs.adapters.sql.transaction import (
     Transaction,
     chain_to,
     charge,
+    check_may,
+    check_owner,
     child_of,
     folder_at,
     free_place,
@@ -17,6 +19,7 @@ from vaultfs.adapters.sql.transaction import (
     update,
 )
 from vaultfs.domain import operations as ops
+from vaultfs.domain.access import Action
 from vaultfs.domain.errors import (
     Cycle,
     Exists,
@@ -42,10 +45,10 @@ from vaultfs.domain.operations import Result, Unit
 def make_folder(tx: Transaction, unit: Unit, op: ops.MakeFolder) -> Program[Result]:
     chain = yield from chain_to(tx, unit, op.tree, op.path)
     if len(chain) == len(op.path) + 1:
-        if not chain[-1].is_folder:
-            raise NotAFolder(f"{format_path(op.path)} is a file, not a folder")
         if not op.exist_ok:
             raise Exists(f"{format_path(op.path)} is there already")
+        if not chain[-1].is_folder:
+            raise NotAFolder(f"{format_path(op.path)} is a file, not a folder")
         return Result(chain[-1])
     yield from folder_at(tx, unit, op.tree, op.path[:-1], make=op.parents)
     return Result((yield from folder_at(tx, unit, op.tree, op.path, make=True)))
@@ -55,6 +58,7 @@ def move(tx: Transaction, unit: Unit, op: ops.Move) -> Program[Result]:
     node = yield from node_at(tx, unit, op.tree, op.source)
     if not op.source:
         raise Cycle("the root of a tree cannot be moved")
+    yield from chain_to(tx, unit, op.tree, op.source[:-1])  # its name is that folder's
     op.preconditions.check(node, format_path(op.source))
     if (yield from is_inside(tx, unit, op.tree, op.target, node)):
         raise Cycle(f"{format_path(op.source)} cannot go into itself")
@@ -108,6 +112,7 @@ def delete(tx: Transaction, unit: Unit, op: ops.Delete) -> Program[Result]:
     node = yield from node_at(tx, unit, op.tree, op.path)
     if not op.path:
         raise FolderNotEmpty("the root of a tree cannot be deleted: delete what is in it")
+    yield from chain_to(tx, unit, op.tree, op.path[:-1])  # its name is that folder's
     op.preconditions.check(node, format_path(op.path))
     if node.is_folder and not op.recursive:
         rows = yield Run(
@@ -123,6 +128,7 @@ def restore(tx: Transaction, unit: Unit, op: ops.Restore) -> Program[Result]:
     if op.target is None:
         chain = yield from _old_chain(node)
         folder, name = chain[0], node.name
+        yield from check_may(tx, unit, Action.WRITE, op.tree, chain, f"node {op.node}")
         if (yield from child_of(folder, name)) is not None:
             raise Exists(f"{name} is there already: restore it to another path")
         above = tuple(each.name for each in reversed(chain) if each.parent is not None)
@@ -169,6 +175,7 @@ _BELOW = """
 
 def purge(tx: Transaction, unit: Unit, op: ops.Purge) -> Program[Result]:
     node = yield from _trashed(tx, unit, op.tree, op.node)
+    check_owner(unit, op.tree, node.name)
     rows = yield Run(_BELOW, (node.id,))
     doomed = [row[:1] for row in rows[: op.limit]]
     freed = 0
@@ -176,6 +183,7 @@ def purge(tx: Transaction, unit: Unit, op: ops.Purge) -> Program[Result]:
         sizes = yield Run("DELETE FROM versions WHERE node = $1 RETURNING size", number)
         freed += sum(row[0] for row in sizes)
     yield RunMany("DELETE FROM deltas WHERE node = $1", doomed)
+    yield RunMany("DELETE FROM grants WHERE node = $1", doomed)
     yield RunMany("DELETE FROM nodes WHERE id = $1", doomed)
     yield from charge(tx, op.tree, -freed)
     left = len(rows) - len(doomed)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vaultfs.adapters.sql.statements import Program
     from vaultfs.adapters.sql.transaction import Transaction
     from vaultfs.domain.nodes import TreeId
-    from vaultfs.domain.operations import Outcome, Unit
+    from vaultfs.domain.operations import Operation, Outcome, Unit
 
 ROUND: Final = 4096
 """Units that one transaction takes at the most, so that nobody waits for ever."""
@@ -32,6 +32,12 @@ class Job:
     """Instead of units. It raises a `VaultError` only before it has written anything."""
     tree: "TreeId | None" = None
     """The one that the program is about."""
+    operations: "tuple[Operation, ...]" = ()
+    """Those that the program will execute: what they change is locked first."""
+    op_id: str = ""
+    """Of the feed entries that the program makes."""
+    key: str = ""
+    """No two programs with the same one run at a time."""
     begun: bool = False
     called: anyio.Event | None = None
     """Set when it is over, or when it is to take those who wait into a transaction."""

@@ -11,6 +11,7 @@ from vaultfs.adapters.sql.lockview import locks_of
 from vaultfs.adapters.sql.statements import ABOVE, Program, Run, to_node
 from vaultfs.adapters.sql.transaction import Transaction, chain_to
 from vaultfs.domain import operations as ops
+from vaultfs.domain.access import Action
 from vaultfs.domain.errors import LockError, NotFound, listed
 from vaultfs.domain.lockitems import (
     below,
@@ -46,7 +47,8 @@ def guard(tx: Transaction, unit: Unit) -> Program[None]:
 def _check(
     tx: Transaction, unit: Unit, operation: ops.FileOperation, locks: TreeLocks
 ) -> Program[None]:
-    yield from chain_to(tx, unit, operation.tree, ())  # who may not write learns nothing
+    if operation.tree == TreeId(unit.actor):
+        yield from chain_to(tx, unit, operation.tree, ())
     place: Path | None = None
     if isinstance(operation, ops.Prune) or (
         isinstance(operation, ops.Restore) and operation.target is None
@@ -55,6 +57,9 @@ def _check(
         if place is None:
             return  # it is refused for another reason
     wanted = needs(operation, place)
+    if operation.tree != TreeId(unit.actor):  # who may not look learns nothing
+        for _, *path in wanted:
+            yield from chain_to(tx, unit, operation.tree, tuple(path), Action.READ)
     check_write(locks.table, wanted, check_presented(locks.table, unit.presented))
 
 

@@ -16,6 +16,7 @@ from attrs import define
 
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.checks import CHECKS
+from vaultfs.adapters.sql.grouping import Job
 from vaultfs.adapters.sql.postgres_connections import (
     Database,
     Readers,
@@ -102,6 +103,9 @@ class PostgresCatalog(SqlCatalog):
 
     async def apply(self, units: Sequence[Unit]) -> list[Outcome]:
         return await self._writer.apply(units)
+
+    async def _do(self, job: Job) -> None:
+        await self._writer.do(job)
 
     # Reading
 

@@ -13,21 +13,22 @@ orders would wait for each other. Both are ruled out here, before the first unit
    transactions that have read it; whoever rebuilds the index locks the whole table, and
    with it keeps all writers waiting.
 3. What else two transactions that share no tree could wait for each other about: the
-   rows of tokens, in the order of ids; packs and the names of users that may be inserted
-   by both, by locks on numbers made of them, in the order of the numbers; and the counter
-   of the audit, so that its ids ascend in the order of commits.
+   rows of tokens, in the order of ids; packs, idempotency keys and the names of users
+   that may be inserted by both, by locks on numbers made of them, in the order of the
+   numbers; and the counter of the audit, so that its ids ascend in the order of commits.
 
 Everybody takes them in this order, so nobody waits in a circle. Ids of nodes, versions
 and packs are not among them: they are taken in blocks, in transactions of their own.
 """
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from typing import Any, Final
 
 from attrs import frozen
 
 from vaultfs.domain import operations as ops
-from vaultfs.domain.operations import Operation, Unit
+from vaultfs.domain.operations import Operation
 
 TREES: Final = (
     "SELECT id, root, seq, used, quota FROM trees WHERE id = ANY($1::bigint[])"
@@ -59,13 +60,13 @@ class Locks:
     )
 
     def of(
-        self, units: Iterable[Unit], trees: Iterable[int] = ()
+        self, operations: Sequence[Operation], trees: Iterable[int] = (), keys: Iterable[str] = ()
     ) -> list[tuple[str, str, tuple[Any, ...]]]:
-        """What a transaction of `units` has to run first: what it locks, how, and which.
+        """What a transaction of `operations` has to run first: what it locks, how, and which.
 
-        `trees` are those whose locks it changes besides.
+        `trees` are those whose locks it changes besides; `keys` name what no two do at a time.
         """
-        wanted = _wanted([operation for unit in units for operation in unit.operations], trees)
+        wanted = _wanted(operations, trees, keys)
         return [(what, sql, wanted[what]) for what, sql in self.statements if what in wanted]
 
     def text_of(self, trees: Iterable[int]) -> str:
@@ -77,7 +78,9 @@ class Locks:
         return ";".join(sql.replace("$1", wanted) for _, sql, _ in self.of((), trees))
 
 
-def _wanted(operations: Sequence[Operation], others: Iterable[int]) -> dict[str, tuple[Any, ...]]:
+def _wanted(
+    operations: Sequence[Operation], others: Iterable[int], keys: Iterable[str]
+) -> dict[str, tuple[Any, ...]]:
     """The parameters of each kind of lock that is needed."""
     trees = dict.fromkeys(others) | dict.fromkeys(
         tree for op in operations for tree in _trees_of(op)
@@ -87,6 +90,7 @@ def _wanted(operations: Sequence[Operation], others: Iterable[int]) -> dict[str,
     numbers = packs if len(packs) > 1 else set[int]()  # one alone waits in no circle
     if any(isinstance(op, ops.AddUser) for op in operations):
         numbers.add(_USERS)
+    numbers.update(_number(sha256(key.encode()).digest()) for key in keys)
     wanted: dict[str, tuple[Any, ...]] = {"epochs": ()}
     if trees:
         wanted["trees"] = (list(trees),)
@@ -100,7 +104,7 @@ def _wanted(operations: Sequence[Operation], others: Iterable[int]) -> dict[str,
 
 
 _AUDITED: Final = (
-    *(ops.AddUser, ops.SetRetention, ops.SetQuota),
+    *(ops.AddUser, ops.SetRetention, ops.SetQuota, ops.Grant, ops.Revoke),
     *(ops.AddToken, ops.RotateToken, ops.RevokeToken, ops.BreakLock, ops.SetDigest),
 )
 
@@ -137,4 +141,8 @@ def _token_of(op: Operation) -> str | None:
 
 def _number_of(op: ops.RecordPack) -> int:
     """What is locked for a pack that may not be there yet."""
-    return int.from_bytes(op.key[:8], "little", signed=True)
+    return _number(op.key)
+
+
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "little", signed=True)

@@ -27,7 +27,7 @@ from vaultfs.adapters.sql.statements import Row
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain.errors import InvalidField, OutcomeUnknown, VaultError
 from vaultfs.domain.nodes import TreeId
-from vaultfs.domain.operations import Done, Outcome, Refused, Result, Unit
+from vaultfs.domain.operations import Done, Operation, Outcome, Refused, Result, Unit
 
 if TYPE_CHECKING:
     from vaultfs.adapters.sql.postgres_connections import Connection
@@ -85,21 +85,36 @@ class _Round:
         return [unit for job in self.jobs for unit in job.units]
 
     @property
+    def operations(self) -> list[Operation]:
+        """All that units and programs execute."""
+        programs = [operation for job in self.jobs for operation in job.operations]
+        return programs + [each for unit in self.units for each in unit.operations]
+
+    @property
     def op_id(self) -> str:
-        """Of the first unit, if there is one."""
-        return next((unit.op_id for unit in self.units), "")
+        """Of the first unit or program that has one."""
+        return next(filter(None, [unit.op_id for unit in self.units] + self._programs), "")
+
+    @property
+    def _programs(self) -> list[str]:
+        return [job.op_id for job in self.jobs if job.op_id]
 
     @property
     def trees(self) -> list[TreeId]:
-        """Those that programs are about."""
+        """Those that programs change the locks of."""
         return [job.tree for job in self.jobs if job.tree is not None]
 
     @property
+    def keys(self) -> list[str]:
+        """Of programs that exclude each other."""
+        return [job.key for job in self.jobs if job.key]
+
+    @property
     def done(self) -> list[str]:
-        """The ids of the units that the last try executed."""
+        """The ids of what the last try executed."""
         outcomes = [outcome for each in self.outcomes for outcome in each]
         pairs = zip(self.units, outcomes, strict=True)
-        return [unit.op_id for unit, outcome in pairs if isinstance(outcome, Done)]
+        return [*self._programs, *(unit.op_id for unit, each in pairs if isinstance(each, Done))]
 
 
 @define(eq=False)
@@ -135,7 +150,7 @@ class PostgresWriter(GroupCommit):
             self.lock_cache.tell()
         except OutcomeUnknown as error:
             for job in jobs:
-                op_id = job.units[0].op_id if job.units else error.op_id
+                op_id = job.units[0].op_id if job.units else job.op_id or error.op_id
                 job.error = OutcomeUnknown(error.message, op_id=op_id)
         except VaultError as error:
             for job in jobs:
@@ -247,13 +262,13 @@ class PostgresWriter(GroupCommit):
         self, connection: "Connection", this: _Round
     ) -> tuple[dict[int, Row], Sequence[TreeId]]:
         """Lock all that is changed; the rows of trees by id, and the trees that are locked."""
-        if not this.units:  # one trip instead of three, which a lock would notice
+        if not this.operations:  # one trip instead of three, which a lock would notice
             await connection.execute(f"{BEGIN};{self.locks.text_of(this.trees)}")
             return {}, list(dict.fromkeys(this.trees))
         await connection.execute(BEGIN)
         trees: dict[int, Row] = {}
         locked: Sequence[TreeId] = ()
-        for what, sql, parameters in self.locks.of(this.units, this.trees):
+        for what, sql, parameters in self.locks.of(this.operations, this.trees, this.keys):
             rows: list[Any] = await connection.fetch(sql, *parameters)
             if what == "trees":
                 trees = {row[0]: row for row in rows}
@@ -286,7 +301,7 @@ class PostgresWriter(GroupCommit):
         return outcomes
 
     async def _unit(self, driver: Driver, tx: Transaction, unit: Unit) -> Outcome:
-        trees, before = dict(tx.trees), driver.writes
+        mark, before = tx.mark(), driver.writes
         results: list[Result] = []
         try:
             await driver.drive(run_unit(tx, unit, results))
@@ -294,11 +309,11 @@ class PostgresWriter(GroupCommit):
         except VaultError as error:
             if driver.writes != before:
                 raise _SavepointNeededError from error
-            tx.forget(trees)
+            tx.forget(mark)
             return Refused(error, len(results))
 
     async def _unit_with_savepoint(self, driver: Driver, tx: Transaction, unit: Unit) -> Outcome:
-        trees = dict(tx.trees)
+        mark = tx.mark()
         await driver.connection.execute("SAVEPOINT unit")
         results: list[Result] = []
         try:
@@ -306,7 +321,7 @@ class PostgresWriter(GroupCommit):
             outcome: Outcome = Done(tuple(results))
         except VaultError as error:
             await driver.connection.execute("ROLLBACK TO SAVEPOINT unit")
-            tx.forget(trees)
+            tx.forget(mark)
             outcome = Refused(error, len(results))
         await driver.connection.execute("RELEASE SAVEPOINT unit")
         return outcome

@@ -7,10 +7,10 @@ A program first reads, then decides, then writes; it refuses by raising a
 from collections.abc import Callable
 from typing import Any
 
-from vaultfs.adapters.sql import accounts, copies, files, folders, locking, stock, uploads
+from vaultfs.adapters.sql import accounts, copies, files, folders, grants, locking, stock, uploads
 from vaultfs.adapters.sql.lockview import save
-from vaultfs.adapters.sql.statements import Program, Run
-from vaultfs.adapters.sql.transaction import Transaction
+from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from vaultfs.adapters.sql.transaction import INSERT_CHANGE, Transaction
 from vaultfs.domain import operations as ops
 from vaultfs.domain.operations import Result, Unit
 
@@ -33,6 +33,10 @@ def finish(tx: Transaction) -> Program[None]:
         yield Run(
             "UPDATE trees SET seq = $1, used = $2 WHERE id = $3", (tree.seq, tree.used, tree.id)
         )
+    if len(tx.changes) == 1:
+        yield Run(INSERT_CHANGE, tx.changes[0])
+    elif tx.changes:
+        yield RunMany(INSERT_CHANGE, tx.changes)
     yield from save(tx.locks)
 
 
@@ -47,6 +51,8 @@ PROGRAMS: dict[type, Callable[[Transaction, Unit, Any], Program[Result]]] = {
     ops.Purge: folders.purge,
     ops.Prune: files.prune,
     ops.SetMetadata: folders.set_metadata,
+    ops.Grant: grants.grant,
+    ops.Revoke: grants.revoke,
     ops.AddUser: accounts.add_user,
     ops.SetRetention: accounts.set_retention,
     ops.SetQuota: accounts.set_quota,

@@ -1,8 +1,9 @@
 """What a catalog in SQL answers: the questions that are one text for every database."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.statements import (
@@ -11,6 +12,7 @@ from vaultfs.adapters.sql.statements import (
     CHANGE,
     NODE_WIDTH,
     RESOLVE,
+    ROLES,
     USER,
     VERSION,
     Row,
@@ -22,6 +24,7 @@ from vaultfs.adapters.sql.statements import (
     to_user,
     to_version,
 )
+from vaultfs.domain.access import Role
 from vaultfs.domain.chains import Edge
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import NotFound
@@ -35,6 +38,7 @@ from vaultfs.ports.catalog import (
     Catalog,
     CatalogStats,
     Change,
+    Granted,
     Location,
     PackRow,
     Unverified,
@@ -42,6 +46,9 @@ from vaultfs.ports.catalog import (
 )
 
 if TYPE_CHECKING:  # those who only read files need not know what an upload is
+    from vaultfs.adapters.sql.grouping import Job
+    from vaultfs.domain.batches import Batch
+    from vaultfs.domain.batches import Outcome as BatchOutcome
     from vaultfs.domain.uploads import Upload
 
 ROWS_AT_ONCE = 16
@@ -60,6 +67,44 @@ class SqlCatalog(Catalog):
     async def _few(self, sql: str, *parameters: Any) -> list[Row]:
         """The same for a query by index that has few rows."""
         return await self._rows(sql, *parameters)
+
+    @abstractmethod
+    async def _do(self, job: "Job") -> None:
+        """Have `job` executed by the writer."""
+
+    async def batch(self, batch: "Batch") -> "BatchOutcome":
+        from vaultfs.adapters.sql.batches import execute  # noqa: PLC0415 only batches need it
+        from vaultfs.adapters.sql.grouping import Job  # noqa: PLC0415
+
+        key = "" if batch.key is None else f"{batch.actor}:{batch.key.name}"
+        job = Job(
+            program=partial(execute, batch),
+            operations=batch.operations,
+            op_id=batch.op_id,
+            key=key,
+        )
+        await self._do(job)
+        outcome: BatchOutcome = job.result
+        return outcome
+
+    async def roles(self, user: UserId, tree: TreeId) -> dict[NodeId, Role]:
+        rows = await self._few(ROLES, user, tree)
+        return {node: Role(role) for node, role in rows}
+
+    async def grants(self, nodes: Sequence[NodeId]) -> list[Granted]:
+        rows: list[Row] = []
+        for node in nodes:
+            rows += await self._few(f"{_GRANTED} WHERE g.node = $1 ORDER BY u.key", node)
+        return list(map(_to_granted, rows))
+
+    async def granted_to(
+        self, user: UserId, *, after: NodeId | None = None, limit: int = 1000
+    ) -> list[Granted]:
+        rows = await self._rows(
+            f"{_GRANTED} WHERE g.grantee = $1 AND g.node > $2 ORDER BY g.node LIMIT $3",
+            *(user, after or 0, limit),
+        )
+        return list(map(_to_granted, rows))
 
     async def outcome(self, op_id: str) -> tuple[Change, ...]:
         rows = await self._rows(
@@ -261,3 +306,14 @@ def to_path(rows: Iterable[Row]) -> Path:
 
 def _keys(path: Path) -> str:
     return to_array(map(key_of, path))
+
+
+_GRANTED: Final = (
+    "SELECT g.node, g.tree, u.name, o.name, g.role, g.at FROM grants g"
+    " JOIN users u ON u.id = g.grantee JOIN users o ON o.id = g.tree"
+)
+
+
+def _to_granted(row: Row) -> Granted:
+    granted = Granted._make(row)
+    return granted._replace(role=Role(granted.role))

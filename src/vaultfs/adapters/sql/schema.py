@@ -282,9 +282,37 @@ DELTAS: Final = (
     "CREATE INDEX deltas_by_node ON deltas(node)",
 )
 
+BATCHES: Final = (
+    # What users may do with nodes of others, and with all below those.
+    """
+    CREATE TABLE grants(
+        node INTEGER NOT NULL,
+        grantee INTEGER NOT NULL REFERENCES users(id),
+        tree INTEGER NOT NULL,
+        role TEXT NOT NULL CHECK (role IN ('reader', 'writer')),
+        actor INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        PRIMARY KEY (node, grantee)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX grants_by_grantee ON grants(grantee, tree, node)",
+    # Answers to requests that came with an idempotency key. Not in dumps: they are of a day.
+    """
+    CREATE TABLE answers(
+        owner INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        request BLOB NOT NULL,
+        answer BLOB NOT NULL,
+        at INTEGER NOT NULL,
+        PRIMARY KEY (owner, key)
+    )
+    """,
+    "CREATE INDEX answers_by_time ON answers(at)",
+)
+
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     *(TABLES, ACCOUNTS, PLACEMENT, LOCKS, UPLOADS),
-    DELTAS,
+    *(DELTAS, BATCHES),
 )
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 
@@ -308,6 +336,7 @@ DUMPED: Final[dict[str, tuple[str, ...]]] = {
         *("expires", "used", "revoked"),
     ),
     "deltas": ("target", "base", "node", "literal", "digest", "steps"),
+    "grants": ("node", "grantee", "tree", "role", "actor", "at"),
     "audit": ("id", "at", "actor", "kind", "subject", "op_id"),
     "changes": ("tree", "seq", "node", "kind", "revision", "version", "actor", "at", "op_id"),
 }

@@ -49,6 +49,7 @@ from vaultfs.ports.catalog import (
 )
 
 if TYPE_CHECKING:
+    from vaultfs.adapters.sql.grouping import Job
     from vaultfs.domain.operations import Outcome, Unit
     from vaultfs.ports.locks import LockStore
 
@@ -122,6 +123,9 @@ class SqliteCatalog(SqlCatalog):
 
     async def apply(self, units: "Sequence[Unit]") -> "list[Outcome]":
         return await self._writer.apply(units)
+
+    async def _do(self, job: "Job") -> None:
+        await self._writer.do(job)
 
     # Reading
 

@@ -100,6 +100,9 @@ ABOVE = f"""
 """
 """A node and those above it, up to the root, trashed or not."""
 
+ROLES = "SELECT node, role FROM grants WHERE grantee = $1 AND tree = $2"
+"""What a user was granted in a tree."""
+
 
 def to_array(texts: Iterable[str]) -> str:
     """A JSON array of strings, in a fraction of the time that `json.dumps` takes."""

@@ -4,16 +4,33 @@ What a transaction has learned of trees and folders is kept in a `Transaction`, 
 that a thousand puts into one folder look it up once.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from attrs import Factory, define, field
 
 from vaultfs.adapters.sql.lockview import LockView
-from vaultfs.adapters.sql.statements import NODE, RESOLVE, Program, Run, to_array, to_node
-from vaultfs.domain.access import Action, may
-from vaultfs.domain.errors import Exists, NotAFolder, NotFound, ParentNotFound, QuotaExceeded
+from vaultfs.adapters.sql.statements import (
+    ABOVE,
+    NODE,
+    RESOLVE,
+    ROLES,
+    Program,
+    Run,
+    to_array,
+    to_node,
+)
+from vaultfs.domain.access import Action, Role, may, role_on
+from vaultfs.domain.errors import (
+    Exists,
+    Forbidden,
+    NotAFolder,
+    NotFound,
+    ParentNotFound,
+    QuotaExceeded,
+)
 from vaultfs.domain.names import Path, format_path, key_of
-from vaultfs.domain.nodes import Node, NodeId, TreeId
+from vaultfs.domain.nodes import Node, NodeId, TreeId, UserId
 from vaultfs.domain.operations import Unit
 
 
@@ -44,20 +61,39 @@ class Transaction:
     reserved: int = 0
     """How often ids were reserved: those writes are not taken back with their unit."""
     locks: LockView = field(factory=LockView)
+    changes: list[tuple[Any, ...]] = field(factory=list[tuple[Any, ...]])
+    """Entries of feeds, which are written together at the end."""
+    roles: dict[tuple[UserId, TreeId], dict[NodeId, Role]] = Factory(
+        dict[tuple[UserId, TreeId], dict[NodeId, Role]]
+    )
+    """What users were granted in trees of others."""
 
     def forget_paths(self, node: Node) -> None:
         """`node` is about to change: if it is a folder, so do the chains that it is in."""
         if node.is_folder:
             self.folders.clear()
 
-    def forget(self, trees: dict[TreeId, Tree]) -> None:
-        """Go back to what was known of `trees`: the unit that changed it was refused.
+    def mark(self) -> "Mark":
+        """What `forget` goes back to."""
+        return Mark(dict(self.trees), len(self.changes))
+
+    def forget(self, mark: "Mark") -> None:
+        """Go back to what was known at `mark`: what changed it since was refused.
 
         Reserved ids that a savepoint took back are forgotten too.
         """
-        self.trees = trees
+        self.trees = dict(mark.trees)
+        del self.changes[mark.changes :]
         self.folders.clear()
         self.ids.clear()
+        self.roles.clear()
+
+
+class Mark(NamedTuple):
+    """How far a transaction was at a point that it may go back to."""
+
+    trees: dict[TreeId, Tree]
+    changes: int
 
 
 def next_id(tx: Transaction, kind: str) -> Program[int]:
@@ -111,7 +147,7 @@ def log(tx: Transaction, unit: Unit, kind: str, node: Node) -> Program[None]:
     tree = yield from tree_row(tx, node.tree)
     seq = tree.seq + 1
     tx.trees[tree.id] = Tree(tree.id, tree.root, seq, tree.used, tree.quota)
-    yield Run(INSERT_CHANGE, change_row(unit, seq, kind, node))
+    tx.changes.append(change_row(unit, seq, kind, node))
 
 
 INSERT_CHANGE = (
@@ -128,8 +164,10 @@ def change_row(unit: Unit, seq: int, kind: str, node: Node) -> tuple[Any, ...]:
     )
 
 
-def chain_to(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[tuple[Node, ...]]:
-    """The nodes along `path` as far as they exist, if the actor may change the tree."""
+def chain_to(
+    tx: Transaction, unit: Unit, tree: TreeId, path: Path, action: Action = Action.WRITE
+) -> Program[tuple[Node, ...]]:
+    """The nodes along `path` as far as they exist, if the actor may do that with the last."""
     keys = tuple(map(key_of, path))
     chain = tx.folders.get((tree, keys))
     if chain is None:
@@ -138,20 +176,51 @@ def chain_to(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[t
         if len(chain) == len(path) + 1:
             folders = len(path) if chain[-1].is_folder else len(path) - 1
             tx.folders[tree, keys[:folders]] = chain[: folders + 1]
-    if not chain or not may(unit.actor, Action.WRITE, tree):
-        raise NotFound(f"nothing is at {format_path(path)}")
+    yield from check_may(tx, unit, action, tree, chain, format_path(path))
     yield from tree_row(tx, tree)
     return chain
 
 
-def node_at(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[Node]:
-    """The node at `path`. Raises `NotFound`."""
+def check_may(
+    tx: Transaction, unit: Unit, action: Action, tree: TreeId, chain: Sequence[Node], where: str
+) -> Program[None]:
+    """Raise `NotFound` or `Forbidden` unless the actor may do `action` with one of `chain`."""
+    role = None
+    if chain and tree != TreeId(unit.actor):
+        granted = yield from roles_of(tx, unit.actor, tree)
+        role = role_on((node.id for node in chain), granted)
+    if not chain or not may(unit.actor, Action.READ, tree, role):
+        raise NotFound(f"nothing is at {where}")
+    if not may(unit.actor, action, tree, role):
+        raise Forbidden(f"{where} is yours to read, not to change: its owner can grant that")
+
+
+def roles_of(tx: Transaction, user: UserId, tree: TreeId) -> Program[dict[NodeId, Role]]:
+    """What `user` was granted in `tree`."""
+    found = tx.roles.get((user, tree))
+    if found is None:
+        rows = yield Run(ROLES, (user, tree))
+        found = tx.roles[user, tree] = {node: Role(role) for node, role in rows}
+    return found
+
+
+def check_owner(unit: Unit, tree: TreeId, what: str) -> None:
+    """Raise `Forbidden` unless the tree is the actor's; who may not even read it was refused."""
+    if tree != TreeId(unit.actor):
+        raise Forbidden(f"only the owner of {what} may do that")
+
+
+def node_at(
+    tx: Transaction, unit: Unit, tree: TreeId, path: Path, action: Action = Action.WRITE
+) -> Program[Node]:
+    """The node at `path`. Raises `NotFound`, `Forbidden`."""
     above = path[:-1]
-    if path and (tree, tuple(map(key_of, above))) in tx.folders:
+    own = tree == TreeId(unit.actor)  # else the node itself may be all that was granted
+    if own and path and (tree, tuple(map(key_of, above))) in tx.folders:
         chain = yield from chain_to(tx, unit, tree, above)
         node = yield from child_of(chain[-1], path[-1])
     else:
-        chain = yield from chain_to(tx, unit, tree, path)
+        chain = yield from chain_to(tx, unit, tree, path, action)
         node = chain[-1] if len(chain) == len(path) + 1 else None
     if node is None:
         raise NotFound(f"nothing is at {format_path(path)}")
@@ -159,14 +228,20 @@ def node_at(tx: Transaction, unit: Unit, tree: TreeId, path: Path) -> Program[No
 
 
 def node_by_id(tx: Transaction, unit: Unit, tree: TreeId, number: NodeId) -> Program[Node]:
-    """The node of the tree with that id, trashed or not. Raises `NotFound`."""
-    root = yield from chain_to(tx, unit, tree, ())
-    rows = yield Run(
-        f"SELECT {NODE} FROM nodes n WHERE n.id = $1 AND n.tree = $2", (number, root[0].tree)
-    )
-    if not rows:
+    """The node of the tree with that id, trashed or not. Raises `NotFound`, `Forbidden`."""
+    if tree == TreeId(unit.actor):
+        yield from chain_to(tx, unit, tree, ())
+        rows = yield Run(
+            f"SELECT {NODE} FROM nodes n WHERE n.id = $1 AND n.tree = $2", (number, tree)
+        )
+    else:
+        rows = yield Run(ABOVE, (number,))
+    chain = [node for node in map(to_node, rows) if node.tree == tree]
+    if not chain:
         raise NotFound(f"there is no node {number}")
-    return to_node(rows[0])
+    yield from check_may(tx, unit, Action.WRITE, tree, chain, f"node {number}")
+    yield from tree_row(tx, tree)
+    return chain[0]
 
 
 def folder_at(

@@ -1,12 +1,14 @@
 """The use cases that only look: what is in a tree. They need a catalog and no store."""
 
+from collections.abc import Sequence
+
 from attrs import define, field
 
-from vaultfs.domain.access import Action, may, nothing_at
+from vaultfs.domain.access import Action, may, nothing_at, role_on
 from vaultfs.domain.errors import IsAFolder, NotAFolder, NotFound, TooLarge
-from vaultfs.domain.names import Address
-from vaultfs.domain.nodes import Node, TreeId, User, Version
-from vaultfs.ports.catalog import Catalog, Trashed
+from vaultfs.domain.names import Address, Path, key_of
+from vaultfs.domain.nodes import Node, NodeId, TreeId, User, Version
+from vaultfs.ports.catalog import Catalog, Granted, Trashed
 
 PAGE = 1000
 """The most entries that a list gives at once."""
@@ -39,8 +41,25 @@ class Browse:
 
     async def stat(self, caller: User, address: Address) -> Node:
         """The node at `address`. Raises `NotFound`."""
-        node = await self.catalog.node(await self.tree(caller, address.tree), address.path)
-        return _readable(caller, address, node)
+        tree = await self.tree(caller, address.tree)
+        if tree == caller.tree:
+            node = await self.catalog.node(tree, address.path)
+        else:
+            chain = await self.catalog.resolve(tree, address.path)
+            await self._may_read(caller, address, chain)
+            node = chain[-1] if len(chain) == len(address.path) + 1 else None
+        if node is None:
+            raise nothing_at(address)
+        return node
+
+    async def _may_read(self, caller: User, address: Address, chain: Sequence[Node]) -> None:
+        """Raise `NotFound` unless the caller may read the last node of `chain`."""
+        role = None
+        if chain and chain[0].tree != caller.tree:
+            granted = await self.catalog.roles(caller.id, chain[0].tree)
+            role = role_on((node.id for node in chain), granted)
+        if not chain or not may(caller.id, Action.READ, chain[0].tree, role):
+            raise nothing_at(address)
 
     async def version(
         self, caller: User, address: Address, number: int | None = None
@@ -53,8 +72,10 @@ class Browse:
         if number is not None and not 0 < number < MOST:
             raise NotFound(f"{address} has no version {number}: they count from 1")
         chain, version = await self.catalog.file(tree, address.path, number)
-        whole = len(chain) == len(address.path) + 1
-        node = _readable(caller, address, chain[-1] if whole else None)
+        await self._may_read(caller, address, chain)
+        if len(chain) != len(address.path) + 1:
+            raise nothing_at(address)
+        node = chain[-1]
         if node.is_folder:
             raise IsAFolder(f"{address} is a folder")
         if version is None:
@@ -89,9 +110,30 @@ class Browse:
         root = await self.stat(caller, Address(tree, ()))
         return await self.catalog.trash(root.tree, after=after, limit=min(limit, PAGE))
 
+    async def access(self, caller: User, address: Address) -> list[tuple[Path, Granted]]:
+        """Who may do what with the node at `address`, and on which path that was granted.
 
-def _readable(caller: User, address: Address, node: Node | None) -> Node:
-    """`node`, which is at `address`. Raises `NotFound` if it is not there for the caller."""
-    if node is None or not may(caller.id, Action.READ, node.tree):
-        raise nothing_at(address)
-    return node
+        The owner sees all, others what they were granted themselves. Raises `NotFound`.
+        """
+        tree = await self.tree(caller, address.tree)
+        chain = await self.catalog.resolve(tree, address.path)
+        await self._may_read(caller, address, chain)
+        if len(chain) != len(address.path) + 1:
+            raise nothing_at(address)
+        depth = {node.id: index for index, node in enumerate(chain)}
+        found = await self.catalog.grants([node.id for node in chain])
+        return [
+            (address.path[: depth[each.node]], each)
+            for each in found
+            if tree == caller.tree or key_of(each.user) == key_of(caller.name)
+        ]
+
+    async def shared(
+        self, caller: User, *, after: NodeId | None = None, limit: int = PAGE
+    ) -> list[tuple[Path, Granted]]:
+        """Up to `limit` nodes of others that the caller was granted something on, by id.
+
+        Those in the trash are left out, so there may be fewer; the last is always told.
+        """
+        found = await self.catalog.granted_to(caller.id, after=after, limit=min(limit, PAGE))
+        return [((await self.catalog.node_path(each.node))[1], each) for each in found]

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from vaultfs.entrypoints.cli import (
+    batching,
     contents,
     credentials,
     locking,
@@ -113,7 +114,9 @@ def options(
     session.defaults.debug = debug
 
 
-for module in (upkeep, contents, looking, nodes, stepping, locking, uploads, server, credentials):
+for module in (
+    *(upkeep, contents, looking, nodes, batching, stepping, locking, uploads, server, credentials),
+):
     module.add_to(app)
 
 

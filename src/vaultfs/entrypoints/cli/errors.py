@@ -16,6 +16,8 @@ class ExitCode(IntEnum):
     """The command was not understood, or names something that cannot be."""
     PARTIAL = 3
     """Some files were skipped or failed; the others are done."""
+    ROLLED_BACK = 4
+    """An atomic batch was refused: nothing of it was done."""
     BUG = 70
     INTERRUPTED = 130
 
@@ -28,7 +30,8 @@ EXIT_CODES: Final[tuple[tuple[type[VaultError], ExitCode], ...]] = (
 
 EPILOG: Final = (
     "Exit codes: 0 done; 1 refused, failed, or damage found; 2 wrong usage; 3 partial: some"
-    " files were skipped or failed; 70 a bug in vaultfs; 130 interrupted."
+    " files were skipped or failed; 4 a batch was refused as a whole; 70 a bug in vaultfs;"
+    " 130 interrupted."
 )
 
 

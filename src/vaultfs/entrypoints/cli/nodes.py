@@ -26,7 +26,7 @@ from vaultfs.entrypoints.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from vaultfs.domain.nodes import Node
+    from vaultfs.domain.nodes import Node, Preconditions
     from vaultfs.entrypoints.look import Look
     from vaultfs.entrypoints.surface import Surface
     from vaultfs.ports.catalog import Trashed
@@ -87,6 +87,39 @@ async def _targets(
     return found
 
 
+async def _together(
+    vault: "Surface", op: str, pairs: list[tuple[Address, Address]], more: dict[str, Any]
+) -> "list[tuple[Node, Address]]":
+    """Do the same with many nodes: all or none of every thousand."""
+    from vaultfs.domain.batches import MAX_STEPS
+    from vaultfs.entrypoints.answers import to_node
+    from vaultfs.entrypoints.batching import BatchFailed, failed
+
+    nodes: list[Node] = []
+    for start in range(0, len(pairs), MAX_STEPS):
+        ops = [
+            {"op": op, **_named(op, source, target), **more}
+            for source, target in pairs[start : start + MAX_STEPS]
+        ]
+        report = await vault.run_batch(ops)
+        if failed(report):
+            raise BatchFailed(report)
+        nodes += [to_node(each.node) for each in report.results if each.node is not None]
+    return list(zip(nodes, (target for _, target in pairs), strict=True))
+
+
+def _named(op: str, source: Address, target: Address) -> dict[str, str]:
+    if op == "delete":
+        return {"target": written(source)}
+    return {"src": written(source), "dst": written(target)}
+
+
+def _demanded(wanted: "Preconditions") -> dict[str, int]:
+    """Preconditions as operations of a batch have them."""
+    found = {"if_version": wanted.if_version, "if_revision": wanted.if_revision}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def mv(
     sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
     destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
@@ -100,14 +133,18 @@ def mv(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        moved: list[tuple[Node, Address]] = []
         wanted = preconditions(if_version, if_revision)
         async with working(call) as vault:
-            for source, target in await _targets(vault, sources, destination):
+            pairs = await _targets(vault, sources, destination)
+            if len(pairs) > 1:
+                more = {"on_conflict": "replace"} if force else {}
+                moved = await _together(vault, "move", pairs, more | _demanded(wanted))
+            else:
+                [(source, target)] = pairs
                 node = await vault.move(
                     written(source), written(target), replace=force, preconditions=wanted
                 )
-                moved.append((node, target))
+                moved = [(node, target)]
         _answer_nodes(call, moved)
 
     run(call, work)
@@ -125,13 +162,18 @@ def cp(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        copied: list[tuple[Node, Address]] = []
         async with working(call) as vault:
-            for source, target in await _targets(vault, sources, destination):
+            pairs = await _targets(vault, sources, destination)
+            if len(pairs) > 1:
+                more: dict[str, Any] = {"on_conflict": "replace"} if force else {}
+                more |= {} if number is None else {"version": number}
+                copied = await _together(vault, "copy", pairs, more)
+            else:
+                [(source, target)] = pairs
                 node = await vault.copy(
                     written(source), written(target), version=number, replace=force
                 )
-                copied.append((node, target))
+                copied = [(node, target)]
         _answer_nodes(call, copied)
 
     run(call, work)
@@ -151,12 +193,16 @@ def rm(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
-        gone: list[tuple[Node, Address]] = []
         wanted = preconditions(if_version, if_revision)
         async with working(call) as vault:
-            for where in map(address, paths):
+            places = list(map(address, paths))
+            if len(places) > 1:
+                more = {"recursive": recursive} | _demanded(wanted)
+                gone = await _together(vault, "delete", [(each, each) for each in places], more)
+            else:
+                [where] = places
                 node = await vault.delete(written(where), recursive=recursive, preconditions=wanted)
-                gone.append((node, where))
+                gone = [(node, where)]
         _answer_nodes(call, gone)
 
     run(call, work)

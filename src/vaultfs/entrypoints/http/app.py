@@ -42,6 +42,7 @@ from vaultfs.domain.tokens import Identity
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.entrypoints.http import (
     accounts,
+    batches,
     contents,
     deltas,
     frames,
@@ -51,11 +52,13 @@ from vaultfs.entrypoints.http import (
     operating,
     pages,
     problems,
+    sharing,
     uploads,
 )
 from vaultfs.entrypoints.http.calls import Answer, Call, Route, read_headers
 from vaultfs.entrypoints.http.description import describe
 from vaultfs.entrypoints.http.operating import READY_FOR, Metrics
+from vaultfs.entrypoints.http.statuses import status_of
 from vaultfs.entrypoints.vault import Vault
 
 log = logging.getLogger("vaultfs.http")
@@ -66,6 +69,8 @@ ROUTES: Final = (
     *deltas.ROUTES,
     *uploads.ROUTES,
     *nodes.ROUTES,
+    *batches.ROUTES,
+    *sharing.ROUTES,
     *locks.ROUTES,
     *keeping.ROUTES,
     *accounts.ROUTES,
@@ -119,13 +124,13 @@ class Server:
             self._ready = (now, await operating.look(self.vault))
         return self._ready[1]
 
-    def admit(self, who: str) -> tuple[bytes, bytes]:
-        """Count a request of the token `who`; a header that tells how much is left.
+    def admit(self, who: str, cost: int = 1) -> tuple[bytes, bytes]:
+        """Count a request of the token `who` as `cost`; a header that tells how much is left.
 
         Raises `RateLimited`.
         """
         now = self.vault.clock.monotonic()
-        verdict = take(self.rate, self._full_at.get(who, now), now)
+        verdict = take(self.rate, self._full_at.get(who, now), now, cost)
         if len(self._full_at) >= MOST_BUCKETS and who not in self._full_at:
             self._full_at = {key: at for key, at in self._full_at.items() if at > now}
         self._full_at[who] = verdict.full_at
@@ -239,7 +244,8 @@ class Api:
                 identity.require(route.scope)
             seen.extra.append(self.server.admit(identity.token))
         request = Request(scope, seen.take)
-        return route, Call(self.server, request, headers, identity, seen.request_id, params)
+        number, extra = seen.request_id, seen.extra
+        return route, Call(self.server, request, headers, identity, number, params, extra)
 
     def _match(self, scope: Scope) -> tuple[Route, dict[str, str]]:
         path, method = scope["path"], scope["method"]
@@ -301,7 +307,7 @@ def _beginning(path: str) -> str:
 def _told(error: Exception) -> str:
     """An error for the log; what a client did wrong names the client's files, so only its kind."""
     kind = type(error).__name__
-    private = isinstance(error, VaultError) and problems.status_of(error) < 500
+    private = isinstance(error, VaultError) and status_of(error) < 500
     return kind if private else f"{kind}: {error}"
 
 

@@ -7,13 +7,14 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import anyio
 import msgspec
 from attrs import define, frozen
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope as AsgiScope
 
-from vaultfs.domain.errors import InvalidField, NotFound, SourceChanged, TooLarge
+from vaultfs.domain.errors import InvalidField, NotFound, SourceChanged, TooLarge, TooSlow
 from vaultfs.domain.lockitems import MAX_LOCKS
 from vaultfs.domain.locknodes import parse_presented
 from vaultfs.domain.names import Address, check_user, key_of, parse_address, split_path
@@ -30,6 +31,8 @@ LOCK_HEADER: Final = "VaultFS-Lock-Token"
 _LOCK_HEADER: Final = LOCK_HEADER.lower()
 MAX_JSON: Final = 1 << 20
 """Bytes of a JSON body."""
+BODY_WITHIN: Final = 60
+"""Seconds within which a JSON body has to be there."""
 T = TypeVar("T")
 
 _ETAG = re.compile(r'"([vr])(\d{1,18})"')
@@ -68,6 +71,8 @@ class Call:
     identity: Identity
     request_id: str
     params: dict[str, str]
+    extra: list[tuple[bytes, bytes]]
+    """Headers that tell what is left of the caller's rate."""
 
     @property
     def user(self) -> User:
@@ -210,16 +215,24 @@ class Call:
         return decode(await self.raw_body(), kind)
 
     async def raw_body(self, most: int = MAX_JSON) -> bytes:
-        """The body, whole. Raises `TooLarge` before more than that is read."""
+        """The body, whole. Raises `TooLarge` before more than that is read, and `TooSlow`."""
         announced = self.length
         if announced is not None and announced > most:
             raise TooLarge(f"the body has {announced} bytes; {most} is the most here")
         data = bytearray()
-        async for piece in self.request.stream():
-            data += piece
-            if len(data) > most:
-                raise TooLarge(f"the body has more than {most} bytes")
+        with anyio.move_on_after(BODY_WITHIN) as patience:
+            async for piece in self.request.stream():
+                data += piece
+                if len(data) > most:
+                    raise TooLarge(f"the body has more than {most} bytes")
+        if patience.cancelled_caught:
+            raise TooSlow(f"the body was not there within {BODY_WITHIN} seconds")
         return bytes(data)
+
+    def charge(self, cost: int) -> None:
+        """Count the request as so many more. Raises `RateLimited`, with nothing done."""
+        if cost:
+            self.extra[:] = [self.server.admit(self.identity.token, cost)]
 
     # Answers
 

@@ -18,9 +18,11 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from vaultfs.domain.batches import KEPT_US, MAX_BYTES, MAX_ERRORS, MAX_STEP, MAX_STEPS
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import MAX_DEPTH, MAX_NAME, MAX_PATH
 from vaultfs.domain.operations import MAX_COPY, MAX_METADATA
+from vaultfs.domain.services.batches import LONGEST
 from vaultfs.domain.services.browse import PAGE
 from vaultfs.entrypoints.http.calls import MAX_JSON, Call, Route
 from vaultfs.entrypoints.http.wire import Health, Limits
@@ -142,6 +144,7 @@ async def limits(call: Call) -> Response:
     rate = call.server.rate
     value = Limits(
         *(MAX_NAME, MAX_PATH, MAX_DEPTH, MAX_JSON, MAX_METADATA, PAGE, MAX_COPY),
+        *(MAX_STEPS, MAX_BYTES, MAX_STEP, MAX_ERRORS, LONGEST, KEPT_US // 1_000_000),
         *(rate.per_second, rate.burst),
     )
     return call.json(value)

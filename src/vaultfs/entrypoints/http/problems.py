@@ -1,4 +1,4 @@
-"""Errors as HTTP: one table from what went wrong to a status, and RFC 9457 for the rest."""
+"""Errors as HTTP: what a status (`statuses`) does not say, by RFC 9457."""
 
 from http import HTTPStatus
 from typing import Final
@@ -7,43 +7,15 @@ import msgspec
 
 from vaultfs.domain import errors
 from vaultfs.domain.errors import VaultError
-from vaultfs.domain.lockitems import path_of
-from vaultfs.domain.locknodes import Blocker, Link
 from vaultfs.entrypoints.cli.errors import error_code
 from vaultfs.entrypoints.http.calls import Answer
-from vaultfs.ports.objects import OutOfSpace, StoreError
-
-CHECKSUM_MISMATCH: Final = 460
-"""A status of tus alone."""
-STATUSES: Final[tuple[tuple[type, int], ...]] = (
-    (errors.NotAuthenticated, 401),
-    (errors.RateLimited, 429),
-    (errors.Forbidden, 403),
-    (errors.NotFound, 404),
-    (errors.InvalidName, 400),
-    (errors.WrongMedia, 415),
-    (errors.InvalidField, 400),
-    (errors.VersionMismatch, 412),
-    (errors.UploadExpired, 410),
-    (errors.CursorReset, 410),
-    (errors.ChecksumMismatch, CHECKSUM_MISMATCH),
-    (errors.Conflict, 409),
-    (errors.TooLarge, 413),
-    (errors.QuotaExceeded, 507),
-    (errors.Unsupported, 501),
-    (errors.Busy, 503),
-    (errors.Blocking, 423),
-    (errors.LeaseExpired, 410),
-    (errors.StaleToken, 412),
-    (errors.LockError, 409),
-    (OutOfSpace, 507),
-    (StoreError, 503),
-    (errors.CatalogUnavailable, 503),
-    (errors.OutcomeUnknown, 503),
-    (errors.Corrupt, 500),
-    (errors.NotAVault, 500),
+from vaultfs.entrypoints.http.statuses import (
+    CHECKSUM_MISMATCH,
+    holder_out,
+    link_out,
+    status_of,
 )
-"""The first class that fits decides."""
+from vaultfs.ports.objects import StoreError
 
 PRIVATE: Final = (StoreError, errors.CatalogUnavailable, errors.NotAVault, errors.Corrupt)
 """What these say names folders and objects of the server: it goes into the log alone."""
@@ -71,11 +43,6 @@ class Problem(msgspec.Struct, omit_defaults=True):
     """Of a deadlock: each `owner` waits for the `path` in `mode`, which `holder` has."""
 
 
-def status_of(error: VaultError) -> int:
-    """The status for `error`."""
-    return next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
-
-
 def problem_of(error: Exception, request_id: str) -> Problem:
     """`error` as a client may see it; a bug says nothing about itself."""
     if not isinstance(error, VaultError):
@@ -87,24 +54,10 @@ def problem_of(error: Exception, request_id: str) -> Problem:
         detail = f"it may or may not have happened: look, and repeat it (operation {error.op_id})"
     found = problem(status_of(error), error_code(error), detail, request_id)
     if isinstance(error, errors.Blocking):
-        found.holders = [_holder(each) for each in error.blockers]
+        found.holders = list(map(holder_out, error.blockers))
     if isinstance(error, errors.DeadlockFound):
-        found.circle = [_link(each) for each in error.circle]
+        found.circle = list(map(link_out, error.circle))
     return found
-
-
-def _holder(blocker: Blocker) -> dict[str, str]:
-    return {
-        "owner": blocker.owner,
-        "path": path_of(blocker.resource),
-        "mode": blocker.mode.name,
-        "does": "waits" if blocker.waits else "holds",
-    }
-
-
-def _link(link: Link) -> dict[str, str]:
-    path, mode = path_of(link.resource), link.wanted.name
-    return {"owner": link.owner, "path": path, "mode": mode, "holder": link.holder}
 
 
 def problem(status: int, code: str, detail: str, request_id: str) -> Problem:

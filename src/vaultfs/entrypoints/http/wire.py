@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -11,7 +11,7 @@ from vaultfs.domain.nodes import Node, User, Version, moment
 from vaultfs.domain.services.feed import Seen
 from vaultfs.domain.tokens import Scope, Token
 from vaultfs.domain.uploads import Upload
-from vaultfs.ports.catalog import Audited, Trashed
+from vaultfs.ports.catalog import Audited, Granted, Trashed
 
 
 class NodeOut(msgspec.Struct):
@@ -198,6 +198,12 @@ class Limits(msgspec.Struct):
     metadata_bytes: int
     list_entries: int
     copy_nodes: int
+    batch_operations: int
+    batch_bytes: int
+    batch_operation_bytes: int
+    batch_errors: int
+    batch_wait_seconds: float
+    batch_key_seconds: int
     requests_per_second: float
     requests_burst: int
 
@@ -275,6 +281,215 @@ class ChangeList(msgspec.Struct):
     entries: list[ChangeOut]
     cursor: str
     """To be asked for what comes next; there always is one."""
+
+
+class RefIn(msgspec.Struct, omit_defaults=True):
+    """The node that an earlier operation of the batch made, or what is below it."""
+
+    ref: str
+    path: str = ""
+
+
+class MkdirOp(msgspec.Struct, tag_field="op", tag="mkdir", omit_defaults=True):
+    """Make a folder."""
+
+    path: str | RefIn
+    id: str = ""
+    """Names the operation for references behind it; unique in the batch."""
+    parents: bool = False
+    """Make missing folders above it."""
+    if_exists: Literal["fail", "ok"] = "fail"
+    """Whether a folder that is there will do."""
+    if_absent: bool = False
+    on_conflict: Literal["fail", "rename", "skip"] = "fail"
+
+
+class MoveOp(msgspec.Struct, tag_field="op", tag="move", omit_defaults=True):
+    """Give a node another path; one row, whatever it holds."""
+
+    src: str | RefIn
+    dst: str | RefIn
+    id: str = ""
+    if_version: int | None = None
+    """The id of the content that `src` must have at that point of the batch."""
+    if_revision: int | None = None
+    if_absent: bool = False
+    """Nothing may be at `dst`: what `on_conflict=fail` says too."""
+    on_conflict: Literal["fail", "replace", "rename", "skip"] = "fail"
+    """Of a taken `dst`: `replace` sends what is there to the trash; `rename` takes `name (2)`."""
+
+
+class CopyOp(msgspec.Struct, tag_field="op", tag="copy", omit_defaults=True):
+    """Copy a node with all below it, at most 10,000 nodes; no bytes are copied."""
+
+    src: str | RefIn
+    dst: str | RefIn
+    id: str = ""
+    version: int | None = None
+    """The number of the version of a file; the current one if missing."""
+    if_version: int | None = None
+    if_revision: int | None = None
+    if_absent: bool = False
+    on_conflict: Literal["fail", "replace", "rename", "skip"] = "fail"
+    """As for a move; `replace` gives a file at `dst` a new version."""
+
+
+class DeleteOp(msgspec.Struct, tag_field="op", tag="delete", omit_defaults=True):
+    """Send a node to the trash."""
+
+    target: str | RefIn
+    id: str = ""
+    recursive: bool = False
+    if_version: int | None = None
+    if_revision: int | None = None
+
+
+class RestoreOp(msgspec.Struct, tag_field="op", tag="restore", omit_defaults=True):
+    """Bring a node back from the trash."""
+
+    node: int | RefIn
+    """Its id, or a reference to the operation that deleted it."""
+    id: str = ""
+    user: str = ""
+    """Whose trash it is in; the caller's if missing."""
+    dst: str | RefIn | None = None
+    """Where it is to go; where it was if missing."""
+    if_absent: bool = False
+    on_conflict: Literal["fail", "rename", "skip"] = "fail"
+
+
+class SetMetadataOp(msgspec.Struct, tag_field="op", tag="set_metadata", omit_defaults=True):
+    """Change metadata by a merge patch (RFC 7396)."""
+
+    target: str | RefIn
+    merge: dict[str, Any]
+    id: str = ""
+    if_version: int | None = None
+    if_revision: int | None = None
+
+
+class GrantOp(msgspec.Struct, tag_field="op", tag="grant", omit_defaults=True):
+    """Let a user read, or read and write, a node and all below it."""
+
+    target: str | RefIn
+    user: str
+    role: Literal["reader", "writer"]
+    id: str = ""
+    if_version: int | None = None
+    if_revision: int | None = None
+
+
+class RevokeOp(msgspec.Struct, tag_field="op", tag="revoke", omit_defaults=True):
+    """Take back what was granted on a node."""
+
+    target: str | RefIn
+    user: str
+    id: str = ""
+    if_version: int | None = None
+    if_revision: int | None = None
+
+
+BatchOp = MkdirOp | MoveOp | CopyOp | DeleteOp | RestoreOp | SetMetadataOp | GrantOp | RevokeOp
+
+
+class BatchIn(msgspec.Struct, omit_defaults=True):
+    """Operations, as if executed one after another."""
+
+    ops: list[BatchOp]
+    """Up to 1,000, of at most 16 KiB each."""
+    mode: Literal["atomic", "best_effort"] = "atomic"
+    dry_run: bool = False
+    """Say what would become of it, and do nothing."""
+    wait: float = 5.0
+    """Seconds to wait for locks that are in the way, up to 30."""
+
+
+class BatchErrorOut(msgspec.Struct, omit_defaults=True):
+    """Why an operation was refused."""
+
+    code: str
+    """For programs: `not_found`, `exists`, `version_mismatch`, `dependency_failed`, ..."""
+    detail: str
+    retryable: bool = False
+    """The same operation may succeed later."""
+    expected: int | None = None
+    actual: int | None = None
+    """Of a precondition: the version or revision."""
+    depends_on: str | None = None
+    """The id, or the number as `#3`, of the operation that would have made what is missing."""
+    count: int | None = None
+    """Of `too_many_nodes`: how many there are."""
+    holders: list[dict[str, str]] = []
+    """Of a lock in the way."""
+
+
+class ResultOut(msgspec.Struct, omit_defaults=True):
+    """What became of one operation."""
+
+    index: int
+    status: str
+    """`ok`, `skipped`, `failed`, `rolled_back`, `not_attempted`, `would_succeed`, `would_fail`."""
+    id: str | None = None
+    http_status: int | None = None
+    """What the operation by itself would have been refused with."""
+    node: NodeOut | None = None
+    """As it was when the operation was done."""
+    renamed: bool = False
+    """The server chose the name."""
+    error: BatchErrorOut | None = None
+
+
+class BatchSummary(msgspec.Struct):
+    """Operations by what became of them."""
+
+    total: int
+    ok: int
+    """Or would succeed."""
+    skipped: int
+    failed: int
+    """Or would fail."""
+    rolled_back: int
+    not_attempted: int
+
+
+class BatchOut(msgspec.Struct):
+    """What became of a batch."""
+
+    committed: bool
+    dry_run: bool
+    summary: BatchSummary
+    results: list[ResultOut]
+
+
+class GrantIn(msgspec.Struct, forbid_unknown_fields=True):
+    """What a user is to be granted on a node and all below it."""
+
+    user: str
+    role: str
+
+
+class GrantOut(msgspec.Struct):
+    """What a user may do with a node and all below it."""
+
+    path: str
+    """The node that it was granted on."""
+    owner: str
+    user: str
+    role: str
+    granted: datetime
+
+
+class GrantList(msgspec.Struct):
+    """Grants on a node and on those above it."""
+
+    entries: list[GrantOut]
+
+
+class SharedList(msgspec.Struct):
+    """Nodes of others that the caller was granted something on."""
+
+    entries: list[GrantOut]
+    next_cursor: str | None
 
 
 class RetentionBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -392,6 +607,12 @@ def change_out(seen: Seen) -> ChangeOut:
         change.version,
         moment(change.at_us),
     )
+
+
+def grant_out(path: Path, granted: Granted) -> GrantOut:
+    """A grant on what is at `path`."""
+    at = moment(granted.at_us)
+    return GrantOut(format_path(path), granted.owner, granted.user, str(granted.role), at)
 
 
 def upload_out(upload: Upload) -> UploadOut:

@@ -1,0 +1,249 @@
+"""`batch`: many changes at once. `grant`, `revoke`, `access`: who may do what."""
+
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vaultfs.domain.access import Role
+from vaultfs.domain.errors import InvalidField
+from vaultfs.entrypoints.cli.errors import ExitCode
+from vaultfs.entrypoints.cli.remote import address, written
+from vaultfs.entrypoints.cli.session import (
+    JsonOption,
+    VaultOption,
+    run,
+    session,
+    shown,
+    table,
+    working,
+)
+
+if TYPE_CHECKING:
+    from vaultfs.entrypoints.http.wire import BatchOut, GrantOut, ResultOut
+
+PathArgument = Annotated[str, typer.Argument(metavar="/PATH", show_default=False)]
+UserArgument = Annotated[str, typer.Argument(metavar="USER", show_default=False)]
+
+
+class _Role(StrEnum):
+    READER = "reader"
+    WRITER = "writer"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (batch, grant, revoke, access):
+        app.command()(command)
+
+
+def batch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|-",
+            show_default=False,
+            help="A JSON file: a list of operations, or an object with `ops`; or NDJSON, one"
+            " operation on each line; - reads standard input.",
+        ),
+    ],
+    atomic: Annotated[
+        bool | None,
+        typer.Option("--atomic/--best-effort", help="All or nothing, or as many as can be."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Say what would be done, and do nothing.")
+    ] = False,
+    wait: Annotated[
+        float | None,
+        typer.Option("--wait", metavar="SECONDS", help="For locks in the way; 5 by default."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="Executed once a day, however often it is sent."),
+    ] = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Execute up to 1,000 changes at once: mkdir, move, copy, delete, restore, ...
+
+    All or nothing, unless the file or --best-effort says otherwise. The operations are
+    written as the HTTP API has them: {"op": "move", "src": "/a", "dst": "/b"}.
+    """
+    call = session(vault, as_json=as_json)
+
+    async def work() -> ExitCode:
+        from vaultfs.entrypoints.batching import failed
+
+        asked = _read(source)
+        mode: Literal["atomic", "best_effort"] = asked[1]
+        if atomic is not None:
+            mode = "atomic" if atomic else "best_effort"
+        async with working(call) as vault:
+            report = await vault.run_batch(
+                asked[0],
+                mode=mode,
+                dry_run=dry_run or asked[2],
+                wait=asked[3] if wait is None else wait,
+                key=key,
+            )
+        call.answer(_builtins(report), lambda: table(_rows(asked[0], report)))
+        call.remark(_summary(report))
+        if not failed(report):
+            return ExitCode.DONE
+        return ExitCode.PARTIAL if mode == "best_effort" else ExitCode.ROLLED_BACK
+
+    run(call, work)
+
+
+def _read(source: str) -> tuple[list[Any], Literal["atomic", "best_effort"], bool, float]:
+    from vaultfs.entrypoints.batching import parse_batch, parse_lines
+
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise InvalidField(f"{source} cannot be read: {error.strerror or error}") from error
+    data = data.strip()
+    if source.endswith((".ndjson", ".jsonl")) or (data.startswith(b"{") and _is_lines(data)):
+        ops = parse_lines(data)
+        asked = parse_batch(b'{"ops": []}')
+    else:
+        asked = parse_batch(data if data.startswith(b"{") else b'{"ops": %s}' % (data or b"[]"))
+        ops = asked.ops
+    for number, op in enumerate(ops, 1):
+        if isinstance(op, InvalidField):
+            raise InvalidField(f"operation {number}: {op.message}")
+    return ops, "atomic" if asked.mode == "atomic" else "best_effort", asked.dry_run, asked.wait
+
+
+def _is_lines(data: bytes) -> bool:
+    """Whether the first line is an operation by itself."""
+    import json
+
+    try:
+        first = json.loads(data.split(b"\n", 1)[0])
+    except ValueError:
+        return False
+    return isinstance(first, dict) and "op" in first
+
+
+def _builtins(report: "BatchOut") -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(report)
+
+
+def _rows(ops: Sequence[Any], report: "BatchOut") -> list[tuple[str, ...]]:
+    return [_row(op, each) for op, each in zip(ops, report.results, strict=True)]
+
+
+def _row(op: dict[str, Any], result: "ResultOut") -> tuple[str, ...]:
+    about = op.get("dst") or op.get("path") or op.get("target") or op.get("node") or ""
+    where = result.node.path if result.node is not None else str(about)
+    note = "" if result.error is None else f"{result.error.code}: {result.error.detail}"
+    if result.renamed:
+        note = "renamed"
+    kind = str(op.get("op", "?"))
+    return str(result.index + 1).rjust(4), result.status, kind, shown(where), shown(note)
+
+
+def _summary(report: "BatchOut") -> str:
+    counts = report.summary
+    parts = [
+        f"{number} {name}"
+        for number, name in (
+            (counts.ok, "would succeed" if report.dry_run else "done"),
+            (counts.skipped, "skipped"),
+            (counts.failed, "would fail" if report.dry_run else "failed"),
+            (counts.rolled_back, "rolled back"),
+            (counts.not_attempted, "not attempted"),
+        )
+        if number
+    ]
+    return f"{counts.total} operations: {', '.join(parts)}"
+
+
+# Sharing
+
+
+def grant(
+    path: PathArgument,
+    user: UserArgument,
+    role: Annotated[_Role, typer.Argument(help="Read, or read and write.")] = _Role.READER,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a user read, or read and write, a file or folder and all below it."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        where = address(path)
+        async with working(call) as vault:
+            await vault.grant(written(where), user, Role(role))
+            found = await vault.access(written(where))
+        call.answer(list(map(_json, found)), lambda: table(list(map(_grant_row, found))))
+
+    run(call, work)
+
+
+def revoke(
+    path: PathArgument,
+    user: UserArgument,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take back what a user was granted on a file or folder."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        where = address(path)
+        async with working(call) as vault:
+            await vault.revoke(written(where), user)
+            found = await vault.access(written(where))
+        call.answer(
+            list(map(_json, found)),
+            lambda: table(list(map(_grant_row, found))) if found else "",
+        )
+
+    run(call, work)
+
+
+def access(
+    path: Annotated[str | None, typer.Argument(metavar="[/PATH]", show_default=False)] = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who may do what with a file or folder; without a path, what others have granted."""
+    call = session(vault, as_json=as_json)
+
+    async def work() -> None:
+        async with working(call) as vault:
+            if path is None:
+                found = [_of_owner(each) for each in await vault.shared()]
+            else:
+                found = list(await vault.access(written(address(path))))
+        call.answer(
+            list(map(_json, found)),
+            lambda: table(list(map(_grant_row, found))) if found else "",
+        )
+
+    run(call, work)
+
+
+def _of_owner(grant: "GrantOut") -> "GrantOut":
+    import msgspec
+
+    return msgspec.structs.replace(grant, path=f"{grant.owner}:{grant.path}")
+
+
+def _json(grant: "GrantOut") -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(grant)
+
+
+def _grant_row(grant: "GrantOut") -> tuple[str, ...]:
+    return grant.role, shown(grant.user), shown(grant.path)
