@@ -21,8 +21,8 @@ CASES = [(name, each) for name, examples in EXAMPLES.items() for each in example
 
 async def prepare(api: Client) -> dict[str, str]:
     """What the examples say is there: two notes, one with two versions; a file in the trash,
-    the user bob, a token, a lock on /reports, an upload with half of its bytes; and what they
-    call those with ids here."""
+    the user bob, who may read /lines.txt, a token, a lock on /reports, an upload with half of
+    its bytes; and what they call those with ids here."""
     for path, text in (("today.txt", "first"), ("today.txt", "second"), ("other.txt", "x")):
         await api.ok("PUT", f"/v1/files/me/notes/{path}?parents=true", content=text.encode())
     await api.ok("PUT", "/v1/files/me/old.txt", content=b"old")
@@ -40,6 +40,8 @@ async def prepare(api: Client) -> dict[str, str]:
     lines = "".join(f"line {number}\n" for number in range(200))
     for text in (lines, lines + "and one more\n"):
         await api.ok("PUT", "/v1/files/me/lines.txt", content=text.encode())
+    grant = {"user": "bob", "role": "reader"}
+    await api.ok("PUT", "/v1/access/me/lines.txt", json=grant)
     return {
         "node": str(gone["id"]),
         "token": token["id"],

@@ -100,5 +100,6 @@ ROUTES: Final = (
             WITH_LOCK,
         ),
         failures=(207, 408, 409, 422),
+        conflict=BatchProblem,
     ),
 )

@@ -321,6 +321,8 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     failures: tuple[int, ...] = ()
     """Statuses of refusals that are this route's own."""
+    conflict: type | None = None
+    """The body of a 409, where it says more than other problems."""
 
 
 VERSION = Parameter(

@@ -20,13 +20,14 @@ EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = msgspec.json.decode(
 is missing is empty, or too long to be told."""
 _TEMPLATE: Final = re.compile(r"{(\w+)(?::(\w+))?}")
 _REF: Final = "#/components/schemas/{name}"
+CONFLICT: Final = 409
 _ALWAYS: Final = (400, 401, 403, 404, 429, 503)
 """Statuses of refusals that every route that needs a token can answer with."""
 
 
 def describe(routes: Sequence[Route]) -> dict[str, Any]:
     """The OpenAPI document for `routes`."""
-    kinds = {kind for route in routes for kind in (route.body, route.answer)}
+    kinds = {kind for route in routes for kind in (route.body, route.answer, route.conflict)}
     structs = sorted(
         (kind for kind in kinds if isinstance(kind, type)), key=lambda kind: kind.__name__
     )
@@ -142,6 +143,8 @@ def _responses(route: Route) -> dict[str, Any]:
         found[str(route.status)]["content"] = _content(route.answer)
     if route.failures and 206 in route.failures and route.answer is not None:
         found["206"] = {"description": "A part of it", "content": _content(route.answer)}
+    if 207 in route.failures and route.answer is not None:
+        found["207"] = {"description": "Not all of it was done", "content": _content(route.answer)}
     if 200 in route.failures and route.answer is not None:
         found["200"] = {"description": "OK", "content": _content(route.answer)}
     if WITH_LOCK in route.parameters:
@@ -151,8 +154,9 @@ def _responses(route: Route) -> dict[str, Any]:
         refusals.add(413)
     if 226 in refusals:
         found["226"] = {"description": "A delta to it (RFC 3229)", "content": _content(DELTA)}
-    for status in sorted(refusals - {200, 206, 226, 304}):
-        content = {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}}
+    for status in sorted(refusals - {200, 206, 207, 226, 304}):
+        kind = route.conflict if status == CONFLICT and route.conflict else Problem
+        content = {"application/problem+json": {"schema": {"$ref": _REF.format(name=kind.__name__)}}}
         found[str(status)] = {"description": phrase_of(status)}
         if route.method != "HEAD":
             found[str(status)]["content"] = content
