@@ -62,7 +62,7 @@ async def expected(name: str, size: int) -> bytes:
 async def found(vault: Vault, name: str) -> bytes:
     _, version = await vault.files.version(vault.user, at(name))
     whole = blake3()
-    async with vault.files.read(vault.user, version) as parts:
+    async with vault.files.read(vault.user.tree, version) as parts:
         async for part in parts:
             for piece in part:
                 whole.update(piece)

@@ -118,7 +118,7 @@ async def unreadable(furnished: Furnished) -> set[tuple[str, int]]:
         got = b""
         error: DamagedContent | None = None
         try:
-            async with vault.files.read(vault.user, version) as parts:
+            async with vault.files.read(vault.user.tree, version) as parts:
                 async for part in parts:
                     got += b"".join(part)
         except DamagedContent as damaged:

@@ -595,7 +595,7 @@ async def _put_as(vault: Vault, user: User, data: bytes) -> None:
 
 async def _read_as(vault: Vault, user: User) -> bytes:
     _, version = await vault.files.version(user, Address(user.name, ("file",)))
-    async with vault.files.read(user, version) as parts:
+    async with vault.files.read(user.tree, version) as parts:
         return b"".join([bytes(piece) async for part in parts for piece in part])
 
 

@@ -31,7 +31,7 @@ async def test_a_stream_is_stored_whole_whatever_size_was_announced(
         address = Address(vault.user.name, ("file",))
         await vault.files.put(vault.user, address, IterableSource(_pieces(data)), size=announced)
         _, version = await vault.files.version(vault.user, address)
-        async with vault.files.read(vault.user, version) as parts:
+        async with vault.files.read(vault.user.tree, version) as parts:
             stored = b"".join([bytes(piece) async for part in parts for piece in part])
         assert stored == data
         assert version.digest == blake3(data).digest()

@@ -45,7 +45,7 @@ async def read_range(
     vault: Vault, path: str, start: int, stop: int | None, number: int | None = None
 ) -> bytes:
     _, version = await vault.files.version(vault.user, at(path), number)
-    async with vault.files.read(vault.user, version, start, stop) as parts:
+    async with vault.files.read(vault.user.tree, version, start, stop) as parts:
         return b"".join([bytes(piece) async for part in parts for piece in part])
 
 
@@ -107,12 +107,12 @@ async def test_a_read_that_is_left_early_holds_nothing() -> None:
         await put(vault, "/file", random_bytes(20 * MIB))
         _, version = await vault.files.version(vault.user, at("/file"))
         for parts_read in (0, 1, 2):
-            async with vault.files.read(vault.user, version) as parts:
+            async with vault.files.read(vault.user.tree, version) as parts:
                 for _ in range(parts_read):
                     await anext(parts)
             assert not any(vault.budget.used.values())
         with anyio.move_on_after(0.01):
-            async with vault.files.read(vault.user, version) as parts:
+            async with vault.files.read(vault.user.tree, version) as parts:
                 async for _ in parts:
                     await anyio.sleep(1)
         assert not any(vault.budget.used.values())
@@ -123,7 +123,7 @@ async def test_little_is_fetched_ahead_of_a_slow_consumer() -> None:
     async with open_memory_vault(store=store) as vault:
         await put(vault, "/file", random_bytes(40 * MIB))
         _, version = await vault.files.version(vault.user, at("/file"))
-        async with vault.files.read(vault.user, version) as parts:
+        async with vault.files.read(vault.user.tree, version) as parts:
             await anext(parts)
             await anyio.sleep(0.05)
             assert sum(vault.budget.used.values()) <= FOUR_PACKS // 2
@@ -139,7 +139,7 @@ async def test_a_store_that_fails_ends_the_read_where_it_failed() -> None:
         store.plan["get", store.calls["get"] + 3] = Before(StoreUnavailable)
         got = b""
         with pytest.raises(StoreUnavailable):
-            async with vault.files.read(vault.user, version) as parts:
+            async with vault.files.read(vault.user.tree, version) as parts:
                 async for part in parts:
                     got += b"".join(part)
         assert data.startswith(got)
@@ -187,7 +187,7 @@ async def _copy(vault: Vault, source: str, target: str, table: bytes) -> None:
             for piece in part:
                 yield bytes(piece).translate(table)
 
-    async with vault.files.read(vault.user, version) as parts:
+    async with vault.files.read(vault.user.tree, version) as parts:
         await vault.files.put(vault.user, at(target), IterableSource(turned(parts)), parents=True)
 
 

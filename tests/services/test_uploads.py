@@ -45,7 +45,7 @@ from vaultfs.ports.objects import OutOfSpace, StoreTimeout, StoreUnavailable, Th
 
 async def _content(vault: Vault, path: str, number: int | None = None) -> bytes:
     _, version = await vault.files.version(vault.user, at(path), number)
-    async with vault.files.read(vault.user, version) as parts:
+    async with vault.files.read(vault.user.tree, version) as parts:
         return b"".join([bytes(piece) async for part in parts for piece in part])
 
 

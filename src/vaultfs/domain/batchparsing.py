@@ -88,9 +88,9 @@ class _Parser:
             fields = cast("Fields", value)
             name = self._id(fields)
             kind = fields.get("op")
-            if not isinstance(kind, str) or kind not in _OPS:
-                raise UnknownOp(f"op={_short(kind)}: there are {', '.join(_OPS)}")
-            known, parse = _OPS[kind]
+            if not isinstance(kind, str) or kind not in OPERATIONS:
+                raise UnknownOp(f"op={_short(kind)}: there are {', '.join(OPERATIONS)}")
+            known, parse = OPERATIONS[kind]
             unknown = sorted(fields.keys() - known)
             if unknown:
                 raise InvalidField(
@@ -290,7 +290,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-_OPS: Final[dict[str, tuple[frozenset[str], Callable[[_Reader, str], Step]]]] = {
+OPERATIONS: Final[dict[str, tuple[frozenset[str], Callable[[_Reader, str], Step]]]] = {
     "mkdir": (
         frozenset({"op", "id", "path", "parents", "if_exists"}) | _MADE,
         _mkdir,

@@ -24,6 +24,12 @@ VersionId = NewType("VersionId", int)
 
 Kind = Literal["folder", "file"]
 
+
+def owner_of(tree: TreeId) -> UserId:
+    """Whose tree it is; all chunks of its versions are this user's, whoever has put them."""
+    return UserId(tree)
+
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 

@@ -85,7 +85,7 @@ def _result(index: int, op: object, ended: Ended) -> ResultOut:
     result = ResultOut(
         index,
         str(ended.status),
-        name if isinstance(name, str) else None,
+        name if isinstance(name, str) and name.isprintable() else None,
         renamed=ended.renamed,
     )
     if ended.node is not None and ended.status in {Status.OK, Status.WOULD_SUCCEED}:
@@ -165,7 +165,7 @@ def parse_batch(data: bytes) -> Asked:
     wait: object = value.get("wait", WAIT)
     if not isinstance(ops, list):
         raise InvalidField("ops is a list of operations")
-    if value.get("mode", "atomic") not in set(Mode):
+    if value.get("mode", "atomic") not in list(Mode):
         raise InvalidField(f"mode={value['mode']!r}: one of {', '.join(Mode)}")
     if not isinstance(value.get("dry_run", False), bool):
         raise InvalidField("dry_run: true or false")

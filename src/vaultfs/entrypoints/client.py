@@ -181,7 +181,16 @@ class RemoteVault(Surface):
         """
         from vaultfs.entrypoints.uploading import Uploading
 
+        if not self.is_own(path):  # sessions go to one's own tree
+            headers |= origin_headers(item.origin)
+            return await self.send(
+                path, Body(source, progress), item.size, headers, parents=parents
+            )
         return await Uploading(self, path, source, item, headers, parents, progress).run()
+
+    def is_own(self, path: str) -> bool:
+        """Whether a path is in the caller's tree."""
+        return parse_address(path, own=self.user).tree == self.user
 
     async def send(
         self, path: str, body: Any, size: int | None, headers: dict[str, str], *, parents: bool
@@ -285,6 +294,11 @@ class RemoteVault(Surface):
                     return Pushed(done.node, done.changed, asked)
                 await source.rewind(0)
             headers = conditions(wanted)
+            if not self.is_own(path):
+                stored = await self.upload(
+                    path, source, item, headers, parents=True, progress=progress
+                )
+                return Pushed(stored.node, stored.changed, asked + item.size)
             sending = Uploading(self, path, source, item, headers, parents=True, progress=progress)
             stored = await sending.run()
         return Pushed(stored.node, stored.changed, asked + sending.sent)

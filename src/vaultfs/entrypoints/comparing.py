@@ -12,7 +12,7 @@ from vaultfs.domain.matching import Difference
 from vaultfs.domain.nodes import DigestState, Version
 
 if TYPE_CHECKING:
-    from vaultfs.domain.nodes import User
+    from vaultfs.domain.nodes import TreeId, User
     from vaultfs.domain.services.deltas import Deltas
     from vaultfs.entrypoints.client import RemoteVault
 
@@ -60,11 +60,13 @@ def _is_new(part: Part) -> bool:
     return isinstance(part, Literal | Difference)
 
 
-async def compare_here(deltas: "Deltas", user: "User", one: Version, other: Version) -> Compared:
-    """The figures for two versions of any files of a vault at hand."""
+async def compare_here(
+    deltas: "Deltas", user: "User", tree: "TreeId", one: Version, other: Version
+) -> Compared:
+    """The figures for two versions of any files of a tree of a vault at hand."""
     if one.manifest_bytes == other.manifest_bytes:
         return same(other.size)
-    async with deltas.between(user, one, other) as pieces:
+    async with deltas.between(user, tree, one, other) as pieces:
         return await measured(pieces, other.size)
 
 

@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from vaultfs.domain.access import Role
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import NotFound, listed
+from vaultfs.domain.errors import NotFound, Unsupported, listed
 from vaultfs.domain.integrity import EVERYTHING, Depth, Findings, Subset
 from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.nodes import (
@@ -101,12 +101,13 @@ class Vault(EmbeddedLook, Surface):
     @asynccontextmanager
     async def content(
         self,
-        path: str,  # noqa: ARG002 the version says it all
+        path: str,
         version: Version,
         start: int = 0,
         stop: int | None = None,
     ) -> AsyncGenerator[AsyncIterator[list[Buffer]], None]:
-        async with self.vault.files.read(self.user, version, start, stop) as parts:
+        tree = await self.vault.files.tree(self.user, self.at(path).tree)
+        async with self.vault.files.read(tree, version, start, stop) as parts:
             yield parts
 
     # Locks
@@ -136,8 +137,11 @@ class Vault(EmbeddedLook, Surface):
     ) -> "Compared":
         from vaultfs.entrypoints.comparing import compare_here
 
+        if self.at(one).tree != self.at(other).tree:
+            raise Unsupported("versions of two users' files cannot be compared")
         base, target = await self.version(one, first), await self.version(other, second)
-        return await compare_here(self.vault.deltas, self.user, base, target)
+        tree = await self.vault.files.tree(self.user, self.at(one).tree)
+        return await compare_here(self.vault.deltas, self.user, tree, base, target)
 
     # Trees
 

@@ -7,6 +7,7 @@ with it, and taken back again. Best effort has a savepoint for each operation at
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Final
 
@@ -220,10 +221,8 @@ class _Run:
     def _run(self, step: Step) -> Program[Result]:
         assert step.operation is not None
         unit = self._unit(step.operation)
-        try:
+        with suppress(NotHeld):  # locks that came with the batch may be for others of it
             yield from locking.guard(self.tx, unit)
-        except NotHeld:  # the locks that came with the batch are for others of its operations
-            yield from locking.guard(self.tx, evolve(unit, presented=()))
         return (yield from PROGRAMS[type(step.operation)](self.tx, unit, step.operation))
 
     def _renamed(self, step: Step, tree: TreeId, wanted: Path) -> Program[tuple[Step, Result]]:

@@ -25,6 +25,7 @@ from vaultfs.domain.batches import (
 from vaultfs.domain.batchparsing import parse_steps, trees_named
 from vaultfs.domain.errors import (
     InvalidField,
+    InvalidName,
     Locked,
     LockError,
     LockTimedOut,
@@ -117,7 +118,7 @@ class Batches:
         for name in trees_named(operations) - {caller.name}:
             try:
                 found[name] = await self.files.tree(caller, check_user(name))
-            except InvalidField:
+            except (InvalidName, InvalidField):
                 continue
         return found
 

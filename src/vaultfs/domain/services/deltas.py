@@ -22,7 +22,17 @@ from vaultfs.domain.deltas import Delta, Step, compose, decode, delta_of, encode
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import Corrupt, VaultError
 from vaultfs.domain.matching import gaps_of
-from vaultfs.domain.nodes import DigestState, Node, NodeId, User, Version, VersionId
+from vaultfs.domain.nodes import (
+    DigestState,
+    Node,
+    NodeId,
+    TreeId,
+    User,
+    UserId,
+    Version,
+    VersionId,
+    owner_of,
+)
 from vaultfs.domain.operations import RecordDelta
 from vaultfs.domain.services.differ import Differ
 from vaultfs.domain.services.files import Files
@@ -81,7 +91,7 @@ class Deltas:
 
         Raises `DamagedContent` and failures of the vault, at first or while it is iterated.
         """
-        making = _Making(self, caller, node.id, base, target)
+        making = _Making(self, caller, node.tree, node.id, base, target)
         async with aclosing(making.pieces()) as pieces:
             short = await self._short((base, target.id), making, pieces)
             if short is None:
@@ -142,11 +152,11 @@ class Deltas:
 
     @asynccontextmanager
     async def between(
-        self, caller: User, base: Version, target: Version
+        self, caller: User, tree: TreeId, base: Version, target: Version
     ) -> AsyncGenerator[AsyncGenerator[bytes, None], None]:
-        """The delta between two versions of the caller's, of whatever files, computed anew."""
-        making = _Making(self, caller, base.node, base.id, target, old=base)
-        coarse = await self.differ.steps(caller.id, base.manifest, target.manifest)
+        """The delta between two versions in `tree`, of whatever files, computed anew."""
+        making = _Making(self, caller, tree, base.node, base.id, target, old=base)
+        coarse = await self.differ.steps(making.owner, base.manifest, target.manifest)
         none = Digest(bytes(32))
         pieces = making.encoded(base.digest or none, target.digest or none, coarse)
         async with aclosing(pieces):
@@ -162,10 +172,10 @@ class Deltas:
         ) as blocks:
             async for _, more in blocks:
                 steps += more
-        await self.record(caller, base, target, steps)
+        await self.record(caller, caller.tree, base, target, steps)
 
     async def record(
-        self, caller: User, base: Version, target: Version, steps: Sequence[Step]
+        self, caller: User, tree: TreeId, base: Version, target: Version, steps: Sequence[Step]
     ) -> None:
         """Keep the exact steps between two versions, if the base is known to the last byte."""
         if base.digest is None or base.digest_state is not DigestState.VERIFIED:
@@ -175,7 +185,7 @@ class Deltas:
         if len(data) > MOST_STEPS:
             return
         operation = RecordDelta(
-            *(caller.tree, target.node, base.id, target.id, base.digest, delta.literal, data)
+            *(tree, target.node, base.id, target.id, base.digest, delta.literal, data)
         )
         await self.files.change(caller, operation)
 
@@ -194,6 +204,7 @@ class _Making:
 
     deltas: Deltas
     caller: User
+    tree: TreeId
     node: NodeId
     base: VersionId
     target: Version
@@ -205,6 +216,11 @@ class _Making:
     _steps: list[Step] = field(factory=list[Step])
     old: Version | None = None
 
+    @property
+    def owner(self) -> UserId:
+        """Whose chunks the versions are made of."""
+        return owner_of(self.tree)
+
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The bytes of the delta; none if the file is to be sent, and `plan` says why."""
         target = self.target
@@ -214,9 +230,7 @@ class _Making:
         self.old = await self._version(self.base)
         coarse = None
         if self.old is not None:
-            coarse = await self.deltas.differ.steps(
-                self.caller.id, self.old.manifest, target.manifest
-            )
+            coarse = await self.deltas.differ.steps(self.owner, self.old.manifest, target.manifest)
         edges = await self.deltas.files.catalog.deltas(self.node)
         self.plan = choose(
             edges,
@@ -244,7 +258,7 @@ class _Making:
         yield write_header(Header.of(coarse.base, digest, self.target.size, vouched))
         old = None if self.old is None else self.old.manifest
         count = 0
-        blocks = self.deltas.differ.blocks(self.caller.id, old, self.target.manifest, coarse)
+        blocks = self.deltas.differ.blocks(self.owner, old, self.target.manifest, coarse)
         async with aclosing(blocks):
             async for data, steps in blocks:
                 self._steps += steps
@@ -284,7 +298,7 @@ class _Making:
         """Keep the exact steps of a delta that was computed, if that can be done now."""
         if self.plan.way is Way.DIRECT and self.old is not None:
             with suppress(VaultError):
-                await self.deltas.record(self.caller, self.old, self.target, self._steps)
+                await self.deltas.record(self.caller, self.tree, self.old, self.target, self._steps)
 
     async def rest(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """What was made, and then the rest as it is made."""

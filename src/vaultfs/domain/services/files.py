@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve
 
+from vaultfs.domain.access import Action, may, role_on
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import NotFound
-from vaultfs.domain.names import Address
+from vaultfs.domain.errors import Forbidden, NotFound
+from vaultfs.domain.names import Address, Path, format_path
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
     UNKNOWN_ORIGIN,
@@ -25,6 +26,7 @@ from vaultfs.domain.nodes import (
     Version,
     VersionId,
     micros,
+    owner_of,
 )
 from vaultfs.domain.operations import (
     ClaimChunks,
@@ -82,20 +84,14 @@ class Files(Browse):
 
     @asynccontextmanager
     async def read(
-        self,
-        caller: User,
-        version: Version,
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        owner: TreeId | None = None,
+        self, tree: TreeId, version: Version, start: int = 0, stop: int | None = None
     ) -> AsyncGenerator[AsyncIterator[list[Buffer]], None]:
-        """The bytes `start` to `stop` of a version that `version` gave: see `Reader.content`.
+        """The bytes `start` to `stop` of a version in `tree`: see `Reader.content`.
 
-        `owner` is the tree that the version is in, if it is not the caller's own.
+        That the caller may read it was seen when `version` gave it.
         """
-        user = caller.id if owner is None else type(caller.id)(owner)
-        async with self.reader.content(user, version.manifest, start, stop) as pieces:
+        owner = owner_of(tree)
+        async with self.reader.content(owner, version.manifest, start, stop) as pieces:
             yield pieces
 
     # Changing
@@ -122,10 +118,26 @@ class Files(Browse):
         tree = await self.tree(caller, address.tree)
         if preconditions.any:
             await self.forecast(caller, address, preconditions)
-        ingested = await self.ingest.stream(caller.id, source, size=size, progress=progress)
+        await self.check_writable(caller, tree, address.path)
+        owner = owner_of(tree)
+        ingested = await self.ingest.stream(owner, source, size=size, progress=progress)
         operation = PutFile(tree, address.path, ingested.content, origin, preconditions, parents)
         [outcome] = await self.commit(caller, [(operation, ingested)], wait=wait)
         return _result(outcome)
+
+    async def check_writable(self, caller: User, tree: TreeId, path: Path) -> None:
+        """See that something can be put at `path`, before its bytes become the owner's.
+
+        Raises `NotFound` and `Forbidden`, for trees of others alone: the commit looks again.
+        """
+        if tree == caller.tree:
+            return
+        chain = await self.catalog.resolve(tree, path)
+        role = role_on((node.id for node in chain), await self.catalog.roles(caller.id, tree))
+        if not may(caller.id, Action.READ, tree, role):
+            raise NotFound(f"nothing is at {format_path(path)}")
+        if not may(caller.id, Action.WRITE, tree, role):
+            raise Forbidden(f"{format_path(path)} is yours to read, not to change")
 
     async def forecast(self, caller: User, address: Address, preconditions: Preconditions) -> None:
         """Refuse before a byte is read what the commit would refuse anyhow."""
@@ -141,7 +153,8 @@ class Files(Browse):
         units: list[Unit] = []
         for index, (operation, ingested) in enumerate(puts):
             foreign = ingested.placed.foreign
-            claims = (ClaimChunks(caller.id, tuple(foreign)),) if foreign else ()
+            owner = owner_of(operation.tree)
+            claims = (ClaimChunks(owner, tuple(foreign)),) if foreign else ()
             units.append(Unit(caller.id, now, f"{stem}-{index}", (*claims, operation), locks))
         needs = {pack for _, ingested in puts for pack in ingested.placed.packs}
         return await self.packer.commit(units, needs, wait=wait)

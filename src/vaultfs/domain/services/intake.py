@@ -20,12 +20,14 @@ from anyio import to_thread
 from attrs import define, field, frozen
 from blake3 import blake3
 
+from vaultfs.domain.access import Role
 from vaultfs.domain.chunks import chunking
 from vaultfs.domain.digests import Buffer, Digest, digest_of
 from vaultfs.domain.errors import (
     ChunksMissing,
     Corrupt,
     InvalidField,
+    NotFound,
     TooLarge,
     Unsupported,
     VaultError,
@@ -43,7 +45,7 @@ from vaultfs.domain.frames import (
 )
 from vaultfs.domain.manifests import INLINE_ENTRIES, Manifest
 from vaultfs.domain.names import parse_path
-from vaultfs.domain.nodes import Content, DigestState, TreeId, User
+from vaultfs.domain.nodes import Content, DigestState, TreeId, User, owner_of
 from vaultfs.domain.operations import MakeFolder, Outcome, PutFile, Refused, Result
 from vaultfs.domain.packs import Codec, Kind, StoredChunk, contents_of
 from vaultfs.domain.services.budget import BLOCK, Budget, Use
@@ -224,14 +226,19 @@ class Intake:
         rest of one frame; some 5 MiB of decoded chunks beside it, in the thread that verifies.
         """
         where = await self.files.tree(caller, tree)
+        if (
+            where != caller.tree
+            and Role.WRITER not in (await self.files.catalog.roles(caller.id, where)).values()
+        ):  # before its chunks become the owner's
+            raise NotFound(f"nothing of {tree} can be changed")
         if size is not None and _bounded(size) < BLOCK:
-            reader, placed = await self._read(caller, source, size + 1)
+            reader, placed = await self._read(where, source, size + 1)
         else:
             async with self._streams:
-                reader, placed = await self._read(caller, source, BLOCK)
+                reader, placed = await self._read(where, source, BLOCK)
         return await self._commit(files or self.files, caller, where, reader, placed)
 
-    async def _read(self, caller: User, source: Source, block: int) -> tuple[_Reader, Placed]:
+    async def _read(self, tree: TreeId, source: Source, block: int) -> tuple[_Reader, Placed]:
         reader, placed = _Reader(), Placed()
         rest, total, last = b"", 0, False
         while not last:
@@ -248,7 +255,7 @@ class Intake:
                 charge.release()
                 raise
             rest = parsed.rest
-            placed.take(await self.files.ingest.encoded(caller.id, parsed.chunks, charge))
+            placed.take(await self.files.ingest.encoded(owner_of(tree), parsed.chunks, charge))
         if not reader.ended:
             raise InvalidField("the frames were cut short: nothing was committed")
         return reader, placed
@@ -256,7 +263,11 @@ class Intake:
     async def _commit(
         self, files: Files, caller: User, tree: TreeId, reader: _Reader, placed: Placed
     ) -> list[Taken]:
-        lengths = await self._lengths(caller, reader)
+        # What is put into the tree of another has to be sent: what the owner has is no secret
+        # to be asked about, and what the caller has is not the owner's.
+        lengths = reader.lengths
+        if tree == caller.tree:
+            lengths = await self._lengths(caller, reader)
         foreign = set(placed.foreign)
         results: list[Result | VaultError | None] = [None] * len(reader.entries)
         puts: dict[int, tuple[PutFile, Ingested]] = {}

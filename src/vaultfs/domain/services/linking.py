@@ -86,7 +86,7 @@ class Linking:
                 path = [numbered.get(each) for each in steps]
                 whole = await self._composed(path, known)
                 if whole is not None:
-                    await self.deltas.record(user, base, target, whole.steps)
+                    await self.deltas.record(user, user.tree, base, target, whole.steps)
                     made += 1
             length *= FANOUT
         return made

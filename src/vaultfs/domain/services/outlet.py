@@ -22,7 +22,7 @@ from vaultfs.domain.frames import HEAD, End, write_end, write_entry
 from vaultfs.domain.frames import Entry as EntryFrame
 from vaultfs.domain.manifests import Entry
 from vaultfs.domain.names import Address, Path, format_path, key_of
-from vaultfs.domain.nodes import DigestState, Node, NodeId, User, UserId, Version
+from vaultfs.domain.nodes import DigestState, Node, NodeId, User, UserId, Version, owner_of
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.reader import Reader, Wanted, stored
@@ -64,6 +64,7 @@ class Outlet:
         folder = await self.files.stat(caller, top)
         if not folder.is_folder:
             raise NotAFolder(f"{top} is a file, not a folder")
+        owner = owner_of(folder.tree)
         chunks = entries = size = 0
         group: list[_Found] = []
         yield [HEAD]
@@ -74,11 +75,11 @@ class Outlet:
                 group.append(found)
                 size += sum(length for _, length in found.chunks)
                 if size >= GROUP_SIZE or len(group) >= GROUP_FILES:
-                    parts, sent = await self._framed(caller.id, group)
+                    parts, sent = await self._framed(owner, group)
                     yield parts
                     chunks, entries = chunks + sent, entries + len(group)
                     group, size = [], 0
-        parts, sent = await self._framed(caller.id, group)
+        parts, sent = await self._framed(owner, group)
         yield [*parts, write_end(End(chunks + sent, entries + len(group)))]
 
     async def _walk(self, top: Node, path: Path, after: Path) -> AsyncGenerator[_Found, None]:

@@ -29,7 +29,7 @@ from vaultfs.domain.errors import (
     VaultError,
 )
 from vaultfs.domain.names import Address, Path, check_path, format_path, key_of
-from vaultfs.domain.nodes import Node, NodeId, User, UserId, Version
+from vaultfs.domain.nodes import Node, NodeId, User, UserId, Version, owner_of
 from vaultfs.domain.operations import MakeFolder, PutFile, Refused
 from vaultfs.domain.services.budget import BLOCK, Budget, Use
 from vaultfs.domain.services.files import Files
@@ -149,8 +149,13 @@ class _Put:
     groups: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(GROUPS))
     large: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(LARGE))
     taken_in: _Countdown = field(factory=_Countdown)
+    owner: UserId = field(init=False)
 
     async def run(self) -> None:
+        files = self.transfer.files
+        tree = await files.tree(self.caller, self.target.tree)
+        await files.check_writable(self.caller, tree, self.target.path)
+        self.owner = owner_of(tree)
         folders: list[Path] = []
         group: list[Item] = []
         size = 0
@@ -225,7 +230,7 @@ class _Put:
             else:
                 found.append((item, data))
         contents = [data for _, data in found]
-        ingested = await self.transfer.files.ingest.small(self.caller.id, contents, charge)
+        ingested = await self.transfer.files.ingest.small(self.owner, contents, charge)
         if ingested:  # they share their packs
             ingested[0].placed.when_recorded(partial(self.progress, sum(map(len, contents))))
         return [(item, each) for (item, _), each in zip(found, ingested, strict=True)]
@@ -235,7 +240,7 @@ class _Put:
         try:
             async with self.source.open(item) as source:
                 ingested = await self.transfer.files.ingest.stream(
-                    self.caller.id, source, size=item.size, progress=self.progress
+                    self.owner, source, size=item.size, progress=self.progress
                 )
         except FILE_ERRORS as error:
             self._fail(item.path, error)
@@ -306,9 +311,11 @@ class _Get:
     report: Report = field(factory=Report)
     groups: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(GROUPS))
     large: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(LARGE))
+    owner: UserId = field(init=False)
 
     async def run(self) -> None:
         top = await self.transfer.files.stat(self.caller, self.source)
+        self.owner = owner_of(top.tree)
         if not top.is_folder:
             raise NotAFolder(f"{self.source} is a file, not a folder")
         group: list[_File] = []
@@ -370,7 +377,7 @@ class _Get:
         try:
             async with (
                 self.target.create(path, version.origin) as sink,
-                self.transfer.reader.content(self._owner, version.manifest) as pieces,
+                self.transfer.reader.content(self.owner, version.manifest) as pieces,
             ):
                 async for part in pieces:
                     await sink.write(part)
@@ -379,10 +386,6 @@ class _Get:
             self._fail(path, error)
         else:
             self._arrived(version)
-
-    @property
-    def _owner(self) -> UserId:
-        return self.caller.id
 
     async def _small(self, files: Sequence[_File]) -> None:
         """Read `files` as one stream of chunks: neighbours in the vault share their gets."""
@@ -418,7 +421,7 @@ class _Get:
                     yield Wanted(digest, length, 0, length)
 
         pieces: list[Buffer] = []
-        async with reader.chunks(self._owner, wanted()) as stream:
+        async with reader.chunks(self.owner, wanted()) as stream:
             async for part in stream:
                 pieces += part
         each = iter(pieces)

@@ -32,6 +32,7 @@ from vaultfs.domain.errors import (
     NotFound,
     OffsetMismatch,
     TooLarge,
+    Unsupported,
     UploadGone,
     VaultError,
 )
@@ -227,6 +228,9 @@ class Uploads:
         tree = caller.tree
         if address is not None:
             tree = await self.files.tree(caller, address.tree)
+            if tree != caller.tree:
+                await self.files.check_writable(caller, tree, address.path)
+                raise Unsupported("an upload goes to one's own tree: put it in one request")
             if purpose.preconditions.any:
                 await self.files.forecast(caller, address, purpose.preconditions)
         now = self._now()

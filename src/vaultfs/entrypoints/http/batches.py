@@ -20,13 +20,13 @@ OPERATIONS_PER_UNIT: Final = 10
 """A batch counts as one request, and one more for so many operations."""
 
 
-class BatchProblem(Problem):
+class BatchProblem(Problem, kw_only=True):
     """An atomic batch that was refused: nothing of it was done."""
 
-    committed: bool = False
-    dry_run: bool = False
-    summary: BatchSummary | None = None
-    results: list[ResultOut] = []  # noqa: RUF012 msgspec makes one for each
+    committed: bool
+    dry_run: bool
+    summary: BatchSummary
+    results: list[ResultOut]
 
 
 async def run_batch(call: Call) -> Response:

@@ -134,7 +134,7 @@ async def get_file(call: Call) -> Response:
         return Response(status_code=status, headers=headers)
 
     async def open_(stack: AsyncExitStack) -> AsyncIterator[list[Buffer]]:
-        reading = files.read(call.user, version, start, stop)
+        reading = files.read(node.tree, version, start, stop)
         return await stack.enter_async_context(reading)
 
     return Download(open_, status, headers)
@@ -164,7 +164,7 @@ async def _changed(
         headers["Vaultfs-Delta"] = f"{plan.way}; depth={plan.depth}; reason={plan.reason}"
         if pieces is None:
             await stack.aclose()
-            return _whole(call, version, headers)
+            return _whole(call, node, version, headers)
     except BaseException:
         await stack.aclose()
         raise
@@ -181,9 +181,9 @@ async def _changed(
     return Download(open_, 226, headers)
 
 
-def _whole(call: Call, version: Version, headers: dict[str, str]) -> Response:
+def _whole(call: Call, node: Node, version: Version, headers: dict[str, str]) -> Response:
     async def open_(stack: AsyncExitStack) -> AsyncIterator[list[Buffer]]:
-        return await stack.enter_async_context(call.files.read(call.user, version))
+        return await stack.enter_async_context(call.files.read(node.tree, version))
 
     return Download(open_, 200, headers)
 

@@ -14,7 +14,7 @@ from vaultfs.adapters.files import IterableSource
 from vaultfs.domain.deltacodec import MEDIA_TYPE
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import Corrupt, InvalidField, TooLarge, Unsupported, VersionMismatch
-from vaultfs.domain.nodes import DigestState, Node, User, Version
+from vaultfs.domain.nodes import DigestState, Node, TreeId, Version, owner_of
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.rebuilding import PIECE, Rebuilding
 from vaultfs.domain.signatures import pieces_of, write_units
@@ -34,7 +34,7 @@ class VaultBase:
     """A version in the vault as the base of a delta."""
 
     files: Files
-    user: User
+    tree: TreeId
     version: Version
     digest: Digest
     _windows: OrderedDict[int, bytes] = field(factory=OrderedDict[int, bytes])
@@ -58,7 +58,7 @@ class VaultBase:
         window = self._windows.get(number)
         if window is None:
             start = number * PIECE
-            async with self.files.read(self.user, self.version, start, start + PIECE) as parts:
+            async with self.files.read(self.tree, self.version, start, start + PIECE) as parts:
                 window = b"".join([piece async for part in parts for piece in part])
             self._windows[number] = window
             if len(self._windows) > WINDOWS:
@@ -73,7 +73,7 @@ async def take_delta(call: Call) -> Response:
     wanted = await call.preconditions(call.address)
     if wanted.if_version is None:
         raise InvalidField("a delta needs If-Match, with the entity tag of the version it is from")
-    _, version = await call.files.version(call.user, call.address)
+    node, version = await call.files.version(call.user, call.address)
     if version.id != wanted.if_version:
         raise VersionMismatch(
             f"it has version {version.id} by now, not {wanted.if_version}",
@@ -82,7 +82,7 @@ async def take_delta(call: Call) -> Response:
         )
     if version.digest is None or version.digest_state is not DigestState.VERIFIED:
         raise Unsupported("the digest of the base is not known yet: send the whole file")
-    base = VaultBase(call.files, call.user, version, version.digest)
+    base = VaultBase(call.files, node.tree, version, version.digest)
     async with aclosing(_rebuilt(call, base)) as pieces, call.server.share_of(call.user.id):
         result = await call.files.put(
             call.user,
@@ -125,7 +125,8 @@ async def signature(call: Call) -> Response:
     node, version = await call.files.version(call.user, call.address, call.number("version"))
     _must_match(call, version)
     units: list[tuple[bytes, int]] = []
-    entries = call.server.vault.reader.entries(call.user.id, version.manifest, 0, version.size)
+    owner = owner_of(node.tree)
+    entries = call.server.vault.reader.entries(owner, version.manifest, 0, version.size)
     async with aclosing(entries):
         async for _, (digest, length) in entries:
             units.append((digest, length))
@@ -146,7 +147,7 @@ async def finer_signature(call: Call) -> Response:
         raise TooLarge(f"ranges of {total} bytes: {MOST_SIGNED} is the most")
     found = bytearray()
     for start, stop in wanted:
-        async with call.files.read(call.user, version, start, stop) as parts:
+        async with call.files.read(node.tree, version, start, stop) as parts:
             data = b"".join([piece async for part in parts for piece in part])
         found += await to_thread.run_sync(_signed, data)
     return Response(bytes(found), headers=_headers(node, version))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from attrs import evolve
 
 from vaultfs._version import __version__
 from vaultfs.domain.deltacodec import MEDIA_TYPE as DELTA
@@ -139,27 +138,37 @@ def _content(kind: type | str) -> dict[str, Any]:
 
 def _responses(route: Route) -> dict[str, Any]:
     found: dict[str, Any] = {str(route.status): {"description": phrase_of(route.status)}}
-    if route.answer is not None and route.method != "HEAD":
-        found[str(route.status)]["content"] = _content(route.answer)
-    if route.failures and 206 in route.failures and route.answer is not None:
-        found["206"] = {"description": "A part of it", "content": _content(route.answer)}
-    if 207 in route.failures and route.answer is not None:
-        found["207"] = {"description": "Not all of it was done", "content": _content(route.answer)}
-    if 200 in route.failures and route.answer is not None:
-        found["200"] = {"description": "OK", "content": _content(route.answer)}
-    if WITH_LOCK in route.parameters:
-        route = evolve(route, failures=(*route.failures, 409, 412, 423))
-    refusals = {*route.failures, *(_ALWAYS if route.scope is not None else ())}
-    if route.body is not None:
-        refusals.add(413)
-    if 226 in refusals:
-        found["226"] = {"description": "A delta to it (RFC 3229)", "content": _content(DELTA)}
-    for status in sorted(refusals - {200, 206, 207, 226, 304}):
-        kind = route.conflict if status == CONFLICT and route.conflict else Problem
-        content = {"application/problem+json": {"schema": {"$ref": _REF.format(name=kind.__name__)}}}
-        found[str(status)] = {"description": phrase_of(status)}
+    if route.answer is not None:
         if route.method != "HEAD":
-            found[str(status)]["content"] = content
+            found[str(route.status)]["content"] = _content(route.answer)
+        for status in _ANSWERS.keys() & {*route.failures}:
+            text, kind = _ANSWERS[status]
+            found[str(status)] = {"description": text, "content": _content(kind or route.answer)}
     if 304 in route.failures:
         found["304"] = {"description": "Not Modified"}
+    for status in sorted(_refusals(route)):
+        problem = route.conflict if status == CONFLICT and route.conflict else Problem
+        found[str(status)] = {"description": phrase_of(status)}
+        if route.method != "HEAD":
+            schema = {"$ref": _REF.format(name=problem.__name__)}
+            found[str(status)]["content"] = {"application/problem+json": {"schema": schema}}
     return found
+
+
+_ANSWERS: Final[dict[int, tuple[str, str | None]]] = {
+    200: ("OK", None),
+    206: ("A part of it", None),
+    207: ("Not all of it was done", None),
+    226: ("A delta to it (RFC 3229)", DELTA),
+}
+"""Answers that are no refusals, and their media type if it is not that of the route."""
+
+
+def _refusals(route: Route) -> set[int]:
+    """The statuses of a route that come with a problem."""
+    refusals = {*route.failures, *(_ALWAYS if route.scope is not None else ())}
+    if WITH_LOCK in route.parameters:
+        refusals |= {409, 412, 423}
+    if route.body is not None:
+        refusals.add(413)
+    return refusals - {304, *_ANSWERS}
