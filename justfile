@@ -57,7 +57,13 @@ fmt:
 
 # kill -9 at every effect of put, move, delete and rebuild.
 crash *ARGS:
-    VAULTFS_CRASH_ALL=1 {{bin}}/python -m pytest tests/services/test_crashes.py {{ARGS}}
+    VAULTFS_CRASH_ALL=1 {{bin}}/python -m pytest tests/services/test_crashes.py \
+        tests/services/test_batch_faults.py {{ARGS}}
+
+# Batches of four processes that overlap, on both databases: some minutes.
+overlap ROUNDS="2000" *ARGS:
+    VAULTFS_ROUNDS={{ROUNDS}} {{bin}}/python -m pytest tests/services/test_batch_faults.py \
+        -k overlap {{ARGS}}
 
 # kill -9 and SIGSTOP of processes that hold locks or wait for them, many times: some ten minutes.
 nemesis BLOWS="200" SEED="1" *ARGS:

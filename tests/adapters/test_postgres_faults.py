@@ -9,6 +9,7 @@ import pytest
 from anyio.abc import SocketStream
 from attrs import define
 from tests.contracts.callers import Caller, add_user, pack_of
+from tests.contracts.catalog_batches import Op, run
 from tests.postgres import Postgres, serving
 
 from vaultfs.adapters.sql import postgres_writer
@@ -127,6 +128,17 @@ async def test_so_do_changes_that_no_feed_has(me: Caller, cable: Cable, cut: Cut
     assert [user.name for user in await me.catalog.users()] == ["bob", "me"]
     assert [row.kind for row in await me.catalog.audit()] == ["add-user", "add-user", "set-quota"]
     assert len(await me.catalog.packs()) == 1
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+async def test_so_do_batches(me: Caller, cable: Cable, cut: Cut) -> None:
+    ops: list[Op] = [{"op": "mkdir", "path": "/new", "on_conflict": "rename"}]
+    for number in range(3):
+        cable.cut = cut
+        outcome = await run(me, *ops)
+        assert outcome.ended[0].renamed == bool(number)
+    assert cable.cuts == 3
+    assert await me.names() == ["new", "new (2)", "new (3)"]
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])

@@ -327,6 +327,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "push": ("{tmp}/file", "/pushed"),
     "diff": ("/f@1", "/f"),
     "sync": ("{tmp}/folder", "/d"),
+    "batch": ("{tmp}/batch.json",),
+    "access": ("/f",),
 }
 WITHOUT_VAULT = {"init"}
 
@@ -334,7 +336,7 @@ WITHOUT_VAULT = {"init"}
 def test_the_table_has_every_command() -> None:
     command: Any = get_command(app)
     several = {"user", "token", "lock", "upload"}
-    rest = {"cat", "demo", "serve", "config", "login", "logout"}
+    rest = {"cat", "demo", "serve", "config", "login", "logout", "grant", "revoke"}
     assert {*COMMANDS, *several, *rest} == set(command.commands)
 
 
@@ -353,6 +355,7 @@ def test_json_is_one_document_of_success(
 ) -> None:
     shutil.copytree(stock, tmp_path / "vault")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "batch.json").write_text('[{"op": "delete", "target": "/f"}]')
     called = placed(name, place, tmp_path, tmp_path / "vault")
     assert called.code == 0
     assert called.errors == ""

@@ -4,7 +4,7 @@ A vault runs in an event loop in a thread of its own; each call waits for its an
 What is here may be used from several threads.
 """
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
@@ -26,8 +26,11 @@ from vaultfs.entrypoints.surface import Surface
 from vaultfs.ports.catalog import Trashed
 
 if TYPE_CHECKING:
+    from vaultfs.domain.access import Role
+    from vaultfs.entrypoints.batching import BatchBuilder, BatchMode, Op
     from vaultfs.entrypoints.changes import Changes
     from vaultfs.entrypoints.comparing import Compared
+    from vaultfs.entrypoints.http.wire import BatchOut, GrantOut
     from vaultfs.entrypoints.pulling import Pulled, Pushed
     from vaultfs.entrypoints.syncing import Summary
 
@@ -219,6 +222,50 @@ class SyncSurface(Generic[V]):
     def set_metadata(self, path: str, patch: dict[str, Json]) -> dict[str, Json]:
         """Change metadata by a JSON merge patch."""
         return self._call(lambda: self.vault.set_metadata(path, patch))
+
+    @contextmanager
+    def batch(
+        self,
+        *,
+        mode: "BatchMode" = "atomic",
+        dry_run: bool = False,
+        wait: float = 5.0,
+        check: bool = True,
+    ) -> "Generator[BatchBuilder, None, None]":
+        """Changes collected inside `with`, and executed at its end; raises `BatchFailed`."""
+        building = self.vault.batch(mode=mode, dry_run=dry_run, wait=wait, check=check)
+        with self._portal.wrap_async_context_manager(building) as batch:
+            yield batch
+
+    def run_batch(
+        self,
+        ops: "Sequence[Op]",
+        *,
+        mode: "BatchMode" = "atomic",
+        dry_run: bool = False,
+        wait: float = 5.0,
+        key: str | None = None,
+    ) -> "BatchOut":
+        """Execute up to 1,000 changes in one transaction; what became of each."""
+        return self._call(
+            lambda: self.vault.run_batch(ops, mode=mode, dry_run=dry_run, wait=wait, key=key)
+        )
+
+    def grant(self, path: str, user: str, role: "Role") -> None:
+        """Let a user read, or read and write, a node and all below it."""
+        self._call(lambda: self.vault.grant(path, user, role))
+
+    def revoke(self, path: str, user: str) -> None:
+        """Take back what a user was granted on a node itself."""
+        self._call(lambda: self.vault.revoke(path, user))
+
+    def access(self, path: str) -> "Sequence[GrantOut]":
+        """What users were granted on a node, and on those above it."""
+        return self._call(lambda: self.vault.access(path))
+
+    def shared(self) -> "Sequence[GrantOut]":
+        """What others have granted."""
+        return self._call(self.vault.shared)
 
     def usage(self) -> Usage:
         """What the vault holds."""

@@ -62,13 +62,24 @@ class _StoppedError(Exception):
 
 
 def execute(batch: Batch, tx: Transaction) -> Program[Outcome]:
-    """What became of `batch`. Raises `KeyReused`, before anything was written."""
+    """What became of `batch`. Raises `KeyReused`, and what else raises leaves nothing."""
     if batch.key is not None:
         kept = yield from _kept(batch, batch.key)
         if kept is not None:
             return Outcome(committed=True, ended=(), kept=kept)
     mark = tx.mark()
     yield Run("SAVEPOINT batch")
+    try:
+        outcome = yield from _executed(batch, tx, mark)
+    except VaultError:
+        yield from _back(tx, mark)
+        yield Run("RELEASE SAVEPOINT batch")
+        raise
+    yield Run("RELEASE SAVEPOINT batch")
+    return outcome
+
+
+def _executed(batch: Batch, tx: Transaction, mark: Mark) -> Program[Outcome]:
     run = _Run(batch, tx, careful=not batch.atomic)
     yield from run.all()
     if batch.atomic and run.stopped and not run.met_a_lock:
@@ -82,7 +93,6 @@ def execute(batch: Batch, tx: Transaction) -> Program[Outcome]:
             yield from _keep(batch, batch.key, batch.answer(outcome))
     else:
         yield from _back(tx, mark)
-    yield Run("RELEASE SAVEPOINT batch")
     return outcome
 
 
