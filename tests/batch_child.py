@@ -163,13 +163,12 @@ def _op(random: Random) -> Op:
 
 async def _single(catalog: Catalog, user: User, random: Random, name: str) -> str:
     tree, path = user.tree, _path(random)
-    operation: Operation = random.choice(
-        [
-            PutFile(tree, path, content(name), parents=True),
-            MakeFolder(tree, path, parents=True, exist_ok=True),
-            Move(tree, path, _path(random), replace=True),
-        ]
-    )
+    operations: list[Operation] = [
+        PutFile(tree, path, content(name), parents=True),
+        MakeFolder(tree, path, parents=True, exist_ok=True),
+        Move(tree, path, _path(random), replace=True),
+    ]
+    operation = random.choice(operations)
     [outcome] = await catalog.apply([Unit(user.id, 1_000_000, name, (operation,))])
     return f"single {type(outcome).__name__}"
 
@@ -179,4 +178,4 @@ if __name__ == "__main__":
     if what == "once":
         anyio.run(once, place, int(numbers[0]))
     else:
-        anyio.run(many, place, *map(int, numbers))
+        anyio.run(many, place, int(numbers[0]), int(numbers[1]))
