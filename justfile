@@ -70,6 +70,10 @@ nemesis BLOWS="200" SEED="1" *ARGS:
     VAULTFS_NEMESIS={{BLOWS}} VAULTFS_SEED={{SEED}} {{bin}}/python -m pytest \
         tests/services/test_lock_processes.py -k survives {{ARGS}}
 
+# Batches against single requests and the drivers, on both databases: two minutes.
+bench-batch *ARGS:
+    {{bin}}/python -m bench.batch {{ARGS}}
+
 # The figures, with the peers beside them. Hours.
 bench:
     {{bin}}/python -m bench.startup

@@ -151,7 +151,7 @@ class _Meter:
 
     def _watch(self) -> None:
         while not self._ended.wait(SAMPLE_EVERY):
-            sizes = [_resident(pid) for pid in _tree(self._pid)]
+            sizes = [resident(pid) for pid in _tree(self._pid)]
             at_once = sum(now for now, _ in sizes)
             self.peak = max(self.peak, at_once, *(highest for _, highest in sizes))
 
@@ -168,7 +168,7 @@ def _tree(pid: int) -> Iterator[int]:
             yield from _tree(int(child))
 
 
-def _resident(pid: int) -> tuple[int, int]:
+def resident(pid: int) -> tuple[int, int]:
     """Resident bytes of a process, now and at its highest; zeros if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(errors="replace")

@@ -85,8 +85,8 @@ class Recording(Database):
 
     noted: Statements = field(factory=list[tuple[str, Sequence[Any]]])
 
-    async def connect(self) -> "Connection":
-        connection = await super().connect()
+    async def connect(self, *, by_index: bool = False) -> "Connection":
+        connection = await super().connect(by_index=by_index)
         connection.add_query_logger(lambda query: self.noted.append((query.query, query.args)))
         return connection
 

@@ -220,6 +220,8 @@ class Made(NamedTuple):
 
     tree: TreeId
     node: NodeId
+    path: Path | None = None
+    """Where it still is, if nothing has been moved or deleted since."""
 
 
 class Memory:
@@ -230,11 +232,19 @@ class Memory:
         self._failed: dict[str, str] = {}
         self._lost: dict[tuple[TreeId, Path], str] = {}
         self._next: dict[tuple[TreeId, Path], int] = {}
+        self._moves = 0
+        self._seen_at: dict[str, int] = {}
 
-    def keep(self, step: Step, node: Node | None) -> None:
-        """`step` is done, and `node` is what it was about."""
+    def keep(self, step: Step, node: Node | None, path: Path) -> None:
+        """`step` is done, and `node`, which is at `path`, is what it was about."""
+        operation = step.operation
+        replaced = step.on_conflict is OnConflict.REPLACE
+        if replaced or isinstance(operation, Move | Delete | Restore):
+            self._moves += 1
         if step.id and node is not None:
-            self._made[step.id] = Made(node.tree, node.id)
+            there = None if isinstance(operation, Delete) else path
+            self._made[step.id] = Made(node.tree, node.id, there)
+            self._seen_at[step.id] = self._moves
 
     def lose(self, index: int, step: Step) -> None:
         """`step` failed: what it would have made is not there."""
@@ -251,7 +261,8 @@ class Memory:
             raise DependencyFailed(f"{ref.id} failed", depends_on=ref.id)
         if ref.id not in self._made:
             raise BadReference(f"{ref.id} has no node to refer to")
-        return self._made[ref.id]
+        made = self._made[ref.id]
+        return made if self._seen_at[ref.id] == self._moves else made._replace(path=None)
 
     def reason(self, step: Step, error: VaultError) -> VaultError:
         """Why `step` really failed: what it did not find may be what an earlier one was to make."""

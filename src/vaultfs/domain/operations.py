@@ -513,6 +513,8 @@ class Result:
 
     node: Node | None = None
     count: int = 0
+    path: Path | None = None
+    """Of the node, where the operation does not say it."""
 
 
 @frozen

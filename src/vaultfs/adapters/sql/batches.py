@@ -197,8 +197,8 @@ class _Run:
 
     def _succeed(self, index: int, step: Step, result: Result, *, renamed: bool = False) -> None:
         assert step.operation is not None
-        self.memory.keep(step, result.node)
-        path = _path_of(step.operation)
+        path = _path_of(step.operation) if result.path is None else result.path
+        self.memory.keep(step, result.node, path)
         self.ended[index] = Ended(Status.OK, result.node, path, renamed)
         if self.batch.presented:
             self.done.append(self._unit(step.operation))
@@ -222,10 +222,6 @@ class _Run:
             step, result = yield from self._renamed(step, *step.target)
             self._succeed(index, step, result, renamed=True)
             return
-        if isinstance(step.operation, Restore) and step.operation.target is None:
-            assert result.node is not None
-            path = yield from self._place(Made(result.node.tree, result.node.id))
-            step = step.aimed(path)
         self._succeed(index, step, result)
 
     def _run(self, step: Step) -> Program[Result]:
@@ -257,6 +253,8 @@ class _Run:
 
     def _place(self, made: Made) -> Program[Path]:
         """Where a node stands now. Raises `NotFound`."""
+        if made.path is not None:
+            return made.path
         rows = yield Run(ABOVE, (made.node,))
         chain = [to_node(row) for row in reversed(rows)]
         if not chain or any(each.trashed_us is not None for each in chain):

@@ -10,7 +10,7 @@ from vaultfs.adapters.sql.transaction import (
     check_may,
     check_owner,
     child_of,
-    folder_at,
+    extend,
     free_place,
     log,
     node_at,
@@ -50,8 +50,8 @@ def make_folder(tx: Transaction, unit: Unit, op: ops.MakeFolder) -> Program[Resu
         if not chain[-1].is_folder:
             raise NotAFolder(f"{format_path(op.path)} is a file, not a folder")
         return Result(chain[-1])
-    yield from folder_at(tx, unit, op.tree, op.path[:-1], make=op.parents)
-    return Result((yield from folder_at(tx, unit, op.tree, op.path, make=True)))
+    most = len(op.path) if op.parents else 1
+    return Result((yield from extend(tx, unit, chain, op.path, make=most)))
 
 
 def move(tx: Transaction, unit: Unit, op: ops.Move) -> Program[Result]:
@@ -132,14 +132,14 @@ def restore(tx: Transaction, unit: Unit, op: ops.Restore) -> Program[Result]:
         if (yield from child_of(folder, name)) is not None:
             raise Exists(f"{name} is there already: restore it to another path")
         above = tuple(each.name for each in reversed(chain) if each.parent is not None)
-        yield from check_height(node, (*above, name))
+        path = (*above, name)
     else:
         folder = yield from free_place(tx, unit, op.tree, op.target, replace=False, keep=None)
-        name = op.target[-1]
-        yield from check_height(node, op.target)
+        name, path = op.target[-1], op.target
+    yield from check_height(node, path)
     tx.forget_paths(node)
     back = node._replace(parent=folder.id, name=name, trashed_us=None)
-    return Result((yield from update(tx, unit, back, "restore")))
+    return Result((yield from update(tx, unit, back, "restore")), path=path)
 
 
 def _trashed(tx: Transaction, unit: Unit, tree: TreeId, number: NodeId) -> Program[Node]:

@@ -15,6 +15,10 @@ _BELOW: Final = (
     r"\s+WHERE n\.trashed IS NULL\s+UNION ALL\s+SELECT \1 FROM below JOIN nodes n"
     r" ON n\.parent = below\.id\s+WHERE n\.trashed IS NOT NULL"
 )
+_CHILDREN: Final = r"FROM below JOIN nodes n\s+ON (n\.parent = below\.id AND [^\n]*)\n"
+_BY_CHILDREN: Final = (  # a fence: else a planner may begin with all nodes that there are
+    r"FROM below CROSS JOIN LATERAL (SELECT * FROM nodes n WHERE \1 OFFSET 0) n\n"
+)
 _LATERAL: Final = (
     r"SELECT \1 FROM below CROSS JOIN LATERAL ("
     "SELECT id FROM nodes WHERE parent = below.id AND trashed IS NULL UNION ALL "
@@ -30,6 +34,7 @@ _WORDS: Final = tuple(
         (r"lower\(hex\(([\w.]+)\)\)", r"encode(\1, 'hex')"),
         (r"\bMAX\((pins\.until), ", r"GREATEST(\1, "),
         (r"\bSELECT \$1, 0\b", "SELECT $1::bigint, 0"),
+        (_CHILDREN, _BY_CHILDREN),
         (_BELOW, _LATERAL),  # one arm of a recursion may look at the rows so far, not two
     )
 )

@@ -329,7 +329,7 @@ class PostgresWriter(GroupCommit):
     async def _connected(self) -> "Connection":
         """The connection, made anew if it is closed."""
         if self._connection is None or self._connection.is_closed():
-            self._connection = await self.database.connect()
+            self._connection = await self.database.connect(by_index=True)
             await self._connection.execute(
                 f"SET lock_timeout = '{BUSY_AFTER}s';"
                 f"SET idle_in_transaction_session_timeout = '{IDLE_WITHIN}';"

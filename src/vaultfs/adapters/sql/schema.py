@@ -308,6 +308,8 @@ BATCHES: Final = (
     )
     """,
     "CREATE INDEX answers_by_time ON answers(at)",
+    # How deep a folder is below takes no look at the files in it.
+    "CREATE INDEX nodes_folders ON nodes(parent) WHERE kind = 'folder' AND trashed IS NULL",
 )
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (

@@ -81,20 +81,24 @@ RESOLVE = f"""
     WITH RECURSIVE walk(depth, id) AS (
         SELECT 0, root FROM trees WHERE id = $1
         UNION ALL
-        SELECT walk.depth + 1, nodes.id FROM walk JOIN nodes
-            ON nodes.parent = walk.id AND nodes.key = ($2 ->> walk.depth)
-            AND nodes.trashed IS NULL
+        SELECT walk.depth + 1, (
+            SELECT nodes.id FROM nodes WHERE nodes.parent = walk.id
+                AND nodes.key = ($2 ->> walk.depth) AND nodes.trashed IS NULL
+        ) FROM walk WHERE walk.id IS NOT NULL
     )
     SELECT {NODE} FROM walk JOIN nodes n ON n.id = walk.id ORDER BY walk.depth
 """
-"""The nodes along a path: tree, JSON array of the names' keys."""
+"""The nodes along a path: tree, JSON array of the names' keys.
+
+A question for one row in each step, not a join: no planner can begin it at the wrong end.
+"""
 
 ABOVE = f"""
     WITH RECURSIVE above(id, depth) AS (
         SELECT $1, 0
         UNION ALL
-        SELECT n.parent, above.depth + 1 FROM above JOIN nodes n ON n.id = above.id
-        WHERE n.parent IS NOT NULL
+        SELECT (SELECT nodes.parent FROM nodes WHERE nodes.id = above.id), above.depth + 1
+        FROM above WHERE above.id IS NOT NULL
     )
     SELECT {NODE} FROM above JOIN nodes n ON n.id = above.id ORDER BY above.depth
 """

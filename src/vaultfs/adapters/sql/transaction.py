@@ -70,8 +70,17 @@ class Transaction:
 
     def forget_paths(self, node: Node) -> None:
         """`node` is about to change: if it is a folder, so do the chains that it is in."""
-        if node.is_folder:
+        if not node.is_folder:
+            return
+        if len(self.folders) > FEW_CHAINS:  # than to look at each of so many
             self.folders.clear()
+        through = [
+            path
+            for path, chain in self.folders.items()
+            if any(each.id == node.id for each in chain)
+        ]
+        for path in through:
+            del self.folders[path]
 
     def mark(self) -> "Mark":
         """What `forget` goes back to."""
@@ -106,6 +115,7 @@ def next_id(tx: Transaction, kind: str) -> Program[int]:
     return start
 
 
+FEW_CHAINS: Final = 64
 RESERVE: Final = "UPDATE counters SET next = next + $2 WHERE name = $1 RETURNING next"
 """Takes ids; a database with many writers may do so outside the transaction."""
 TREE: Final = "SELECT id, root, seq, used, quota FROM trees WHERE id = $1"
@@ -171,8 +181,13 @@ def chain_to(
     keys = tuple(map(key_of, path))
     chain = tx.folders.get((tree, keys))
     if chain is None:
-        rows = yield Run(RESOLVE, (tree, to_array(keys)))
-        chain = tuple(map(to_node, rows))
+        above = tx.folders.get((tree, keys[:-1]))
+        if above is not None:
+            child = yield from child_of(above[-1], path[-1])
+            chain = above if child is None else (*above, child)
+        else:
+            rows = yield Run(RESOLVE, (tree, to_array(keys)))
+            chain = tuple(map(to_node, rows))
         if len(chain) == len(path) + 1:
             folders = len(path) if chain[-1].is_folder else len(path) - 1
             tx.folders[tree, keys[:folders]] = chain[: folders + 1]
@@ -214,17 +229,10 @@ def node_at(
     tx: Transaction, unit: Unit, tree: TreeId, path: Path, action: Action = Action.WRITE
 ) -> Program[Node]:
     """The node at `path`. Raises `NotFound`, `Forbidden`."""
-    above = path[:-1]
-    own = tree == TreeId(unit.actor)  # else the node itself may be all that was granted
-    if own and path and (tree, tuple(map(key_of, above))) in tx.folders:
-        chain = yield from chain_to(tx, unit, tree, above)
-        node = yield from child_of(chain[-1], path[-1])
-    else:
-        chain = yield from chain_to(tx, unit, tree, path, action)
-        node = chain[-1] if len(chain) == len(path) + 1 else None
-    if node is None:
+    chain = yield from chain_to(tx, unit, tree, path, action)
+    if len(chain) != len(path) + 1:
         raise NotFound(f"nothing is at {format_path(path)}")
-    return node
+    return chain[-1]
 
 
 def node_by_id(tx: Transaction, unit: Unit, tree: TreeId, number: NodeId) -> Program[Node]:
@@ -249,12 +257,21 @@ def folder_at(
 ) -> Program[Node]:
     """The folder at `path`, made with those above it if `make`."""
     chain = yield from chain_to(tx, unit, tree, path)
+    return (yield from extend(tx, unit, chain, path, make=len(path) if make else 0))
+
+
+def extend(
+    tx: Transaction, unit: Unit, chain: Sequence[Node], path: Path, *, make: int
+) -> Program[Node]:
+    """The folder at `path`, of which `chain` is there; at most `make` are made."""
     folder = chain[-1]
     if not folder.is_folder:
         raise NotAFolder(f"{format_path(path[: len(chain) - 1])} is a file, not a folder")
     missing = path[len(chain) - 1 :]
-    if missing and not make:
-        raise ParentNotFound(f"there is no folder {format_path(path)}: make it first")
+    if len(missing) > make:
+        raise ParentNotFound(
+            f"there is no folder {format_path(path[: len(path) - make])}: make it first"
+        )
     for name in missing:
         folder = yield from new_node(tx, unit, folder, name, "folder")
         yield from log(tx, unit, "mkdir", folder)
