@@ -1,13 +1,18 @@
 """`pull`, `push` and `diff`, in a folder and against a server."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.entrypoints.cli_calls import Cli
-from tests.faults import random_bytes
+from tests.faults import MIB, random_bytes
 from tests.services.test_deltas import sparse
+
+import vaultfs
 
 OLD = random_bytes(400_000, "stepping")
 NEW = sparse(OLD)
@@ -147,3 +152,45 @@ def test_diff(cli: Cli, put: Put) -> None:
     else:
         put("/g", NEW)
         assert cli.json("diff", "/f@1", "/g")["new"] == found["new"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_before_any_step_of_applying_a_delta_the_file_is_old_or_new(
+    served: Cli, tmp_path: Path
+) -> None:
+    old = random_bytes(3 * MIB, "old")
+    new = old[:MIB] + b"something new" + old[MIB:]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    local = folder / "f"
+    with vaultfs.connect_sync(served.server, token=served.token) as vault:
+        first = vault.put("/f", old)
+        vault.put("/f", new)
+        assert first.version is not None
+        deadly, killed = 0, 0
+        while True:
+            deadly += 1
+            local.write_bytes(old)
+            words = [served.server, served.token, str(local), str(first.version), str(deadly)]
+            done = subprocess.run(
+                [sys.executable, "-m", "tests.apply_child", *words],
+                cwd=Path(__file__).parents[2],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            found = local.read_bytes()
+            others = {each.name for each in folder.iterdir()} - {"f"}
+            assert all(name.startswith(".vaultfs-") for name in others)
+            if done.returncode == 0:
+                break
+            assert done.returncode == -signal.SIGKILL, done.stderr
+            assert found in (old, new)
+            killed += 1
+            vault.pull("/f", local)
+            assert local.read_bytes() == new
+        assert "direct" in done.stdout
+        assert found == new
+        assert killed >= 6

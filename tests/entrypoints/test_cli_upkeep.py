@@ -367,6 +367,7 @@ def test_json_is_one_document_of_success(
 def test_json_is_one_document_of_failure(tmp_path: Path, name: str, place: str) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "new").write_text("in the way of init")
+    (tmp_path / "batch.json").write_text("[]")
     called = placed(name, place, tmp_path, tmp_path / "no vault")
     assert called.code == 1
     assert called.errors == ""

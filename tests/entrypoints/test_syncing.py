@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,6 +13,13 @@ from typing import Any
 import pytest
 from tests.entrypoints.cli_calls import Cli, clean_env, command
 from tests.faults import random_bytes, read_tree, write_tree
+
+import vaultfs
+from vaultfs.domain.errors import VaultError
+from vaultfs.domain.names import Path as VaultPath
+from vaultfs.domain.syncplan import There
+from vaultfs.entrypoints.sdk import Vault
+from vaultfs.entrypoints.syncing import Syncing
 
 OLD = random_bytes(300_000, "sync")
 
@@ -222,3 +230,59 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+# What the feed tells
+
+
+async def test_the_feed_tells_what_a_listing_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[bool] = []
+    there, all_of_it = Syncing.there, Syncing.list_files
+
+    async def checked(self: Syncing) -> dict[VaultPath, There]:
+        listed.clear()
+        nodes = await there(self)
+        assert nodes == await all_of_it(self)
+        return nodes
+
+    async def noted(self: Syncing) -> dict[VaultPath, There]:
+        listed.append(True)
+        return await all_of_it(self)
+
+    monkeypatch.setattr(Syncing, "there", checked)
+    monkeypatch.setattr(Syncing, "list_files", noted)
+    random, spared = Random(1), 0
+    async with vaultfs.open(tmp_path / "vault", create=True) as vault:
+        await vault.mkdir("/top/in", parents=True)
+        await vault.mkdir("/out")
+        for number in range(40):
+            for _ in range(random.randrange(4)):
+                with suppress(VaultError):
+                    await change(vault, random, number)
+            await vault.sync(tmp_path / "local", "/top", force=True)
+            spared += not listed
+    assert spared > 10
+
+
+async def change(vault: Vault, random: Random, number: int) -> None:
+    """Something that may happen to a few files and folders in and around /top."""
+
+    def path() -> str:
+        return random.choice(("/top", "/top/in", "/out")) + f"/{random.choice('abc')}"
+
+    match random.randrange(8):
+        case 0 | 1 | 2:
+            await vault.put(path(), b"%d" % number, parents=False)
+        case 3 | 4:
+            await vault.move(path(), path(), replace=random.random() < 0.5)
+        case 5:
+            await vault.copy(path(), path())
+        case 6:
+            gone = await vault.delete(path())
+            if random.random() < 0.5:
+                await vault.restore(gone.id)
+        case _:
+            folder = random.choice(("/top/in", "/out/d"))
+            await vault.move(folder, "/out/d" if folder == "/top/in" else "/top/in")

@@ -9,6 +9,7 @@ pushes ask for the path again.
 import os
 import sqlite3
 import threading
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +31,13 @@ CREATE TABLE IF NOT EXISTS files(
 ) WITHOUT ROWID
 """
 _NOTES: Final = "CREATE TABLE IF NOT EXISTS notes(key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID"
+_REMOTE: Final = """
+CREATE TABLE IF NOT EXISTS remote(
+    name TEXT PRIMARY KEY,
+    node INTEGER NOT NULL,
+    version INTEGER NOT NULL
+) WITHOUT ROWID
+"""
 _COLUMNS: Final = "vault, path, version, number, size, mtime, node, content"
 
 
@@ -93,6 +101,40 @@ class SyncState:
         """Note something of the folder as a whole."""
         self._run("INSERT OR REPLACE INTO notes VALUES (?, ?)", (key, value))
 
+    def remote(self) -> dict[str, tuple[int, int]] | None:
+        """Node and version of every file of the folder in the vault, as it was at the cursor.
+
+        None if nobody has listed it yet.
+        """
+        if self.note("listed") is None:
+            return None
+        rows = self._run("SELECT name, node, version FROM remote", ())
+        return {name: (node, version) for name, node, version in rows}
+
+    def take_remote(
+        self,
+        cursor: str,
+        now: Mapping[str, tuple[int, int]],
+        before: Mapping[str, tuple[int, int]] | None,
+    ) -> None:
+        """Note what `remote` and the note `cursor` are to be, all of it or nothing.
+
+        `before` is what `remote` gave.
+        """
+        old = before or {}
+        gone = [(name,) for name in old.keys() - now.keys()]
+        new = [(name, *row) for name, row in now.items() if old.get(name) != row]
+        notes = [("cursor", cursor), ("listed", "")]
+        try:
+            with self._lock, self._opened() as connection:
+                if before is None:
+                    connection.execute("DELETE FROM remote")
+                connection.executemany("DELETE FROM remote WHERE name = ?", gone)
+                connection.executemany("INSERT OR REPLACE INTO remote VALUES (?, ?, ?)", new)
+                connection.executemany("INSERT OR REPLACE INTO notes VALUES (?, ?)", notes)
+        except (sqlite3.Error, OSError) as error:
+            raise StateUnusable(f"{self._file}: {error}: remove it to begin anew") from error
+
     def set(self, name: str, now: InStep) -> None:
         """Remember that the file is in step."""
         self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, *now))
@@ -116,6 +158,7 @@ class SyncState:
             connection.execute("PRAGMA synchronous = NORMAL")  # the worst is to ask again
             connection.execute(_TABLE)
             connection.execute(_NOTES)
+            connection.execute(_REMOTE)
             connection.execute(f"PRAGMA user_version = {FORMAT}")
             self._connection = connection
         return self._connection

@@ -60,11 +60,11 @@ class BatchFailed(VaultError):
         self.report = report
 
 
-def report_of(outcome: Outcome, ops: Sequence[object], *, dry_run: bool) -> BatchOut:
-    """What became of `ops`, for those who asked for it."""
+def report_of(outcome: Outcome, ids: Sequence[str | None], *, dry_run: bool) -> BatchOut:
+    """What became of operations with these `ids`, for those who asked for it."""
     results = [
-        _result(index, op, ended)
-        for index, (op, ended) in enumerate(zip(ops, outcome.ended, strict=True))
+        _result(index, name, ended)
+        for index, (name, ended) in enumerate(zip(ids, outcome.ended, strict=True))
     ]
     counts = dict.fromkeys(Status, 0)
     for each in outcome.ended:
@@ -80,14 +80,8 @@ def report_of(outcome: Outcome, ops: Sequence[object], *, dry_run: bool) -> Batc
     return BatchOut(outcome.committed, dry_run, summary, results)
 
 
-def _result(index: int, op: object, ended: Ended) -> ResultOut:
-    name: object = cast("Op", op).get("id") if isinstance(op, Mapping) else None
-    result = ResultOut(
-        index,
-        str(ended.status),
-        name if isinstance(name, str) and name.isprintable() else None,
-        renamed=ended.renamed,
-    )
+def _result(index: int, name: str | None, ended: Ended) -> ResultOut:
+    result = ResultOut(index, str(ended.status), name, renamed=ended.renamed)
     if ended.node is not None and ended.status in {Status.OK, Status.WOULD_SUCCEED}:
         result.node = node_out(ended.node, ended.path)
     if ended.error is not None:
@@ -126,7 +120,7 @@ def failed(report: BatchOut) -> bool:
 # Reading
 
 
-@frozen
+@define(eq=False)
 class Asked:
     """A batch as it was sent."""
 
@@ -135,6 +129,21 @@ class Asked:
     mode: Mode
     dry_run: bool
     wait: float
+    ids: list[str | None] = field(init=False)
+    """Those of the operations that have one."""
+
+    def __attrs_post_init__(self) -> None:
+        self.ids = list(map(_id_of, self.ops))
+
+    def take(self) -> list[object]:
+        """The operations, to be given away: nothing here keeps their memory."""
+        ops, self.ops = self.ops, []
+        return ops
+
+
+def _id_of(op: object) -> str | None:
+    name: object = cast("Op", op).get("id") if isinstance(op, Mapping) else None
+    return name if isinstance(name, str) and name.isprintable() else None
 
 
 _TOP: Final = {"ops", "mode", "dry_run", "wait"}
@@ -396,11 +405,11 @@ async def run_here(
     asked = parse_batch(data)  # as a server would, so that nothing is told apart
 
     def written(outcome: Outcome) -> bytes:
-        return msgspec.json.encode(report_of(outcome, asked.ops, dry_run=dry_run))
+        return msgspec.json.encode(report_of(outcome, asked.ids, dry_run=dry_run))
 
     outcome = await batches.run(
         user,
-        asked.ops,
+        asked.take(),
         mode=asked.mode,
         dry_run=dry_run,
         wait=wait,
@@ -409,4 +418,4 @@ async def run_here(
     )
     if outcome.kept is not None:
         return msgspec.json.decode(outcome.kept, type=BatchOut)
-    return report_of(outcome, asked.ops, dry_run=dry_run)
+    return report_of(outcome, asked.ids, dry_run=dry_run)

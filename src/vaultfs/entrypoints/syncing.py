@@ -22,7 +22,7 @@ from vaultfs.adapters.replacing import status_of
 from vaultfs.adapters.syncfolder import Found, Scan, SyncFolder
 from vaultfs.adapters.syncstate import InStep, SyncState
 from vaultfs.domain.errors import Conflict, CursorReset, NotFound, VersionMismatch
-from vaultfs.domain.names import Path, format_path, parse_path
+from vaultfs.domain.names import Path, format_path, key_of, parse_path
 from vaultfs.domain.nodes import NodeId, VersionId
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import FILE_ERRORS
@@ -37,6 +37,8 @@ from vaultfs.domain.syncplan import (
     aside,
     plan,
 )
+from vaultfs.entrypoints.changes import ChangeOf
+from vaultfs.ports.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from vaultfs.entrypoints.surface import Surface
@@ -45,6 +47,8 @@ ROUNDS: Final = 4
 """Times that is planned anew where the last round made something new to do."""
 AT_ONCE: Final = 16
 """Files that travel at the same time."""
+_CHANGING: Final = {"put", "copy", "move", "restore", "metadata", "delete"}
+"""Kinds of changes after which another file is at a path; a new folder holds none."""
 WAIT: Final = 30.0
 """Seconds that a server is asked to wait for changes."""
 
@@ -80,6 +84,10 @@ class Syncing:
     device: str
     """What this machine is called in the names of copies."""
     force: bool = False
+    progress: Progress = no_progress
+    """Told of each file that is done."""
+    expect: Progress = no_progress
+    """Told how many there are in a round."""
     summary: Summary = field(factory=Summary)
     state: SyncState = field(init=False)
     files: SyncFolder = field(init=False)
@@ -90,6 +98,12 @@ class Syncing:
     _tombstones: set[str] = field(factory=set[str])
     """Paths of the vault that it says were deleted, and ids of nodes."""
     _cursor: str = ""
+    _news: list[ChangeOf] | None = None
+    """What the feed has told since the last run; None if that cannot be known."""
+    _before: dict[str, tuple[int, int]] | None = None
+    """The files there at the end of the last run."""
+    _remote: dict[str, tuple[int, int]] = field(factory=dict[str, tuple[int, int]])
+    """The files there at the cursor."""
     _failed: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -103,7 +117,7 @@ class Syncing:
         names = {"/".join(path): each for path, each in known.items()}
         self.seen = await to_thread.run_sync(self.files.fingerprint)
         self._scan = await to_thread.run_sync(self.files.scan, names)
-        nodes = await self._list()
+        nodes = await self.there()
         over = self._scan.passed_over((*nodes, *known))
         self._nodes = {path: each for path, each in nodes.items() if path not in over}
         known = {path: each for path, each in known.items() if path not in over}
@@ -149,14 +163,18 @@ class Syncing:
     async def _read_feed(self) -> str:
         """Learn what was deleted since the last run; the cursor behind it."""
         cursor = self.state.note("cursor")
+        self._news = None if cursor is None else []
         try:
             return await self._follow(cursor)
         except CursorReset:
+            self._news = None
             return await self._follow(None)
 
     async def _follow(self, cursor: str | None) -> str:
         while True:
             news = await self.vault.changes(cursor)
+            if self._news is not None:
+                self._news += news.entries
             for each in news.entries:
                 if each.kind in {"delete", "purge"}:
                     self._tombstones.add(str(each.node))
@@ -177,7 +195,49 @@ class Syncing:
             format_path(names[:depth]) in self._tombstones for depth in range(1, len(names) + 1)
         )
 
-    async def _list(self) -> dict[Path, There]:
+    async def there(self) -> dict[Path, There]:
+        """The files below the folder there: what they were, and what the feed has told since.
+
+        They are listed where the feed does not say enough: at first, and when a folder was
+        moved, copied, deleted or restored.
+        """
+        self._before = await to_thread.run_sync(self.state.remote)
+        nodes: dict[Path, There] | None = None
+        if self._before is not None and self._news is not None:
+            nodes = self._applied(self._before, self._news)
+        if nodes is None:
+            nodes = await self.list_files()
+        self._remote = {"/".join(path): (each.node, each.version) for path, each in nodes.items()}
+        return nodes
+
+    def _applied(
+        self, before: Mapping[str, tuple[int, int]], news: Sequence[ChangeOf]
+    ) -> dict[Path, There] | None:
+        """The files there after `news`; None if it is about folders."""
+        news = [each for each in news if each.kind in _CHANGING]
+        if any(each.version is None for each in news):
+            return None
+        nodes = {
+            tuple(name.split("/")): There(NodeId(node), VersionId(version), b"")
+            for name, (node, version) in before.items()
+        }
+        where = {each.node: path for path, each in nodes.items()}
+        for each in news:
+            old = where.pop(each.node, None)
+            if old is not None and nodes[old].node == each.node:
+                del nodes[old]
+            path = None if each.path is None else self._inside(parse_path(each.path))
+            if each.kind != "delete" and path and each.version is not None:
+                nodes[path], where[each.node] = There(each.node, each.version, b""), path
+        return nodes
+
+    def _inside(self, path: Path) -> Path | None:
+        """A path of the vault as one below the folder; None if it is not below it."""
+        top = parse_path(self.path)
+        keys = tuple(map(key_of, path[: len(top)]))
+        return path[len(top) :] if keys == tuple(map(key_of, top)) else None
+
+    async def list_files(self) -> dict[Path, There]:
         """The files below the folder there, which is made if it is not."""
         found: dict[Path, There] = {}
         folders: list[Path] = [()]
@@ -238,10 +298,11 @@ class Syncing:
             if not any(step.action is Action.SET_ASIDE for step in found.steps):
                 break
         if not self._failed:  # or what was deleted there would not be told again
-            self.state.take_note("cursor", self._cursor)
+            self.state.take_remote(self._cursor, self._remote, self._before)
         return self.summary
 
     async def _carry_out(self, steps: Sequence[Step]) -> None:
+        self.expect(len(steps))
         room = anyio.Semaphore(AT_ONCE)
         travels = {Action.PULL, Action.PUSH}
 
@@ -267,6 +328,7 @@ class Syncing:
             self._problem(step, "somebody else changed it meanwhile: it is met by the next run")
         except FILE_ERRORS as error:
             self._problem(step, error.message)
+        self.progress(1)
 
     def _problem(self, step: Step, reason: str) -> None:
         self._failed = True

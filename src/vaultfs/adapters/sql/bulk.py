@@ -123,6 +123,7 @@ def _insert(
         tx.changes.append(change_row(unit, tree.seq + 1 + index, "put", node))
     tx.trees[tree.id] = tree._replace(seq=tree.seq + len(puts))
     yield RunMany(INSERT_NODE, list(map(node_row, nodes)))
+    tx.forget_children()
     yield RunMany(INSERT_VERSION, versions)
     return [Done((Result(node, 1),)) for node in nodes]
 
@@ -168,6 +169,7 @@ def _relocate(
         tx.changes.append(change_row(unit, seq, "move", moved))
         outcomes.append(Done((Result(moved),)))
     tx.trees[tree.id] = tree._replace(seq=tree.seq + len(units))
+    tx.forget_children()
     yield RunMany(
         "UPDATE nodes SET parent = $1, name = $2, key = $3, revision = $4, modified = $5"
         " WHERE id = $6",

@@ -39,7 +39,7 @@ def copy(tx: Transaction, unit: Unit, op: ops.Copy) -> Program[Result]:
     if not op.target:
         raise Exists("the root of a tree is there already")
     folder = yield from folder_at(tx, unit, op.tree, op.target[:-1], make=False)
-    there = yield from child_of(folder, op.target[-1])
+    there = yield from child_of(tx, folder, op.target[-1])
     if there is None:
         there = yield from new_node(tx, unit, folder, op.target[-1], "file")
         there = there._replace(metadata=node.metadata)
@@ -96,6 +96,7 @@ def _copy_folder(tx: Transaction, unit: Unit, op: ops.Copy, top: Node) -> Progra
     nodes[0] = nodes[0]._replace(name=op.target[-1])
     yield from charge(tx, op.tree, sum(node.size for node in nodes))
     yield RunMany(INSERT_NODE, [node_row(node) for node in nodes])
+    tx.forget_children()
     yield RunMany(INSERT_VERSION, versions)
     yield from log(tx, unit, "copy", nodes[0])
     return Result(nodes[0], len(nodes))

@@ -95,6 +95,7 @@ def add_version(
     if node.number:
         return (yield from update(tx, unit, current, kind))
     yield Run(INSERT_NODE, node_row(current))
+    tx.learn(current)
     yield from log(tx, unit, kind, current)
     return current
 

@@ -129,7 +129,7 @@ def restore(tx: Transaction, unit: Unit, op: ops.Restore) -> Program[Result]:
         chain = yield from _old_chain(node)
         folder, name = chain[0], node.name
         yield from check_may(tx, unit, Action.WRITE, op.tree, chain, f"node {op.node}")
-        if (yield from child_of(folder, name)) is not None:
+        if (yield from child_of(tx, folder, name)) is not None:
             raise Exists(f"{name} is there already: restore it to another path")
         above = tuple(each.name for each in reversed(chain) if each.parent is not None)
         path = (*above, name)

@@ -35,7 +35,7 @@ TABLES: Final = (
     *("meta", *DUMPED),
     *("packs", "pack_locations", "chunks", "pins"),
     *("uploads", "upload_entries", "upload_tails"),
-    *("lock_state", "lock_sessions"),
+    *("lock_state", "lock_sessions", "answers"),
 )
 
 

@@ -63,6 +63,10 @@ class Transaction:
     locks: LockView = field(factory=LockView)
     changes: list[tuple[Any, ...]] = field(factory=list[tuple[Any, ...]])
     """Entries of feeds, which are written together at the end."""
+    children: dict[tuple[NodeId, str], Node | None] = Factory(dict[tuple[NodeId, str], Node | None])
+    """What was seen, or put, under names in folders; None where nothing is."""
+    places: dict[NodeId, tuple[NodeId, str]] = Factory(dict[NodeId, tuple[NodeId, str]])
+    """Where in `children` nodes are."""
     roles: dict[tuple[UserId, TreeId], dict[NodeId, Role]] = Factory(
         dict[tuple[UserId, TreeId], dict[NodeId, Role]]
     )
@@ -82,6 +86,20 @@ class Transaction:
         for path in through:
             del self.folders[path]
 
+    def learn(self, node: Node) -> None:
+        """`node` is so by now."""
+        old = self.places.pop(node.id, None)
+        if old is not None:
+            self.children[old] = None
+        if node.trashed_us is None and node.parent is not None:
+            place = self.places[node.id] = (node.parent, key_of(node.name))
+            self.children[place] = node
+
+    def forget_children(self) -> None:
+        """Many nodes have changed that nobody has looked at one by one."""
+        self.children.clear()
+        self.places.clear()
+
     def mark(self) -> "Mark":
         """What `forget` goes back to."""
         return Mark(dict(self.trees), len(self.changes))
@@ -96,6 +114,7 @@ class Transaction:
         self.folders.clear()
         self.ids.clear()
         self.roles.clear()
+        self.forget_children()
 
 
 class Mark(NamedTuple):
@@ -183,7 +202,7 @@ def chain_to(
     if chain is None:
         above = tx.folders.get((tree, keys[:-1]))
         if above is not None:
-            child = yield from child_of(above[-1], path[-1])
+            child = yield from child_of(tx, above[-1], path[-1])
             chain = above if child is None else (*above, child)
         else:
             rows = yield Run(RESOLVE, (tree, to_array(keys)))
@@ -278,13 +297,21 @@ def extend(
     return folder
 
 
-def child_of(folder: Node, name: str) -> Program[Node | None]:
+def child_of(tx: Transaction, folder: Node, name: str) -> Program[Node | None]:
     """What has that name in `folder`."""
-    rows = yield Run(
-        f"SELECT {NODE} FROM nodes n WHERE n.parent = $1 AND n.key = $2 AND n.trashed IS NULL",
-        (folder.id, key_of(name)),
-    )
-    return to_node(rows[0]) if rows else None
+    key = (folder.id, key_of(name))
+    if key not in tx.children:
+        rows = yield Run(CHILD, key)
+        if rows:
+            tx.learn(to_node(rows[0]))
+        else:
+            tx.children[key] = None
+    return tx.children[key]
+
+
+CHILD: Final = (
+    f"SELECT {NODE} FROM nodes n WHERE n.parent = $1 AND n.key = $2 AND n.trashed IS NULL"
+)
 
 
 INSERT_NODE = (
@@ -307,6 +334,7 @@ def new_node(tx: Transaction, unit: Unit, folder: Node, name: str, kind: str) ->
     )
     if kind == "folder":
         yield Run(INSERT_NODE, node_row(node))
+        tx.learn(node)
     return node
 
 
@@ -317,7 +345,7 @@ def free_place(
     if not path:
         raise Exists("the root of a tree is there already")
     folder = yield from folder_at(tx, unit, tree, path[:-1], make=False)
-    there = yield from child_of(folder, path[-1])
+    there = yield from child_of(tx, folder, path[-1])
     if there is not None and (keep is None or there.id != keep.id):
         if not replace:
             raise Exists(f"{format_path(path)} is there already")
@@ -336,6 +364,7 @@ def update(tx: Transaction, unit: Unit, node: Node, kind: str) -> Program[Node]:
             *(node.number, node.size, node.metadata, node.modified_us, node.trashed_us, node.id),
         ),
     )
+    tx.learn(node)
     yield from log(tx, unit, kind, node)
     return node
 

@@ -95,6 +95,7 @@ class Batches:
         if not 0 <= wait <= LONGEST:
             raise InvalidField(f"wait={wait:g}: 0 to {LONGEST:g} seconds")
         steps = parse_steps(operations, caller.name, await self._trees(caller, operations))
+        del operations  # which may be all that keeps their memory
         clock = self.files.clock
         batch = Batch(
             caller.id,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vaultfs.domain.access import Role
 from vaultfs.domain.errors import InvalidField
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
@@ -30,6 +29,8 @@ UserArgument = Annotated[str, typer.Argument(metavar="USER", show_default=False)
 
 
 class _Role(StrEnum):
+    """Those of `domain.access`, which help does not wait for."""
+
     READER = "reader"
     WRITER = "writer"
 
@@ -91,7 +92,8 @@ def batch(
                 key=key,
             )
         call.answer(_builtins(report), lambda: table(_rows(asked[0], report)))
-        call.remark(_summary(report))
+        if not call.json:
+            call.remark(_summary(report))
         if not failed(report):
             return ExitCode.DONE
         return ExitCode.PARTIAL if mode == "best_effort" else ExitCode.ROLLED_BACK
@@ -180,6 +182,8 @@ def grant(
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
+        from vaultfs.domain.access import Role
+
         where = address(path)
         async with working(call) as vault:
             await vault.grant(written(where), user, Role(role))

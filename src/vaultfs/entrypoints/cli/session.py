@@ -101,8 +101,10 @@ class Session:
             sys.stderr.write(text + "\n")
 
     @contextmanager
-    def progress(self, title: str, total: int | None = None) -> Generator["Bar", None, None]:
-        """A progress bar in bytes, on a terminal; else nothing."""
+    def progress(
+        self, title: str, total: int | None = None, *, files: bool = False
+    ) -> Generator["Bar", None, None]:
+        """A progress bar in bytes, or in `files`, on a terminal; else nothing."""
         if self.json or self.quiet or not sys.stderr.isatty():
             yield Bar()
             return
@@ -110,6 +112,7 @@ class Session:
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            MofNCompleteColumn,
             Progress,
             TextColumn,
             TimeRemainingColumn,
@@ -119,8 +122,7 @@ class Session:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            *((MofNCompleteColumn(),) if files else (DownloadColumn(), TransferSpeedColumn())),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

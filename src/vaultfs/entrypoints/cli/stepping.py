@@ -211,7 +211,9 @@ def sync(
                 return ExitCode.DONE
             while True:
                 syncing = _syncing(surface, folder, path, force=force)
-                done = await syncing.run()
+                with call.progress("sync", files=True) as bar:
+                    syncing.progress, syncing.expect = bar.advance, bar.expect
+                    done = await syncing.run()
                 if not watching or done.changed or done.problems:
                     _tell_summary(call, done)
                 if not watching:

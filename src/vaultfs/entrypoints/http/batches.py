@@ -33,24 +33,26 @@ async def run_batch(call: Call) -> Response:
     """Execute up to 1,000 changes."""
     body = await call.raw_body(MAX_BYTES)
     asked = await to_thread.run_sync(parse_batch, body)
+    key = _key(call, body)
+    del body  # all that it says is in `asked`, whose operations are given away
     call.charge(math.ceil(len(asked.ops) / OPERATIONS_PER_UNIT))
 
     def written(outcome: Outcome) -> bytes:
-        return msgspec.json.encode(report_of(outcome, asked.ops, dry_run=asked.dry_run))
+        return msgspec.json.encode(report_of(outcome, asked.ids, dry_run=asked.dry_run))
 
     outcome = await call.server.vault.batches(call.files).run(
         call.user,
-        asked.ops,
+        asked.take(),
         mode=asked.mode,
         dry_run=asked.dry_run,
         wait=asked.wait,
-        key=_key(call, body),
+        key=key,
         answer=written,
     )
     if outcome.kept is not None:
         report = msgspec.json.decode(outcome.kept, type=BatchOut)
         return _answer(call, report, {"Idempotency-Replayed": "true"})
-    report = report_of(outcome, asked.ops, dry_run=asked.dry_run)
+    report = report_of(outcome, asked.ids, dry_run=asked.dry_run)
     if not (report.committed or report.dry_run):
         return _aborted(call, report)
     return _answer(call, report)
