@@ -85,3 +85,15 @@ async def test_nobody_sees_the_changes_of_others() -> None:
         assert (await Feed(vault.files).since(bob, "bob", None)).changes == []
         with pytest.raises(NotFound):
             await Feed(vault.files).since(bob, "me", None)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 31])
+async def test_who_asks_for_what_comes_now_is_told_nothing_of_before(count: int) -> None:
+    async with open_memory_vault() as vault:
+        for number in range(count):
+            await vault.files.mkdir(vault.user, at(f"/{number}"))
+        now = await since(vault, "now")
+        assert now.changes == []
+        await vault.files.mkdir(vault.user, at("/new"))
+        [seen] = (await since(vault, now.cursor)).changes
+        assert (seen.change.seq, seen.path) == (count + 1, ("new",))

@@ -41,7 +41,8 @@ class Scan(NamedTuple):
     def passed_over(self, paths: Iterable[Path]) -> set[Path]:
         """Those of which nothing is known: what is here under them, or above them."""
         names = {name for name, _ in self.skipped}
-        return {path for path in paths if self._is_over(path, names)}
+        rest = (path for path in paths if path not in self.files)
+        return {path for path in rest if self._is_over(path, names)}
 
     def _is_over(self, path: Path, skipped: set[str]) -> bool:
         above = ["/".join(path[:depth]) for depth in range(1, len(path) + 1)]

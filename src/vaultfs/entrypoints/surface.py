@@ -234,6 +234,8 @@ class Surface(Look):
     async def changes(self, cursor: str | None = None, *, wait: float = 0) -> "Changes":
         """What has changed since `cursor`, and the next cursor; waits for it up to 60 seconds.
 
+        Without one from the first change on; `"now"` gives none, and a cursor for what comes.
+
         Raises `CursorReset` where the feed is not the one that the cursor is of.
         """
 

@@ -24,6 +24,7 @@ from vaultfs.adapters.syncstate import InStep, SyncState
 from vaultfs.domain.errors import Conflict, CursorReset, NotFound, VersionMismatch
 from vaultfs.domain.names import Path, format_path, key_of, parse_path
 from vaultfs.domain.nodes import NodeId, VersionId
+from vaultfs.domain.services.feed import NOW
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import FILE_ERRORS
 from vaultfs.domain.syncplan import (
@@ -113,7 +114,7 @@ class Syncing:
         """What is to be done. Raises `Conflict` if the folder is in step with another."""
         self._check_root()
         known = await self._known()
-        cursor = await self._read_feed()
+        cursor = await self._read_feed(anew=not known)
         names = {"/".join(path): each for path, each in known.items()}
         self.seen = await to_thread.run_sync(self.files.fingerprint)
         self._scan = await to_thread.run_sync(self.files.scan, names)
@@ -160,10 +161,15 @@ class Syncing:
             if (each.vault, each.path) == (self.vault.place, self._at(path))
         }
 
-    async def _read_feed(self) -> str:
-        """Learn what was deleted since the last run; the cursor behind it."""
+    async def _read_feed(self, *, anew: bool) -> str:
+        """Learn what was deleted since the last run; the cursor behind it.
+
+        Who begins `anew` knows of nothing that could have been deleted.
+        """
         cursor = self.state.note("cursor")
         self._news = None if cursor is None else []
+        if cursor is None and anew:
+            return (await self.vault.changes(NOW)).cursor
         try:
             return await self._follow(cursor)
         except CursorReset:

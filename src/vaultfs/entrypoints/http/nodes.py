@@ -270,7 +270,10 @@ ROUTES: Final = (
         answer=ChangeList,
         parameters=(
             LIMIT,
-            Parameter("cursor", "`cursor` of the answer before; without one, from the first on."),
+            Parameter(
+                "cursor",
+                "`cursor` of the answer before; `now` for what comes; else from the first on.",
+            ),
             Parameter(
                 "wait",
                 "Seconds to wait for changes if there are none.",
