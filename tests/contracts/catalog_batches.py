@@ -330,6 +330,29 @@ class BatchContract:
         assert gone is not None
         assert await refusal(friend, Restore(tree, gone.id)) is NotFound  # the root is not theirs
 
+    async def test_who_may_write_a_node_may_not_take_it_from_the_trash_of_its_folder(
+        self, filled: Caller, friend: Caller
+    ) -> None:
+        tree = filled.tree
+        await filled.do(MakeFolder(tree, ("theirs",)))
+        await filled.do(Grant(tree, ("old", "c"), "friend", Role.WRITER))
+        await filled.do(Grant(tree, ("theirs",), "friend", Role.WRITER))
+        gone = (await filled.do(Delete(tree, ("old", "c")))).node
+        assert gone is not None
+        assert await refusal(friend, Restore(tree, gone.id, ("theirs", "c"))) is NotFound
+        await filled.do(Grant(tree, ("old",), "friend", Role.WRITER))
+        await friend.do(Restore(tree, gone.id, ("theirs", "c")))
+
+    async def test_a_restore_to_a_place_that_is_taken(self, filled: Caller) -> None:
+        gone = (await filled.do(Delete(filled.tree, ("a",)))).node
+        assert gone is not None
+        await filled.do(put(filled, "/a", "new"))
+        op: Op = {"op": "restore", "node": gone.id}
+        assert told(await run(filled, op)) == ["failed Exists"]
+        assert told(await run(filled, {**op, "on_conflict": "skip"})) == ["skipped"]
+        outcome = await run(filled, {**op, "dst": "/a", "on_conflict": "rename"})
+        assert outcome.ended[0].path == ("a (2)",)
+
     async def test_batches_grant_and_revoke(self, filled: Caller, friend: Caller) -> None:
         outcome = await run(
             filled,

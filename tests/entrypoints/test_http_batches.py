@@ -363,6 +363,27 @@ async def test_a_lock_that_only_another_batch_has(api: Client) -> None:
     assert result["error"]["retryable"] is True
 
 
+async def test_nobody_locks_what_is_not_theirs_to_write_by_waiting(api: Client) -> None:
+    bob = await api.new_user("bob")
+    await api.ok("PUT", "/v1/files/bob/a", token=bob, content=b"x")
+    body = {"paths": [{"path": "/a"}], "ttl_seconds": 60}
+    await api.ok("POST", "/v1/locks", token=bob, json=body)
+    held: list[Any] = []
+    found: Any = None
+
+    async def look() -> None:
+        await anyio.sleep(0.3)
+        held.append((await api.ok("GET", "/v1/locks"))["held"])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(look)
+        ops = [{"op": "delete", "target": path} for path in ("/a", "me:/a", "me:/folder")]
+        found = await run(api, *ops, token=bob, wait=1, mode="best_effort", status=207)
+    codes = [each["error"]["code"] for each in found["results"]]
+    assert codes == ["locked", "not_found", "not_found"]
+    assert held == [[]]
+
+
 # Sharing
 
 

@@ -212,12 +212,12 @@ class _Run:
         try:
             result = yield from self._run(step)
         except Exists:
-            if step.target is None or not step.target[1] or step.on_conflict is OnConflict.FAIL:
-                raise
             if step.on_conflict is OnConflict.SKIP:
-                self.ended[index] = Ended(Status.SKIPPED, path=step.target[1])
+                self.ended[index] = Ended(Status.SKIPPED)
                 return
-            if step.on_conflict is OnConflict.REPLACE:
+            if step.on_conflict is not OnConflict.RENAME:
+                raise
+            if step.target is None or not step.target[1]:  # a root has no other name
                 raise
             step, result = yield from self._renamed(step, *step.target)
             self._succeed(index, step, result, renamed=True)

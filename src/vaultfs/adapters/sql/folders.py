@@ -125,14 +125,17 @@ def delete(tx: Transaction, unit: Unit, op: ops.Delete) -> Program[Result]:
 
 def restore(tx: Transaction, unit: Unit, op: ops.Restore) -> Program[Result]:
     node = yield from _trashed(tx, unit, op.tree, op.node)
+    if op.tree != TreeId(unit.actor):  # its name was that folder's, as in a move
+        rows = yield Run(ABOVE, (node.parent,))
+        above = list(map(to_node, rows))
+        yield from check_may(tx, unit, Action.WRITE, op.tree, above, f"node {op.node}")
     if op.target is None:
         chain = yield from _old_chain(node)
         folder, name = chain[0], node.name
-        yield from check_may(tx, unit, Action.WRITE, op.tree, chain, f"node {op.node}")
         if (yield from child_of(tx, folder, name)) is not None:
             raise Exists(f"{name} is there already: restore it to another path")
-        above = tuple(each.name for each in reversed(chain) if each.parent is not None)
-        path = (*above, name)
+        names = tuple(each.name for each in reversed(chain) if each.parent is not None)
+        path = (*names, name)
     else:
         folder = yield from free_place(tx, unit, op.tree, op.target, replace=False, keep=None)
         name, path = op.target[-1], op.target

@@ -24,6 +24,7 @@ from vaultfs.domain.batches import (
 )
 from vaultfs.domain.batchparsing import parse_steps, trees_named
 from vaultfs.domain.errors import (
+    Forbidden,
     InvalidField,
     InvalidName,
     Locked,
@@ -112,7 +113,7 @@ class Batches:
         outcome = await self.files.catalog.batch(batch)
         if not (batch.patient and _met_a_lock(outcome)):
             return outcome
-        return await self._patiently(batch, wait)
+        return await self._patiently(caller, batch, wait)
 
     async def _trees(self, caller: User, operations: Sequence[object]) -> dict[str, TreeId]:
         found = {caller.name: caller.tree}
@@ -123,11 +124,12 @@ class Batches:
                 continue
         return found
 
-    async def _patiently(self, batch: Batch, wait: float) -> Outcome:
+    async def _patiently(self, caller: User, batch: Batch, wait: float) -> Outcome:
         """Run `batch` once all locks that it needs are had, or without those not had in time."""
         wanted = lock_items(batch.steps, most=MAX_LOCKS)
         for tree, path in await self._restored(batch):
             wanted.setdefault(tree, {})[path] = LockMode.X
+        wanted = await self._permitted(caller, wanted)
         end = anyio.current_time() + wait
         locks, owner = self.locks(), Owner(f"{LOCK_OWNER}{batch.op_id}")
         async with AsyncExitStack() as held:
@@ -146,6 +148,20 @@ class Batches:
                 return await self.files.catalog.batch(ready)
         outcome = await self.files.catalog.batch(evolve(batch, patient=False))
         return evolve(outcome, ended=tuple(map(_timed_out, outcome.ended)))
+
+    async def _permitted(
+        self, caller: User, wanted: Mapping[TreeId, dict[Path, LockMode]]
+    ) -> dict[TreeId, dict[Path, LockMode]]:
+        """What of `wanted` the caller may change: nobody locks what is not theirs to write."""
+        found: dict[TreeId, dict[Path, LockMode]] = {}
+        for tree, items in wanted.items():
+            for path, mode in items.items():
+                try:
+                    await self.files.check_writable(caller, tree, path)
+                except (NotFound, Forbidden):
+                    continue
+                found.setdefault(tree, {})[path] = mode
+        return found
 
     async def _restored(self, batch: Batch) -> list[tuple[TreeId, Path]]:
         """The paths to which nodes go back that are named by their ids alone."""
