@@ -4,21 +4,23 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 from tests.entrypoints.cli_calls import Cli, clean_env, command
+from tests.entrypoints.test_client import served
 from tests.faults import random_bytes, read_tree, write_tree
 
 import vaultfs
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import Path as VaultPath
-from vaultfs.domain.syncplan import There
+from vaultfs.domain.syncplan import Step, There
 from vaultfs.entrypoints.sdk import Vault
+from vaultfs.entrypoints.surface import Surface
 from vaultfs.entrypoints.syncing import Syncing
 
 OLD = random_bytes(300_000, "sync")
@@ -286,3 +288,45 @@ async def change(vault: Vault, random: Random, number: int) -> None:
         case _:
             folder = random.choice(("/top/in", "/out/d"))
             await vault.move(folder, "/out/d" if folder == "/top/in" else "/top/in")
+
+
+@pytest.mark.parametrize("place", ["embedded", "served"])
+async def test_new_files_go_together_and_overwrite_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    local = tmp_path / "local"
+    write_tree(local, {f"d{n % 3}/f{n}": b"%d" % n for n in range(700)})
+    push, calls = Syncing.push_new, list[int]()
+
+    async def late(self: Syncing, group: Sequence[Step]) -> None:
+        if not calls:  # somebody is faster
+            await self.vault.put("/top/d0/f0", b"theirs")
+        calls.append(len(group))
+        await push(self, group)
+
+    monkeypatch.setattr(Syncing, "push_new", late)
+    async with opened(place, tmp_path) as vault:
+        first = await vault.sync(local, "/top")
+        assert calls == [500, 200]
+        assert first.pushed == 699
+        [problem] = first.problems
+        assert problem.path == ("d0", "f0")
+        second = await vault.sync(local, "/top")
+        assert (second.pulled, len(second.conflicts)) == (1, 1)
+        assert (await vault.get_tree("/top", tmp_path / "got")).complete
+    assert contents(tmp_path / "got") == contents(local)
+    assert (local / "d0/f0").read_bytes() == b"theirs"
+    assert (local / second.conflicts[0]).read_bytes() == b"0"
+
+
+@asynccontextmanager
+async def opened(place: str, tmp_path: Path) -> AsyncGenerator[Surface, None]:
+    if place == "embedded":
+        async with vaultfs.open(tmp_path / "vault", create=True) as vault:
+            yield vault
+        return
+    async with (
+        served(tmp_path / "vault") as (_, address, token),
+        vaultfs.connect(address, token=token) as remote,
+    ):
+        yield remote

@@ -88,7 +88,8 @@ def _translate(what: object, error: OSError) -> VaultError:
             return kind(f"{what}: {text}")
 
 
-def _origin(status: os.stat_result) -> Origin:
+def origin_of(status: os.stat_result) -> Origin:
+    """Where a file that looks like this comes from."""
     return Origin(status.st_mtime_ns // 1000, stat.S_IMODE(status.st_mode) & 0o777)
 
 
@@ -159,7 +160,7 @@ async def open_source(
         descriptor = await to_thread.run_sync(open_regular, name)
         status = os.fstat(descriptor)
     async with aiofiles.open(descriptor, "rb", buffering=0) as file:
-        item = Item((os.path.basename(name),), "file", status.st_size, _origin(status))
+        item = Item((os.path.basename(name),), "file", status.st_size, origin_of(status))
         yield FileSource(name, file, status), item
 
 
@@ -192,7 +193,7 @@ def _read_small(name: str, most: int) -> tuple[bytes, Origin] | None:
             os.close(descriptor)
     if len(data) != before.st_size or identity(before) != identity(after):
         raise SourceChanged(f"{name} changed while it was read: try again")
-    return data, _origin(before)
+    return data, origin_of(before)
 
 
 @frozen
@@ -252,7 +253,7 @@ class LocalSource(SourceTree):
                 return Skipped(self._name(where), "the vault itself")
             return Item(where, "folder", 0, Origin())
         if stat.S_ISREG(status.st_mode):
-            return Item(where, "file", status.st_size, _origin(status))
+            return Item(where, "file", status.st_size, origin_of(status))
         return Skipped(self._name(where), _KINDS.get(stat.S_IFMT(status.st_mode), "not a file"))
 
     def _is_vault(self, status: os.stat_result) -> bool:

@@ -303,6 +303,13 @@ class RemoteVault(Surface):
             stored = await sending.run()
         return Pushed(stored.node, stored.changed, asked + sending.sent)
 
+    async def push_new(
+        self, folder: LocalPath, items: Sequence[Item], path: str
+    ) -> "list[Pushed | VaultError]":
+        from vaultfs.entrypoints.remote_trees import push_new
+
+        return await push_new(self, LocalSource(folder), items, path)
+
     async def changes(self, cursor: str | None = None, *, wait: float = 0) -> "Changes":
         from vaultfs.entrypoints.changes import changes_there
 

@@ -23,6 +23,14 @@ from vaultfs.domain.frames import (
     write_entry,
 )
 from vaultfs.domain.names import Address, Path, check_path, format_path, parse_address
+from vaultfs.domain.nodes import (
+    NO_PRECONDITIONS,
+    Node,
+    NodeId,
+    Preconditions,
+    TreeId,
+    VersionId,
+)
 from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.ingest import SMALL as SMALL_FILE
 from vaultfs.domain.services.ingest import Compressibility, Cut, cut_content, encode, manifest_of
@@ -32,6 +40,7 @@ from vaultfs.entrypoints.answers import error_of
 from vaultfs.entrypoints.calling import Slices
 from vaultfs.entrypoints.client import SMALL, RemoteVault
 from vaultfs.entrypoints.http.wire import FrameOut, FramesOut
+from vaultfs.entrypoints.pulling import Pushed
 from vaultfs.ports.progress import Progress
 from vaultfs.ports.trees import Item, Skipped
 
@@ -139,7 +148,9 @@ class PutTree:
                 pieces = await to_thread.run_sync(_cut_each, contents)
                 known = await self._known(pieces)
                 body = await to_thread.run_sync(_framed, self.top.path, found, pieces, known)
-                for (item, _), out in zip(found, await self._post(body), strict=True):
+                for (item, _), out in zip(
+                    found, await _post(self.vault, self.top, body), strict=True
+                ):
                     self._note(item, out)
         finally:
             self.groups.release()
@@ -155,18 +166,6 @@ class PutTree:
         known = await self.vault.have(list(digests)[:MOST_ASKED])
         self._in_vain = 0 if known else min(self._in_vain + 1, MOST_IN_VAIN)
         return known
-
-    async def _post(self, body: bytes) -> list[FrameOut]:
-        calls = self.vault.calls
-        answer = await calls.ask(
-            "POST",
-            calls.url(f"frames/{quote(self.top.tree, safe='')}"),
-            headers={"Content-Type": MEDIA_TYPE},
-            data=Slices(body) if len(body) > SMALL else body,
-            again=False,  # somebody else's version may stand between a first and a second time
-        )
-        out: FramesOut = calls.decode(answer, FramesOut)
-        return out.entries
 
     def _note(self, item: Item, out: FrameOut) -> None:
         if out.code is not None:
@@ -184,6 +183,66 @@ class PutTree:
 
     def _fail(self, path: Path, error: VaultError) -> None:
         self.report.failed.append(Skipped(format_path(path), error.message))
+
+
+async def _post(vault: RemoteVault, top: Address, body: bytes) -> list[FrameOut]:
+    """What became of each entry of the frames in `body`."""
+    calls = vault.calls
+    answer = await calls.ask(
+        "POST",
+        calls.url(f"frames/{quote(top.tree, safe='')}"),
+        headers={"Content-Type": MEDIA_TYPE},
+        data=Slices(body) if len(body) > SMALL else body,
+        again=False,  # somebody else's version may stand between a first and a second time
+    )
+    out: FramesOut = calls.decode(answer, FramesOut)
+    return out.entries
+
+
+async def push_new(
+    vault: RemoteVault, source: LocalSource, items: Sequence[Item], path: str
+) -> list[Pushed | VaultError]:
+    """See `Surface.push_new`: one request with the frames of all of them."""
+    top = parse_address(path, own=vault.user)
+    done: list[Pushed | VaultError] = []
+    loaded = await source.load(items)
+    found = [
+        (item, data) for item, data in zip(items, loaded, strict=True) if isinstance(data, bytes)
+    ]
+    pieces = await to_thread.run_sync(_cut_each, [data for _, data in found])
+    digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
+    known = set[Digest]()
+    if top.tree == vault.user:
+        known = await vault.have(list(digests)[:MOST_ASKED])
+    absent = Preconditions(if_absent=True)
+    body = await to_thread.run_sync(_framed, top.path, found, pieces, known, absent)
+    outs = iter(await _post(vault, top, body) if found else ())
+    share = len(body) // max(1, len(found))
+    for item, data in zip(items, loaded, strict=True):
+        done.append(data if isinstance(data, VaultError) else _pushed(item, next(outs), share))
+    return done
+
+
+def _pushed(item: Item, out: FrameOut, travelled: int) -> Pushed | VaultError:
+    if out.code is not None:
+        return error_of(out.code, out.detail or "", "")
+    assert out.id is not None
+    node = Node(
+        id=NodeId(out.id),
+        tree=TreeId(0),
+        parent=None,
+        name=item.path[-1],
+        kind="file",
+        revision=out.revision or 0,
+        version=None if out.version is None else VersionId(out.version),
+        number=out.number or 0,
+        size=item.size,
+        metadata="{}",
+        created_us=0,
+        modified_us=0,
+        trashed_us=None,
+    )
+    return Pushed(node, out.changed or 0, travelled)
 
 
 def _cut_each(contents: Sequence[bytes]) -> list[_Pieces]:
@@ -209,6 +268,7 @@ def _framed(
     items: Sequence[tuple[Item, bytes | None]],
     pieces: Sequence[_Pieces],
     known: set[Digest],
+    preconditions: Preconditions = NO_PRECONDITIONS,
 ) -> bytes:
     """The frames of small files and of folders, which have no bytes. CPU work."""
     parts: list[Buffer] = [HEAD]
@@ -222,6 +282,7 @@ def _framed(
         path = format_path((*top, *item.path))
         manifest = None if data is None else manifest_of(cuts)
         claimed = None if data is None else digest
-        parts.append(write_entry(Entry(path, manifest, item.origin, claimed)))
+        entry = Entry(path, manifest, item.origin, claimed, preconditions)
+        parts.append(write_entry(entry))
     parts.append(write_end(End(count, len(items))))
     return b"".join(parts)

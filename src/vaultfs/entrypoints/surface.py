@@ -13,9 +13,10 @@ from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, overload
 
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import Exists, InvalidField
+from vaultfs.domain.errors import Exists, InvalidField, VaultError
 from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.metadata import Json, format_metadata, parse_metadata
+from vaultfs.domain.names import format_path
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
     Node,
@@ -27,7 +28,7 @@ from vaultfs.domain.nodes import (
 from vaultfs.domain.retention import Retention
 from vaultfs.entrypoints.look import Look
 from vaultfs.ports.progress import Progress, no_progress
-from vaultfs.ports.trees import Source
+from vaultfs.ports.trees import Item, Source
 
 if TYPE_CHECKING:
     from vaultfs.domain.access import Role
@@ -217,6 +218,22 @@ class Surface(Look):
         wanted = Preconditions(if_version=base, if_absent=base is None)
         stored = await self.store(path, LocalPath(local), preconditions=wanted, progress=progress)
         return Pushed(stored.node, stored.changed, 0)
+
+    async def push_new(
+        self, folder: LocalPath, items: "Sequence[Item]", path: str
+    ) -> "list[Pushed | VaultError]":
+        """`push` of small files of a folder that are not below `path` yet; what became of each.
+
+        To a server they go together.
+        """
+        done: list[Pushed | VaultError] = []
+        for item in items:
+            where = path.rstrip("/") + format_path(item.path)
+            try:
+                done.append(await self.push(where, folder.joinpath(*item.path)))
+            except VaultError as error:
+                done.append(error)
+        return done
 
     async def sync(
         self, local: str | PathLike[str], path: str, *, force: bool = False

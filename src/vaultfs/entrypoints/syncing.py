@@ -9,7 +9,7 @@ meanwhile is not overwritten, but met by the next round.
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Final
@@ -18,15 +18,25 @@ import anyio
 from anyio import to_thread
 from attrs import define, field
 
+from vaultfs.adapters.files import origin_of
 from vaultfs.adapters.replacing import status_of
 from vaultfs.adapters.syncfolder import Found, Scan, SyncFolder
 from vaultfs.adapters.syncstate import InStep, SyncState
-from vaultfs.domain.errors import Conflict, CursorReset, NotFound, VersionMismatch
+from vaultfs.domain.errors import (
+    Conflict,
+    CursorReset,
+    Exists,
+    NotFound,
+    VaultError,
+    VersionMismatch,
+)
 from vaultfs.domain.names import Path, format_path, key_of, parse_path
 from vaultfs.domain.nodes import NodeId, VersionId
+from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.feed import NOW
+from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.transfer import FILE_ERRORS
+from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES
 from vaultfs.domain.syncplan import (
     Action,
     Agreed,
@@ -40,8 +50,10 @@ from vaultfs.domain.syncplan import (
 )
 from vaultfs.entrypoints.changes import ChangeOf
 from vaultfs.ports.progress import Progress, no_progress
+from vaultfs.ports.trees import Item
 
 if TYPE_CHECKING:
+    from vaultfs.entrypoints.pulling import Pushed
     from vaultfs.entrypoints.surface import Surface
 
 ROUNDS: Final = 4
@@ -50,6 +62,9 @@ AT_ONCE: Final = 16
 """Files that travel at the same time."""
 _CHANGING: Final = {"put", "copy", "move", "restore", "metadata", "delete"}
 """Kinds of changes after which another file is at a path; a new folder holds none."""
+GROUPS: Final = 4
+"""Groups of small new files that travel at the same time."""
+MEANWHILE: Final = "somebody else changed it meanwhile: it is met by the next run"
 WAIT: Final = 30.0
 """Seconds that a server is asked to wait for changes."""
 
@@ -309,7 +324,7 @@ class Syncing:
 
     async def _carry_out(self, steps: Sequence[Step]) -> None:
         self.expect(len(steps))
-        room = anyio.Semaphore(AT_ONCE)
+        room, groups = anyio.Semaphore(AT_ONCE), anyio.Semaphore(GROUPS)
         travels = {Action.PULL, Action.PUSH}
 
         async def one(step: Step) -> None:
@@ -318,12 +333,22 @@ class Syncing:
             finally:
                 room.release()
 
+        async def several(group: list[Step]) -> None:
+            try:
+                await self.push_new(group)
+            finally:
+                groups.release()
+
         async with task_group() as tasks:
             for step in (each for each in steps if _first(each)):
                 await self._try(step)
+            for group in self._groups(steps):
+                await groups.acquire()
+                tasks.start_soon(several, group)
             for step in (each for each in steps if each.action in travels):
-                await room.acquire()
-                tasks.start_soon(one, step)
+                if not self._is_new(step):
+                    await room.acquire()
+                    tasks.start_soon(one, step)
         for step in (each for each in steps if not _first(each) and each.action not in travels):
             await self._try(step)
 
@@ -331,7 +356,7 @@ class Syncing:
         try:
             await self._do(step)
         except VersionMismatch:
-            self._problem(step, "somebody else changed it meanwhile: it is met by the next run")
+            self._problem(step, MEANWHILE)
         except FILE_ERRORS as error:
             self._problem(step, error.message)
         self.progress(1)
@@ -375,8 +400,47 @@ class Syncing:
         self.summary.pulled += 1
         self.summary.travelled += done.travelled
 
+    def _is_new(self, step: Step) -> bool:
+        """Whether it is a small file that the vault does not have."""
+        push = step.action is Action.PUSH and step.base is None
+        return push and self._files[step.path].status.st_size <= SMALL
+
+    def _groups(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
+        """Small new files, as many as one request takes."""
+        group, size = list[Step](), 0
+        for step in filter(self._is_new, steps):
+            group.append(step)
+            size += self._files[step.path].status.st_size
+            if size > BLOCK - 2 * SMALL or len(group) >= GROUP_FILES:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    async def push_new(self, group: Sequence[Step]) -> None:
+        """Push small files that are not there yet, together."""
+        items = [
+            Item(step.path, "file", status.st_size, origin_of(status))
+            for step in group
+            for status in (self._files[step.path].status,)
+        ]
+        done = await self.vault.push_new(self.folder, items, self.path)
+        for step, each in zip(group, done, strict=True):
+            if isinstance(each, VersionMismatch | Exists):
+                self._problem(step, MEANWHILE)
+            elif isinstance(each, FILE_ERRORS):
+                self._problem(step, each.message)
+            elif isinstance(each, VaultError):
+                raise each
+            else:
+                self._pushed(step.path, each)
+            self.progress(1)
+
     async def _push(self, path: Path, base: VersionId | None) -> None:
         done = await self.vault.push(self._at(path), self.files.where(path), base=base)
+        self._pushed(path, done)
+
+    def _pushed(self, path: Path, done: "Pushed") -> None:
         assert done.node.version is not None
         there = There(done.node.id, done.node.version, b"")
         self._settle(path, there, self._files[path].content, self._files[path].status)
