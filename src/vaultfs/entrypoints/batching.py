@@ -21,7 +21,7 @@ from vaultfs.domain.batches import MAX_BYTES, MAX_STEP, Ended, Key, Mode, Outcom
 from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import InvalidField, TooLarge, VaultError, listed
 from vaultfs.domain.nodes import User
-from vaultfs.domain.services.batches import WAIT, Batches
+from vaultfs.domain.services.batches import LONGEST, WAIT, Batches
 from vaultfs.entrypoints.cli.errors import error_code
 from vaultfs.entrypoints.http.statuses import holder_out, status_of
 from vaultfs.entrypoints.http.wire import (
@@ -178,8 +178,8 @@ def parse_batch(data: bytes) -> Asked:
         raise InvalidField(f"mode={value['mode']!r}: one of {', '.join(Mode)}")
     if not isinstance(value.get("dry_run", False), bool):
         raise InvalidField("dry_run: true or false")
-    if isinstance(wait, bool) or not isinstance(wait, int | float):
-        raise InvalidField("wait: a number of seconds")
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait <= LONGEST:
+        raise InvalidField(f"wait: a number of seconds, 0 to {LONGEST:g}")
     checked = _checked(data, cast("list[object]", ops))
     mode = Mode(value.get("mode", "atomic"))
     return Asked(checked, mode, value.get("dry_run", False), float(wait))
@@ -210,7 +210,10 @@ def _checked(data: bytes, ops: list[object]) -> list[object]:
     """`ops`, with an error in the place of each that is too long or has a key twice."""
     checked = [_ambiguity(op) or op for op in ops]
     if len(data) > MAX_STEP:
-        sizes = [len(raw) for raw in msgspec.json.decode(data, type=_Sizes).ops]
+        try:
+            sizes = [len(raw) for raw in msgspec.json.decode(data, type=_Sizes).ops]
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidField(f"the body is not JSON in UTF-8: {error}") from error
         for index, size in enumerate(sizes):
             if size > MAX_STEP:
                 message = f"the operation has {size} bytes; {MAX_STEP} is the most"

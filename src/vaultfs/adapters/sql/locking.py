@@ -4,14 +4,15 @@ Nothing of it costs more than a look at a version while nobody holds a lock in a
 """
 
 from collections.abc import Sequence
-from typing import Final, cast, get_args
+from typing import TYPE_CHECKING, Final, cast, get_args
 
 from vaultfs.adapters.sql.accounts import audit
 from vaultfs.adapters.sql.lockview import locks_of
 from vaultfs.adapters.sql.statements import ABOVE, Program, Run, to_node
-from vaultfs.adapters.sql.transaction import Transaction, chain_to
+from vaultfs.adapters.sql.transaction import Transaction, chain_to, node_by_id
 from vaultfs.domain import operations as ops
 from vaultfs.domain.access import Action
+from vaultfs.domain.batches import LOCK_OWNER
 from vaultfs.domain.errors import LockError, NotFound, listed
 from vaultfs.domain.lockitems import (
     below,
@@ -25,6 +26,9 @@ from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import NodeId, TreeId
 from vaultfs.domain.operations import Result, Unit
+
+if TYPE_CHECKING:
+    from vaultfs.domain.locknodes import Presented
 
 _IN_TREES: Final = frozenset(get_args(ops.FileOperation))
 
@@ -53,6 +57,8 @@ def _check(
     if isinstance(operation, ops.Prune) or (
         isinstance(operation, ops.Restore) and operation.target is None
     ):
+        if operation.tree != TreeId(unit.actor):  # who may not look learns no path
+            yield from node_by_id(tx, unit, operation.tree, operation.node)
         place = yield from _place(operation.tree, operation.node)
         if place is None:
             return  # it is refused for another reason
@@ -60,7 +66,19 @@ def _check(
     if operation.tree != TreeId(unit.actor):  # who may not look learns nothing
         for _, *path in wanted:
             yield from chain_to(tx, unit, operation.tree, tuple(path), Action.READ)
-    check_write(locks.table, wanted, check_presented(locks.table, unit.presented))
+    shown = _shown(unit, operation.tree)
+    check_write(locks.table, wanted, check_presented(locks.table, shown))
+
+
+def _shown(unit: Unit, tree: TreeId) -> "tuple[Presented, ...]":
+    """The locks that `unit` comes with and that count in `tree`.
+
+    Locks are the owner's alone: of others, only what their own batch has waited for counts.
+    """
+    if tree == TreeId(unit.actor):
+        return unit.presented
+    mine = f"{LOCK_OWNER}{unit.op_id}"
+    return tuple(each for each in unit.presented if each.owner == mine)
 
 
 def _place(tree: TreeId, node: NodeId) -> Program[Path | None]:
@@ -98,7 +116,7 @@ def give_up(tx: Transaction, unit: Unit) -> Program[None]:
             continue
         assert isinstance(operation, ops.Move | ops.Delete)
         locks = yield from locks_of(tx.locks, operation.tree)
-        for grant in check_presented(locks.table, unit.presented):
+        for grant in check_presented(locks.table, _shown(unit, operation.tree)):
             there = below(grant, gone)
             if there:
                 locks.table.release(grant.id, there)

@@ -266,7 +266,10 @@ def node_by_id(tx: Transaction, unit: Unit, tree: TreeId, number: NodeId) -> Pro
     chain = [node for node in map(to_node, rows) if node.tree == tree]
     if not chain:
         raise NotFound(f"there is no node {number}")
-    yield from check_may(tx, unit, Action.WRITE, tree, chain, f"node {number}")
+    try:
+        yield from check_may(tx, unit, Action.WRITE, tree, chain, f"node {number}")
+    except NotFound:  # and not another text than for one that is not there
+        raise NotFound(f"there is no node {number}") from None
     yield from tree_row(tx, tree)
     return chain[0]
 

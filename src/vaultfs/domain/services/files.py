@@ -116,9 +116,9 @@ class Files(Browse):
         `wait=False` is for many files one after another: see `Packer.commit`.
         """
         tree = await self.tree(caller, address.tree)
+        await self.check_writable(caller, tree, address.path)
         if preconditions.any:
             await self.forecast(caller, address, preconditions)
-        await self.check_writable(caller, tree, address.path)
         owner = owner_of(tree)
         ingested = await self.ingest.stream(owner, source, size=size, progress=progress)
         operation = PutFile(tree, address.path, ingested.content, origin, preconditions, parents)

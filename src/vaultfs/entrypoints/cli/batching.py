@@ -142,7 +142,8 @@ def _rows(ops: Sequence[Any], report: "BatchOut") -> list[tuple[str, ...]]:
     return [_row(op, each) for op, each in zip(ops, report.results, strict=True)]
 
 
-def _row(op: dict[str, Any], result: "ResultOut") -> tuple[str, ...]:
+def _row(asked: Any, result: "ResultOut") -> tuple[str, ...]:
+    op: dict[str, Any] = asked if isinstance(asked, dict) else {}  # pyright: ignore[reportUnknownVariableType]
     about = op.get("dst") or op.get("path") or op.get("target") or op.get("node") or ""
     where = result.node.path if result.node is not None else str(about)
     note = "" if result.error is None else f"{result.error.code}: {result.error.detail}"
