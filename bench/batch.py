@@ -19,14 +19,14 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.request import urlopen
 
 import asyncpg
 from attrs import frozen
 from bench.harness import fresh_folder, resident
 from bench.http import Server, request, send, serve
-from tests.batch_child import batch_of
+from tests.batch_child import batch_of, tapped
 from tests.contracts.callers import content
 from tests.postgres import serving
 
@@ -34,7 +34,7 @@ from vaultfs.adapters.sql import batches
 from vaultfs.adapters.sql.postgres import PostgresCatalog
 from vaultfs.adapters.sql.postgres_dialect import native
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
-from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from vaultfs.adapters.sql.statements import Program
 from vaultfs.adapters.sql.transaction import INSERT_CHANGE, Transaction
 from vaultfs.domain.batches import Batch, Mode, Outcome
 from vaultfs.domain.operations import MakeFolder, PutFile, Unit
@@ -43,7 +43,6 @@ from vaultfs.ports.catalog import Catalog
 Op = dict[str, Any]
 AWAY = 10**12
 """Behind all numbers that feeds have."""
-T = TypeVar("T")
 MOVES, RUNS, MIXED_RUNS, LARGE, COPIED = 1000, 5, 20, 100_000, 10_000
 
 
@@ -131,19 +130,6 @@ def mixed(run: int) -> list[Op]:
 Noted = list[tuple[str, Sequence[Any]]]
 
 
-def noting(program: Program[T], noted: Noted) -> Program[T]:
-    """`program`, its statements noted."""
-    answer: Any = None
-    while True:
-        try:
-            step: Run | RunMany = program.send(answer)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        noted.append((step[0], step[1]))
-        answer = yield step
-
-
 @contextmanager
 def noted() -> Generator[Noted, None, None]:
     """What batches and the ends of their transactions execute meanwhile."""
@@ -151,7 +137,7 @@ def noted() -> Generator[Noted, None, None]:
     execute = batches.execute
 
     def watched(batch: Batch, tx: Transaction) -> Program[Outcome]:
-        outcome = yield from noting(execute(batch, tx), found)
+        outcome = yield from tapped(execute(batch, tx), lambda step: found.append(step[:2]))
         if tx.changes:  # which are written when the transaction ends
             found.append((INSERT_CHANGE, [(row[0], row[1] + AWAY, *row[2:]) for row in tx.changes]))
         return outcome

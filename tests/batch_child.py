@@ -13,9 +13,10 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 from tests.contracts.callers import content
@@ -23,7 +24,7 @@ from tests.contracts.callers import content
 from vaultfs.adapters.sql import batches
 from vaultfs.adapters.sql.postgres import PostgresCatalog
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
-from vaultfs.adapters.sql.statements import Program, Run
+from vaultfs.adapters.sql.statements import Program, Run, RunMany
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain.batches import Batch, Mode, Outcome
 from vaultfs.domain.batchparsing import parse_steps
@@ -34,6 +35,7 @@ from vaultfs.ports.catalog import Catalog
 
 NAMES: Final = "abcd"
 Op = dict[str, Any]
+T = TypeVar("T")
 
 
 async def open_catalog(where: str, *, create: bool = False) -> Catalog:
@@ -77,27 +79,28 @@ def batch_of(user: User, ops: list[Op], number: str, mode: Mode = Mode.ATOMIC) -
     return Batch(user.id, 1_000_000, number, tuple(steps), mode)
 
 
+def tapped(program: Program[T], told: Callable[[Run | RunMany], None]) -> Program[T]:
+    """`program`; `told` is called before each of its statements."""
+    answer: Any = None
+    while True:
+        try:
+            asked = program.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        told(asked)
+        answer = yield asked
+
+
 def watched(step: Callable[[int], None]) -> None:
     """Have `step` called before each statement of a batch, with its number."""
     execute = batches.execute
 
     def counted(batch: Batch, tx: Transaction) -> Program[Outcome]:
-        program, number = execute(batch, tx), 0
-        answer: Any = None
-        while True:
-            try:
-                asked = program.send(answer)
-            except StopIteration as stop:
-                number += 1
-                step(number)
-                outcome: Outcome = stop.value
-                return outcome
-            number += 1
-            step(number)
-            if isinstance(asked, Run):
-                answer = yield asked
-            else:
-                answer = yield asked
+        numbers = count(1)
+        outcome = yield from tapped(execute(batch, tx), lambda _: step(next(numbers)))
+        step(next(numbers))
+        return outcome
 
     batches.execute = counted
 

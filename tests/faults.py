@@ -143,6 +143,9 @@ class CatalogAround(Catalog):
     ) -> list[NodeId]:
         return await self.inner.files_with_history(tree, after=after, limit=limit)
 
+    async def newest_change(self, tree: TreeId) -> Change | None:
+        return await self.inner.newest_change(tree)
+
     async def changes(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Change]:
         return await self.inner.changes(tree, after=after, limit=limit)
 

@@ -86,6 +86,11 @@ class BatchContract:
         await me.do(put(me, "/a"), put(me, "/b", "b"), put(me, "/old/c", "c"))
         return me
 
+    async def test_the_newest_change_is_the_last_of_the_feed(self, me: Caller) -> None:
+        assert await me.catalog.newest_change(me.tree) is None
+        await me.do(put(me, "/a"), put(me, "/b", "b"))
+        assert await me.catalog.newest_change(me.tree) == (await me.catalog.changes(me.tree))[-1]
+
     @pytest.mark.parametrize("mode", Mode)
     async def test_operations_of_a_batch_see_those_before_them(
         self, filled: Caller, mode: Mode

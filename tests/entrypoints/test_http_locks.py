@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import anyio
 import pytest
-from tests.entrypoints.http_calls import Client, open_api
+from tests.entrypoints.http_calls import BASE, Client, open_api
 
 from vaultfs.domain.frames import MEDIA_TYPE
 
@@ -90,7 +90,7 @@ async def test_locks_of_several_leases_go_with_one_write(api: Client) -> None:
 
     both = httpx.Headers([first, second, ("Authorization", f"Bearer {api.token}")])
     transport = httpx.ASGITransport(api.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://vault.test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
         answer = await client.post("/v1/move", json=body, headers=both)
     assert answer.status_code == 200, answer.text
     assert [each["paths"] for each in (await api.ok("GET", "/v1/locks"))["held"]] == [

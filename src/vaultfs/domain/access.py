@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
 
-from vaultfs.domain.errors import NotFound
+from vaultfs.domain.errors import Forbidden, NotFound
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import NodeId, TreeId, UserId
 
@@ -36,6 +36,17 @@ def role_on(chain: Iterable[NodeId], granted: Mapping[NodeId, Role]) -> Role | N
     """The strongest role that is granted on a node or one above it: on any of `chain`."""
     found = {granted[node] for node in chain if node in granted}
     return Role.WRITER if Role.WRITER in found else next(iter(found), None)
+
+
+def require(caller: UserId, action: Action, tree: TreeId, role: Role | None, where: str) -> None:
+    """Refuse what `may` does not allow.
+
+    Raises `NotFound` for who may not even know what is at `where`, and else `Forbidden`.
+    """
+    if not may(caller, Action.READ, tree, role):
+        raise NotFound(f"nothing is at {where}")
+    if not may(caller, action, tree, role):
+        raise Forbidden(f"{where} is yours to read, not to change: its owner can grant that")
 
 
 def nothing_at(address: Address) -> NotFound:

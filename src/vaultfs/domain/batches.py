@@ -168,14 +168,6 @@ class Outcome:
     kept: bytes | None = None
     """The answer to an earlier request with the same key: there is nothing else then."""
 
-    @property
-    def failed(self) -> bool:
-        """Whether anything was refused, or would have been."""
-        return any(each.error is not None or each.status in _BAD for each in self.ended)
-
-
-_BAD: Final = {Status.FAILED, Status.NOT_ATTEMPTED, Status.WOULD_FAIL}
-
 
 class Key(NamedTuple):
     """What makes a request that is sent twice happen once."""
@@ -228,12 +220,12 @@ class Memory:
     """What the operations of a batch have done so far, for those behind them."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Made] = {}
-        self._failed: dict[str, str] = {}
+        self._made: dict[str, tuple[Made, int]] = {}
+        """With how many moves there had been."""
+        self._failed: set[str] = set()
         self._lost: dict[tuple[TreeId, Path], str] = {}
         self._next: dict[tuple[TreeId, Path], int] = {}
         self._moves = 0
-        self._seen_at: dict[str, int] = {}
 
     def keep(self, step: Step, node: Node | None, path: Path) -> None:
         """`step` is done, and `node`, which is at `path`, is what it was about."""
@@ -243,17 +235,15 @@ class Memory:
             self._moves += 1
         if step.id and node is not None:
             there = None if isinstance(operation, Delete) else path
-            self._made[step.id] = Made(node.tree, node.id, there)
-            self._seen_at[step.id] = self._moves
+            self._made[step.id] = Made(node.tree, node.id, there), self._moves
 
     def lose(self, index: int, step: Step) -> None:
         """`step` failed: what it would have made is not there."""
-        name = step.id or f"#{index}"
         if step.id:
-            self._failed[step.id] = name
+            self._failed.add(step.id)
         if step.target is not None:
             tree, path = step.target
-            self._lost[tree, tuple(map(key_of, path))] = name
+            self._lost[tree, tuple(map(key_of, path))] = step.id or f"#{index}"
 
     def made(self, ref: Ref) -> Made:
         """Raises `DependencyFailed`, `BadReference`."""
@@ -261,8 +251,8 @@ class Memory:
             raise DependencyFailed(f"{ref.id} failed", depends_on=ref.id)
         if ref.id not in self._made:
             raise BadReference(f"{ref.id} has no node to refer to")
-        made = self._made[ref.id]
-        return made if self._seen_at[ref.id] == self._moves else made._replace(path=None)
+        made, moves = self._made[ref.id]
+        return made if moves == self._moves else made._replace(path=None)
 
     def reason(self, step: Step, error: VaultError) -> VaultError:
         """Why `step` really failed: what it did not find may be what an earlier one was to make."""

@@ -12,7 +12,7 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 def parse_metadata(text: str) -> dict[str, Json]:
     """The JSON object in `text`. Raises `InvalidField` for anything else."""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidField(f"metadata is not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -20,7 +20,8 @@ def parse_metadata(text: str) -> dict[str, Json]:
     return cast("dict[str, Json]", value)
 
 
-def _no_constant(name: str) -> Json:
+def no_constant(name: str) -> Json:
+    """Refuses `NaN` and the like, which Python would read."""
     raise ValueError(f"{name} is not in JSON")
 
 

@@ -20,6 +20,7 @@ from vaultfs.domain import errors
 from vaultfs.domain.batches import MAX_BYTES, MAX_STEP, Ended, Key, Mode, Outcome, Status
 from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import InvalidField, TooLarge, VaultError, listed
+from vaultfs.domain.metadata import no_constant
 from vaultfs.domain.nodes import User
 from vaultfs.domain.services.batches import LONGEST, WAIT, Batches
 from vaultfs.entrypoints.cli.errors import error_code
@@ -159,7 +160,7 @@ def parse_batch(data: bytes) -> Asked:
     What is wrong with one operation is told in its place, not raised.
     """
     try:
-        read: object = json.loads(data, object_pairs_hook=_object, parse_constant=_no_constant)
+        read: object = json.loads(data, object_pairs_hook=_object, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidField(f"the body is not JSON: {error}") from error
     if not isinstance(read, dict) or isinstance(read, _Twice):
@@ -200,10 +201,6 @@ def parse_lines(data: bytes) -> list[object]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     return found if len(found) == len(pairs) else _Twice(found)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not in JSON")
 
 
 def _checked(data: bytes, ops: list[object]) -> list[object]:

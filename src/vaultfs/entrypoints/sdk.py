@@ -31,7 +31,6 @@ from vaultfs.domain.nodes import (
     Preconditions,
     Version,
 )
-from vaultfs.domain.operations import Grant, Revoke
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.recovery import Backup, Rebuilt, Usage
 from vaultfs.domain.services.tasks import task_group
@@ -257,14 +256,10 @@ class Vault(EmbeddedLook, Surface):
         return [grant_out(where, each) for where, each in found]
 
     async def grant(self, path: str, user: str, role: Role) -> None:
-        where = self.at(path)
-        tree = await self.vault.files.tree(self.user, where.tree)
-        await self.vault.files.change(self.user, Grant(tree, where.path, user, role))
+        await self.vault.files.grant(self.user, self.at(path), user, role)
 
     async def revoke(self, path: str, user: str) -> None:
-        where = self.at(path)
-        tree = await self.vault.files.tree(self.user, where.tree)
-        await self.vault.files.change(self.user, Revoke(tree, where.path, user))
+        await self.vault.files.revoke(self.user, self.at(path), user)
 
     async def shared(self) -> "Sequence[GrantOut]":
         from vaultfs.entrypoints.http.wire import grant_out

@@ -310,6 +310,10 @@ class Catalog(ABC):
         """Up to `limit` entries of the tree's feed, in order, with `seq` above `after`."""
 
     @abstractmethod
+    async def newest_change(self, tree: TreeId) -> Change | None:
+        """The last entry of the tree's feed, if it has any."""
+
+    @abstractmethod
     async def known(self, user: UserId, digests: Sequence[Digest]) -> Known:
         """Which of `digests` need not be stored again."""
 

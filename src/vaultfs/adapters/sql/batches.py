@@ -17,7 +17,7 @@ from vaultfs.adapters.sql import locking
 from vaultfs.adapters.sql.bulk import LEAST, group_of, together
 from vaultfs.adapters.sql.programs import PROGRAMS
 from vaultfs.adapters.sql.statements import ABOVE, Program, Run, to_node
-from vaultfs.adapters.sql.transaction import Mark, Transaction
+from vaultfs.adapters.sql.transaction import Mark, Transaction, path_along
 from vaultfs.domain.batches import (
     KEPT_US,
     MAX_ERRORS,
@@ -53,6 +53,7 @@ from vaultfs.domain.operations import (
     Result,
     Unit,
 )
+from vaultfs.domain.operations import Outcome as UnitOutcome
 
 _NOT_TRIED: Final = Ended(Status.NOT_ATTEMPTED)
 
@@ -155,7 +156,7 @@ class _Run:
             assert isinstance(outcome, Done)
             self._succeed(index, step, outcome.results[0])
 
-    def _together(self, units: Sequence[Unit]) -> Program[list[Done] | None]:
+    def _together(self, units: Sequence[Unit]) -> Program[list[UnitOutcome] | None]:
         mark = self.tx.mark()
         yield Run("SAVEPOINT several")
         try:
@@ -165,7 +166,7 @@ class _Run:
             yield Run("ROLLBACK TO SAVEPOINT several")
             self.tx.forget(mark)
         yield Run("RELEASE SAVEPOINT several")
-        return None if done is None else [each for each in done if isinstance(each, Done)]
+        return done
 
     def _one(self, index: int, step: Step) -> Program[None]:
         mark = self.tx.mark()
@@ -259,7 +260,7 @@ class _Run:
         chain = [to_node(row) for row in reversed(rows)]
         if not chain or any(each.trashed_us is not None for each in chain):
             raise NotFound("what this refers to is in the trash by now")
-        return tuple(each.name for each in chain if each.parent is not None)
+        return path_along(chain)
 
     def _unit(self, operation: Change) -> Unit:
         batch = self.batch
@@ -273,8 +274,7 @@ def _groups(batch: Batch) -> Iterator[tuple[int, list[Step]]]:
     def alike(step: Step) -> object:
         if step.error is not None or step.refs or step.operation is None:
             return id(step)
-        unit = Unit(batch.actor, batch.at_us, batch.op_id, (step.operation,))
-        found = group_of(unit)
+        found = group_of(step.operation)
         return id(step) if found is None else found
 
     for _, group in groupby(batch.steps, alike):

@@ -24,7 +24,7 @@ from vaultfs.adapters.sql.transaction import (
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import check_path, key_of
 from vaultfs.domain.nodes import Node
-from vaultfs.domain.operations import Done, Move, Outcome, PutFile, Result, Unit
+from vaultfs.domain.operations import Done, Move, Operation, Outcome, PutFile, Result, Unit
 
 LEAST: Final = 4
 """Fewer are done faster one by one."""
@@ -37,18 +37,18 @@ def groups(units: Sequence[Unit]) -> Iterator[list[Unit]]:
 
 
 def _alike(unit: Unit) -> Hashable:
-    found = group_of(unit)
-    return id(unit) if found is None else found
+    found = group_of(unit.operations[0]) if len(unit.operations) == 1 else None
+    return id(unit) if found is None else (unit.actor, found)
 
 
-def group_of(unit: Unit) -> Hashable:
-    """What it has in common with those that it may be done together with; None if it has not."""
-    if len(unit.operations) == 1:
-        operation = unit.operations[0]
-        if isinstance(operation, PutFile) and not operation.preconditions.any and operation.path:
-            return unit.actor, operation.tree, operation.path[:-1]
-        if isinstance(operation, Move) and operation.source and operation.target:
-            return unit.actor, operation.tree, operation.source[:-1], operation.target[:-1]
+def group_of(operation: Operation) -> Hashable:
+    """What it has in common with those of one user that it may be done together with; None if
+    there are none.
+    """
+    if isinstance(operation, PutFile) and not operation.preconditions.any and operation.path:
+        return operation.tree, operation.path[:-1]
+    if isinstance(operation, Move) and operation.source and operation.target:
+        return operation.tree, operation.source[:-1], operation.target[:-1]
     return None
 
 

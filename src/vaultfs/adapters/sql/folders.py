@@ -15,6 +15,7 @@ from vaultfs.adapters.sql.transaction import (
     log,
     node_at,
     node_by_id,
+    path_along,
     send_to_trash,
     update,
 )
@@ -134,8 +135,7 @@ def restore(tx: Transaction, unit: Unit, op: ops.Restore) -> Program[Result]:
         folder, name = chain[0], node.name
         if (yield from child_of(tx, folder, name)) is not None:
             raise Exists(f"{name} is there already: restore it to another path")
-        names = tuple(each.name for each in reversed(chain) if each.parent is not None)
-        path = (*names, name)
+        path = (*path_along(chain[::-1]), name)
     else:
         folder = yield from free_place(tx, unit, op.tree, op.target, replace=False, keep=None)
         name, path = op.target[-1], op.target

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, cast, get_args
 from vaultfs.adapters.sql.accounts import audit
 from vaultfs.adapters.sql.lockview import locks_of
 from vaultfs.adapters.sql.statements import ABOVE, Program, Run, to_node
-from vaultfs.adapters.sql.transaction import Transaction, chain_to, node_by_id
+from vaultfs.adapters.sql.transaction import Transaction, chain_to, node_by_id, path_along
 from vaultfs.domain import operations as ops
 from vaultfs.domain.access import Action
 from vaultfs.domain.batches import LOCK_OWNER
@@ -87,7 +87,7 @@ def _place(tree: TreeId, node: NodeId) -> Program[Path | None]:
     chain = [to_node(row) for row in reversed(rows)]
     if not chain or chain[0].tree != tree:
         return None
-    return tuple(each.name for each in chain if each.parent is not None)
+    return path_along(chain)
 
 
 def any_locked(tx: Transaction, tree: TreeId, units: Sequence[Unit]) -> Program[bool]:

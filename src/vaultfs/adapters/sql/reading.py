@@ -205,6 +205,12 @@ class SqlCatalog(Catalog):
         )
         return [row[0] for row in rows]
 
+    async def newest_change(self, tree: TreeId) -> Change | None:
+        rows = await self._rows(
+            f"SELECT {CHANGE} FROM changes WHERE tree = $1 ORDER BY seq DESC LIMIT 1", tree
+        )
+        return to_change(rows[0]) if rows else None
+
     async def changes(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Change]:
         rows = await self._rows(
             f"SELECT {CHANGE} FROM changes WHERE tree = $1 AND seq > $2 ORDER BY seq LIMIT $3",

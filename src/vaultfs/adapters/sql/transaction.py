@@ -20,7 +20,7 @@ from vaultfs.adapters.sql.statements import (
     to_array,
     to_node,
 )
-from vaultfs.domain.access import Action, Role, may, role_on
+from vaultfs.domain.access import Action, Role, require, role_on
 from vaultfs.domain.errors import (
     Exists,
     Forbidden,
@@ -223,10 +223,9 @@ def check_may(
     if chain and tree != TreeId(unit.actor):
         granted = yield from roles_of(tx, unit.actor, tree)
         role = role_on((node.id for node in chain), granted)
-    if not chain or not may(unit.actor, Action.READ, tree, role):
+    if not chain:
         raise NotFound(f"nothing is at {where}")
-    if not may(unit.actor, action, tree, role):
-        raise Forbidden(f"{where} is yours to read, not to change: its owner can grant that")
+    require(unit.actor, action, tree, role, where)
 
 
 def roles_of(tx: Transaction, user: UserId, tree: TreeId) -> Program[dict[NodeId, Role]]:
@@ -298,6 +297,11 @@ def extend(
         folder = yield from new_node(tx, unit, folder, name, "folder")
         yield from log(tx, unit, "mkdir", folder)
     return folder
+
+
+def path_along(chain: Sequence[Node]) -> Path:
+    """The path of the last of `chain`, which begins with a root."""
+    return tuple(each.name for each in chain if each.parent is not None)
 
 
 def child_of(tx: Transaction, folder: Node, name: str) -> Program[Node | None]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
-from vaultfs.domain.access import Action, may, nothing_at, role_on
+from vaultfs.domain.access import Action, Role, nothing_at, require, role_on
 from vaultfs.domain.errors import IsAFolder, NotAFolder, NotFound, TooLarge
 from vaultfs.domain.names import Address, Path, key_of
 from vaultfs.domain.nodes import Node, NodeId, TreeId, User, Version
@@ -45,21 +45,29 @@ class Browse:
         if tree == caller.tree:
             node = await self.catalog.node(tree, address.path)
         else:
-            chain = await self.catalog.resolve(tree, address.path)
-            await self._may_read(caller, address, chain)
-            node = chain[-1] if len(chain) == len(address.path) + 1 else None
+            node = await self._end_of(
+                caller, address, await self.catalog.resolve(tree, address.path)
+            )
         if node is None:
             raise nothing_at(address)
         return node
 
-    async def _may_read(self, caller: User, address: Address, chain: Sequence[Node]) -> None:
-        """Raise `NotFound` unless the caller may read the last node of `chain`."""
-        role = None
-        if chain and chain[0].tree != caller.tree:
-            granted = await self.catalog.roles(caller.id, chain[0].tree)
-            role = role_on((node.id for node in chain), granted)
-        if not chain or not may(caller.id, Action.READ, chain[0].tree, role):
+    async def role(self, caller: User, tree: TreeId, chain: Sequence[Node]) -> Role | None:
+        """What the caller was granted on the last of `chain`; nothing in the caller's own tree."""
+        if tree == caller.tree:
+            return None
+        granted = await self.catalog.roles(caller.id, tree)
+        return role_on((node.id for node in chain), granted)
+
+    async def _end_of(self, caller: User, address: Address, chain: Sequence[Node]) -> Node:
+        """The node at `address`, which `chain` leads to. Raises `NotFound` if it does not, or if
+        it is not the caller's to read.
+        """
+        if len(chain) != len(address.path) + 1:
             raise nothing_at(address)
+        tree = chain[0].tree
+        require(caller.id, Action.READ, tree, await self.role(caller, tree, chain), str(address))
+        return chain[-1]
 
     async def version(
         self, caller: User, address: Address, number: int | None = None
@@ -72,10 +80,7 @@ class Browse:
         if number is not None and not 0 < number < MOST:
             raise NotFound(f"{address} has no version {number}: they count from 1")
         chain, version = await self.catalog.file(tree, address.path, number)
-        await self._may_read(caller, address, chain)
-        if len(chain) != len(address.path) + 1:
-            raise nothing_at(address)
-        node = chain[-1]
+        node = await self._end_of(caller, address, chain)
         if node.is_folder:
             raise IsAFolder(f"{address} is a folder")
         if version is None:
@@ -117,9 +122,7 @@ class Browse:
         """
         tree = await self.tree(caller, address.tree)
         chain = await self.catalog.resolve(tree, address.path)
-        await self._may_read(caller, address, chain)
-        if len(chain) != len(address.path) + 1:
-            raise nothing_at(address)
+        await self._end_of(caller, address, chain)
         depth = {node.id: index for index, node in enumerate(chain)}
         found = await self.catalog.grants([node.id for node in chain])
         return [

@@ -13,7 +13,7 @@ from attrs import define
 from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import CursorReset, InvalidField, NotFound, TooLarge
 from vaultfs.domain.names import Address, Path
-from vaultfs.domain.nodes import TreeId, User
+from vaultfs.domain.nodes import User
 from vaultfs.domain.services.browse import PAGE, Browse
 from vaultfs.ports.catalog import Change
 
@@ -60,7 +60,7 @@ class Feed:
         root = await self.browse.stat(caller, Address(tree, ()))
         catalog = self.browse.catalog
         if cursor == NOW:
-            return News([], _written(await self._last(root.tree)))
+            return News([], _written(await catalog.newest_change(root.tree)))
         after, mark = _parsed(cursor)
         if after:
             last = await catalog.changes(root.tree, after=after - 1, limit=1)
@@ -74,22 +74,6 @@ class Feed:
             await anyio.sleep(min(pause, left))
             pause = min(2 * pause, LATEST)
         return News([await self._seen(each) for each in found], _written(found[-1]))
-
-    async def _last(self, tree: TreeId) -> Change | None:
-        """The newest change of a tree. Its numbers are dense, so it is found by halving."""
-        catalog, last = self.browse.catalog, None
-        low, high = 0, 1
-        while found := await catalog.changes(tree, after=low, limit=1):
-            last, low, high = found[0], high, 2 * high
-        low, high = (0, 0) if last is None else (last.seq, low)
-        while low < high:
-            middle = (low + high) // 2
-            found = await catalog.changes(tree, after=middle, limit=1)
-            if found:
-                last, low = found[0], found[0].seq
-            else:
-                high = middle
-        return last
 
     async def _seen(self, change: Change) -> Seen:
         try:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve
 
-from vaultfs.domain.access import Action, may, role_on
+from vaultfs.domain.access import Action, Role, require
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import Forbidden, NotFound
+from vaultfs.domain.errors import NotFound
 from vaultfs.domain.names import Address, Path, format_path
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
@@ -32,6 +32,7 @@ from vaultfs.domain.operations import (
     ClaimChunks,
     Copy,
     Delete,
+    Grant,
     MakeFolder,
     Move,
     Operation,
@@ -43,6 +44,7 @@ from vaultfs.domain.operations import (
     Restore,
     RestoreVersion,
     Result,
+    Revoke,
     SetMetadata,
     SetRetention,
     Unit,
@@ -132,12 +134,8 @@ class Files(Browse):
         """
         if tree == caller.tree:
             return
-        chain = await self.catalog.resolve(tree, path)
-        role = role_on((node.id for node in chain), await self.catalog.roles(caller.id, tree))
-        if not may(caller.id, Action.READ, tree, role):
-            raise NotFound(f"nothing is at {format_path(path)}")
-        if not may(caller.id, Action.WRITE, tree, role):
-            raise Forbidden(f"{format_path(path)} is yours to read, not to change")
+        role = await self.role(caller, tree, await self.catalog.resolve(tree, path))
+        require(caller.id, Action.WRITE, tree, role, format_path(path))
 
     async def forecast(self, caller: User, address: Address, preconditions: Preconditions) -> None:
         """Refuse before a byte is read what the commit would refuse anyhow."""
@@ -253,6 +251,16 @@ class Files(Browse):
         tree = await self.tree(caller, address.tree)
         operation = RestoreVersion(tree, address.path, number, preconditions)
         return _node(await self.change(caller, operation))
+
+    async def grant(self, caller: User, address: Address, user: str, role: Role) -> None:
+        """Let a user read, or read and write, a node. Refused as `Grant` is."""
+        tree = await self.tree(caller, address.tree)
+        await self.change(caller, Grant(tree, address.path, user, role))
+
+    async def revoke(self, caller: User, address: Address, user: str) -> None:
+        """Take back what a user was granted on a node. Refused as `Revoke` is."""
+        tree = await self.tree(caller, address.tree)
+        await self.change(caller, Revoke(tree, address.path, user))
 
     async def set_metadata(
         self,

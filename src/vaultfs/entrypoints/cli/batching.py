@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
+    Session,
     VaultOption,
     run,
     session,
@@ -22,6 +23,7 @@ from vaultfs.entrypoints.cli.session import (
 )
 
 if TYPE_CHECKING:
+    from vaultfs.entrypoints.batching import Asked, Op
     from vaultfs.entrypoints.http.wire import BatchOut, GrantOut, ResultOut
 
 PathArgument = Annotated[str, typer.Argument(metavar="/PATH", show_default=False)]
@@ -80,29 +82,29 @@ def batch(
         from vaultfs.entrypoints.batching import failed
 
         asked = _read(source)
-        mode: Literal["atomic", "best_effort"] = asked[1]
-        if atomic is not None:
-            mode = "atomic" if atomic else "best_effort"
+        whole = asked.mode == "atomic" if atomic is None else atomic
         async with working(call) as vault:
             report = await vault.run_batch(
-                asked[0],
-                mode=mode,
-                dry_run=dry_run or asked[2],
-                wait=asked[3] if wait is None else wait,
+                cast("list[Op]", asked.ops),
+                mode="atomic" if whole else "best_effort",
+                dry_run=dry_run or asked.dry_run,
+                wait=asked.wait if wait is None else wait,
                 key=key,
             )
-        call.answer(_builtins(report), lambda: table(_rows(asked[0], report)))
+        call.answer(_builtins(report), lambda: table(_rows(asked.ops, report)))
         if not call.json:
             call.remark(_summary(report))
         if not failed(report):
             return ExitCode.DONE
-        return ExitCode.PARTIAL if mode == "best_effort" else ExitCode.ROLLED_BACK
+        return ExitCode.ROLLED_BACK if whole else ExitCode.PARTIAL
 
     run(call, work)
 
 
-def _read(source: str) -> tuple[list[Any], Literal["atomic", "best_effort"], bool, float]:
-    from vaultfs.entrypoints.batching import parse_batch, parse_lines
+def _read(source: str) -> "Asked":
+    from vaultfs.domain.batches import Mode
+    from vaultfs.domain.services.batches import WAIT
+    from vaultfs.entrypoints.batching import Asked, parse_batch, parse_lines
 
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
@@ -110,15 +112,13 @@ def _read(source: str) -> tuple[list[Any], Literal["atomic", "best_effort"], boo
         raise InvalidField(f"{source} cannot be read: {error.strerror or error}") from error
     data = data.strip()
     if source.endswith((".ndjson", ".jsonl")) or (data.startswith(b"{") and _is_lines(data)):
-        ops = parse_lines(data)
-        asked = parse_batch(b'{"ops": []}')
+        asked = Asked(parse_lines(data), Mode.ATOMIC, dry_run=False, wait=WAIT)
     else:
         asked = parse_batch(data if data.startswith(b"{") else b'{"ops": %s}' % (data or b"[]"))
-        ops = asked.ops
-    for number, op in enumerate(ops, 1):
+    for number, op in enumerate(asked.ops, 1):
         if isinstance(op, InvalidField):
             raise InvalidField(f"operation {number}: {op.message}")
-    return ops, "atomic" if asked.mode == "atomic" else "best_effort", asked.dry_run, asked.wait
+    return asked
 
 
 def _is_lines(data: bytes) -> bool:
@@ -132,18 +132,18 @@ def _is_lines(data: bytes) -> bool:
     return isinstance(first, dict) and "op" in first
 
 
-def _builtins(report: "BatchOut") -> Any:
+def _builtins(answer: "BatchOut | GrantOut") -> Any:
     import msgspec
 
-    return msgspec.to_builtins(report)
+    return msgspec.to_builtins(answer)
 
 
-def _rows(ops: Sequence[Any], report: "BatchOut") -> list[tuple[str, ...]]:
+def _rows(ops: Sequence[object], report: "BatchOut") -> list[tuple[str, ...]]:
     return [_row(op, each) for op, each in zip(ops, report.results, strict=True)]
 
 
-def _row(asked: Any, result: "ResultOut") -> tuple[str, ...]:
-    op: dict[str, Any] = asked if isinstance(asked, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+def _row(asked: object, result: "ResultOut") -> tuple[str, ...]:
+    op: Op = cast("Op", asked) if isinstance(asked, dict) else {}
     about = op.get("dst") or op.get("path") or op.get("target") or op.get("node") or ""
     where = result.node.path if result.node is not None else str(about)
     note = "" if result.error is None else f"{result.error.code}: {result.error.detail}"
@@ -189,7 +189,7 @@ def grant(
         async with working(call) as vault:
             await vault.grant(written(where), user, Role(role))
             found = await vault.access(written(where))
-        call.answer(list(map(_json, found)), lambda: table(list(map(_grant_row, found))))
+        _answer_grants(call, found)
 
     run(call, work)
 
@@ -208,10 +208,7 @@ def revoke(
         async with working(call) as vault:
             await vault.revoke(written(where), user)
             found = await vault.access(written(where))
-        call.answer(
-            list(map(_json, found)),
-            lambda: table(list(map(_grant_row, found))) if found else "",
-        )
+        _answer_grants(call, found)
 
     run(call, work)
 
@@ -227,27 +224,25 @@ def access(
     async def work() -> None:
         async with working(call) as vault:
             if path is None:
-                found = [_of_owner(each) for each in await vault.shared()]
+                found: Sequence[GrantOut] = [_of_owner(each) for each in await vault.shared()]
             else:
-                found = list(await vault.access(written(address(path))))
-        call.answer(
-            list(map(_json, found)),
-            lambda: table(list(map(_grant_row, found))) if found else "",
-        )
+                found = await vault.access(written(address(path)))
+        _answer_grants(call, found)
 
     run(call, work)
+
+
+def _answer_grants(call: Session, found: "Sequence[GrantOut]") -> None:
+    call.answer(
+        list(map(_builtins, found)),
+        lambda: table(list(map(_grant_row, found))) if found else "",
+    )
 
 
 def _of_owner(grant: "GrantOut") -> "GrantOut":
     import msgspec
 
     return msgspec.structs.replace(grant, path=f"{grant.owner}:{grant.path}")
-
-
-def _json(grant: "GrantOut") -> Any:
-    import msgspec
-
-    return msgspec.to_builtins(grant)
 
 
 def _grant_row(grant: "GrantOut") -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from vaultfs.domain.access import Role
 from vaultfs.domain.errors import InvalidField
 from vaultfs.domain.names import check_user
 from vaultfs.domain.nodes import NodeId
-from vaultfs.domain.operations import Grant, Revoke
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.calls import CURSOR, LIMIT, Call, Parameter, Route, write_cursor
 from vaultfs.entrypoints.http.wire import GrantIn, GrantList, SharedList, grant_out
@@ -25,11 +24,7 @@ async def grant(call: Call) -> Response:
     wanted = await call.body(GrantIn)
     if wanted.role not in set(Role):
         raise InvalidField(f"role={wanted.role!r}: one of {', '.join(Role)}")
-    tree = await call.files.tree(call.user, call.address.tree)
-    role = Role(wanted.role)
-    await call.files.change(
-        call.user, Grant(tree, call.address.path, check_user(wanted.user), role)
-    )
+    await call.files.grant(call.user, call.address, check_user(wanted.user), Role(wanted.role))
     return await list_access(call)
 
 
@@ -38,8 +33,7 @@ async def revoke(call: Call) -> Response:
     user = call.query.get("grantee")
     if not user:
         raise InvalidField("grantee=NAME is missing: from whom it is taken back")
-    tree = await call.files.tree(call.user, call.address.tree)
-    await call.files.change(call.user, Revoke(tree, call.address.path, check_user(user)))
+    await call.files.revoke(call.user, call.address, check_user(user))
     return await list_access(call)
 
 
