@@ -194,7 +194,8 @@ def open_writer(path: FilePath | None, *, create: bool) -> tuple[sqlite3.Connect
         raise Unsupported(f"this Python has SQLite {sqlite3.sqlite_version}: {wanted} is needed")
     connection = connect(path)
     try:
-        _known_schema(connection, path)  # before anything of somebody else's is changed
+        with one_moment(connection):  # somebody else may be making it
+            _known_schema(connection, path)  # before anything of somebody else's is changed
         connection.execute("PRAGMA journal_mode = WAL")
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found != SCHEMA:
