@@ -17,7 +17,7 @@ import anyio
 from attrs import frozen
 
 from vaultfs.adapters.wrappers.around import StoreAround, digest_in
-from vaultfs.adapters.wrappers.window import Place, Window
+from vaultfs.adapters.wrappers.window import Window
 from vaultfs.ports.objects import (
     Deleted,
     ObjectExists,
@@ -165,27 +165,25 @@ class RetryingObjectStore(StoreAround):
 
     async def _persist(self, operation: str, key: str, call: Callable[[bool], Awaitable[T]]) -> T:
         """What `call` returns in the end; it is told whether an earlier try may have worked."""
-        async with self._window.place() as place:
-            found = await self._tries(operation, key, call, place)
-            self._window.succeeded()
-        return found
-
-    async def _tries(
-        self, operation: str, key: str, call: Callable[[bool], Awaitable[T]], place: Place
-    ) -> T:
         until = self._now() + self._policy.budget
         doubtful = False
         for attempt in count(1):
-            try:
-                return await self._once(operation, key, until, partial(call, doubtful))
-            except StoreError as error:
-                doubtful = error.outcome_unknown = doubtful or error.outcome_unknown
-                if isinstance(error, _OVERBURDENED):
-                    self._window.failed(place)
-                wait = self._policy.wait(attempt, error, self._chance())
-                spent = attempt >= self._policy.attempts or self._now() + wait >= until
-                if spent or not error.retryable:
-                    raise
+            asked = self._now()
+            async with self._window.place() as place:  # each try: else halved room is of no use
+                until += self._now() - asked
+                try:
+                    found = await self._once(operation, key, until, partial(call, doubtful))
+                except StoreError as error:
+                    doubtful = error.outcome_unknown = doubtful or error.outcome_unknown
+                    if isinstance(error, _OVERBURDENED):
+                        self._window.failed(place)
+                    wait = self._policy.wait(attempt, error, self._chance())
+                    spent = attempt >= self._policy.attempts or self._now() + wait >= until
+                    if spent or not error.retryable:
+                        raise
+                else:
+                    self._window.succeeded()
+                    return found
             await self._sleep(wait)
         raise AssertionError("count() ends")
 
