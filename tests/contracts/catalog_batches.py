@@ -320,6 +320,9 @@ class BatchContract:
         assert (granted.user, granted.owner, granted.role) == ("friend", "me", Role.WRITER)
         assert await filled.catalog.granted_to(friend.user.id) == [granted]
         assert await filled.catalog.granted_to(friend.user.id, after=node.id) == []
+        await filled.do(Delete(tree, ("old",), recursive=True))
+        assert await filled.catalog.granted_to(friend.user.id) == []
+        await filled.do(Restore(tree, node.id))
         await filled.do(Revoke(tree, ("old",), "friend"))
         assert await refusal(filled, Revoke(tree, ("old",), "friend")) is NotFound
         assert await refusal(friend, put(friend, "/old/x", "x", filled)) is NotFound
@@ -331,6 +334,8 @@ class BatchContract:
         await filled.do(Grant(tree, ("old", "c"), "friend", Role.WRITER))
         await filled.do(Move(tree, ("old", "c"), ("elsewhere",)))
         await friend.do(SetMetadata(tree, ("elsewhere",), '{"a":1}'))
+        await friend.do(put(friend, "/elsewhere", "new", filled))
+        assert await refusal(friend, put(friend, "/beside", "new", filled)) is NotFound
         gone = (await filled.do(Delete(tree, ("elsewhere",)))).node
         assert gone is not None
         assert await refusal(friend, Restore(tree, gone.id)) is NotFound  # the root is not theirs

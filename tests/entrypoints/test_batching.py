@@ -224,6 +224,13 @@ def test_what_is_no_batch(cli: Cli, tmp_path: Path, text: str) -> None:
     assert cli.refused("batch", write(tmp_path / "x.json", text), code=2) == "invalid_field"
 
 
+def test_what_is_no_operation_is_told_in_its_place(filled: Cli, tmp_path: Path) -> None:
+    ops = [3, None, "mkdir", {"op": "mkdir", "path": "/x"}]
+    called = filled("batch", write(tmp_path / "x.json", ops), "--best-effort", code=3)
+    assert called.out.count("invalid_field") == 3
+    assert "x/" in filled.ls()
+
+
 def test_a_file_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
     assert cli.refused("batch", tmp_path / "none.json", code=2) == "invalid_field"
 

@@ -10,11 +10,16 @@ import msgspec
 import pytest
 from tests.entrypoints.http_calls import Client, open_api
 
+from vaultfs.adapters.sql.programs import PROGRAMS
+from vaultfs.domain import operations
 from vaultfs.domain.batches import LOCK_OWNER, MAX_BYTES, MAX_STEP, MAX_STEPS
 from vaultfs.domain.batchparsing import OPERATIONS
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Owner
+from vaultfs.domain.nodes import TreeId, User
+from vaultfs.domain.operations import Delete
 from vaultfs.domain.rates import Rate
+from vaultfs.domain.services.files import Files
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http import calls
 from vaultfs.entrypoints.http.wire import BatchIn
@@ -163,6 +168,133 @@ async def test_what_depends_on_what_failed(api: Client) -> None:
     assert [each["http_status"] for each in found["results"]] == [409, 424, 424]
 
 
+async def test_what_depends_on_what_was_not_understood(api: Client) -> None:
+    """No false parent_not_found, not even where its tree is another's or folders are above it."""
+    await api.new_user("bob")
+    found = await run(
+        api,
+        {"op": "mkdir", "path": "/x", "mistyped": 1},
+        {"op": "copy", "src": "/a", "dst": "/x/a"},
+        {"op": "mkdir", "path": "bob:/y", "id": "mk", "mistyped": 1},
+        {"op": "move", "src": "/a", "dst": {"ref": "mk"}},
+        {"op": "move", "src": "bob:/a", "dst": {"ref": "mk"}},
+        {"op": "nothing", "id": "no"},
+        {"op": "move", "src": "bob:/a", "dst": {"ref": "no", "path": "b"}},
+        {"op": "delete", "target": "/nothing"},
+        status=409,
+    )
+    errors = [each["error"] for each in found["results"]]
+    assert [each["code"] for each in errors] == [
+        *("invalid_field", "dependency_failed", "invalid_field", "not_found"),
+        *("dependency_failed", "unknown_op", "dependency_failed", "not_found"),
+    ]
+    assert [each.get("depends_on") for each in errors] == [
+        *(None, "#0", None, None, "mk", None, "no", None),
+    ]
+
+
+async def test_what_depends_on_folders_above_what_failed(api: Client) -> None:
+    await hold(api, "/folder/one/two")
+    found = await run(
+        api,
+        {"op": "mkdir", "path": "/folder/one/two", "parents": True},
+        {"op": "copy", "src": "/a", "dst": "/folder/one/a"},
+        {"op": "move", "src": "/folder/nothing", "dst": "/n"},
+        {"op": "mkdir", "path": "/x/y", "parents": True, "mistyped": 1},
+        {"op": "mkdir", "path": "/x/z"},
+        {"op": "mkdir", "path": "/z/z"},
+        mode="best_effort",
+        wait=0,
+        status=207,
+    )
+    errors = [each["error"] for each in found["results"]]
+    assert [each["code"] for each in errors] == [
+        *("locked", "dependency_failed", "not_found"),
+        *("invalid_field", "dependency_failed", "parent_not_found"),
+    ]
+    assert [errors[1]["depends_on"], errors[4]["depends_on"]] == ["#0", "#3"]
+
+
+async def test_what_came_to_be_after_all_is_depended_on(api: Client) -> None:
+    found = await run(
+        api,
+        {"op": "mkdir", "path": "/no/x", "id": "mk"},
+        {"op": "mkdir", "path": "/no/x", "parents": True},
+        {"op": "delete", "target": "/no/x/nothing"},
+        {"op": "delete", "target": "/no/nothing"},
+        mode="best_effort",
+        status=207,
+    )
+    codes = [each.get("error", {}).get("code") for each in found["results"]]
+    assert codes == ["parent_not_found", None, "not_found", "not_found"]
+
+
+async def test_a_reference_to_what_was_skipped_leads_to_what_is_there(api: Client) -> None:
+    ops = [
+        {"op": "mkdir", "path": "/folder", "on_conflict": "skip", "id": "mk"},
+        {"op": "move", "src": "/a", "dst": {"ref": "mk", "path": "a"}},
+    ]
+    would = await run(api, *ops, dry_run=True)
+    assert [each["status"] for each in would["results"]] == ["skipped", "would_succeed"]
+    assert would["summary"]["skipped"] == 1
+    found = await run(api, *ops)
+    assert [each["status"] for each in found["results"]] == ["skipped", "ok"]
+    assert (await api("GET", "/v1/files/me/folder/a")).content == b"a"
+
+
+async def test_what_is_below_a_node_is_not_restored_by_itself(api: Client) -> None:
+    found = await run(
+        api,
+        {"op": "delete", "target": "/folder", "recursive": True, "id": "rm"},
+        {"op": "restore", "node": {"ref": "rm", "path": "c"}},
+        status=409,
+    )
+    assert found["results"][1]["error"]["code"] == "invalid_field"
+
+
+async def test_a_bug_in_one_operation_is_no_reason_to_refuse_others(
+    api: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def faulty(*_: object) -> object:
+        raise KeyError("secret")
+
+    monkeypatch.setitem(PROGRAMS, Delete, faulty)
+    ops = [{"op": "delete", "target": "/a"}, {"op": "mkdir", "path": "/x"}]
+    found = await run(api, *ops, mode="best_effort", status=207)
+    [failed, done] = found["results"]
+    assert (failed["http_status"], failed["error"]["code"]) == (500, "internal")
+    assert "secret" not in str(found)
+    assert "secret" in caplog.text
+    assert done["status"] == "ok"
+    assert await one(api, ops[0]) == (500, "internal")
+
+
+async def test_copies_have_a_common_bound(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "MAX_COPY", 5)
+    ops = [{"op": "copy", "src": "/folder", "dst": f"/f{number}"} for number in range(3)]
+    found = await run(api, *ops, status=409)
+    errors = [each.get("error") for each in found["results"]]
+    assert errors[:2] == [None, None]
+    assert (errors[2]["code"], errors[2]["count"]) == ("too_many_nodes", 2)
+    await run(api, *ops[:2])
+    await run(api, *ops[2:])
+
+
+async def test_only_addresses_are_looked_up(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    look_up = Files.tree
+
+    async def tree(self: Files, caller: User, name: str) -> TreeId:
+        asked.append(name)
+        return await look_up(self, caller, name)
+
+    monkeypatch.setattr(Files, "tree", tree)
+    more = {f"u{number}:/": f"v{number}:/x" for number in range(300)}
+    op = {"op": "move", "src": "bob:/a", "dst": "eve:/a", "user": "mallory", **more}
+    await run(api, op, {"op": "restore", "node": 3, "user": "carl"}, status=409)
+    assert sorted(asked) == ["bob", "carl", "eve"]
+
+
 async def test_a_quota_that_is_exceeded(api: Client) -> None:
     bob = await api.new_user("bob", quota=5)
     await api.ok("PUT", "/v1/files/bob/a", token=bob, content=b"four")
@@ -208,6 +340,16 @@ async def test_a_copy_of_too_many_nodes_says_how_many(
 )
 async def test_bodies_that_are_no_batches(api: Client, body: bytes) -> None:
     assert await api.refused(400, "POST", "/v1/batch", content=body) == "invalid_field"
+
+
+@pytest.mark.parametrize("end", [b"\xff", b'"\xc3\x28"'])
+async def test_long_bodies_that_are_not_utf8(api: Client, end: bytes) -> None:
+    body = b'{"ops": [%s"%s' % (b'{"op": "mkdir", "path": "/x"}, ' * 1000, end)
+    assert await api.refused(400, "POST", "/v1/batch", content=body) == "invalid_field"
+    wait = b'{"ops": [{"op": "mkdir", "path": "/x"}], "wait": 1e999}'
+    assert await api.refused(400, "POST", "/v1/batch", content=wait) == "invalid_field"
+    wait = wait.replace(b"1e999", b"9" * 400)
+    assert await api.refused(400, "POST", "/v1/batch", content=wait) == "invalid_field"
 
 
 async def test_a_key_that_comes_twice_in_an_operation(api: Client) -> None:
@@ -337,6 +479,30 @@ async def test_a_lock_that_is_in_the_way(api: Client) -> None:
     await run(api, op, others, headers={"VaultFS-Lock-Token": lock})
 
 
+async def test_a_batch_does_not_wait_for_a_lock_that_it_shows(api: Client) -> None:
+    """Not even where another stands in its way, and it needs more than the one it has."""
+    lock, other = await hold(api, "/folder/c"), await hold(api, "/b")
+
+    async def give_back() -> None:
+        await anyio.sleep(0.2)
+        await api.ok("DELETE", f"/v1/locks/{other}")
+
+    ops = [{"op": "move", "src": "/folder", "dst": "/x"}, {"op": "move", "src": "/b", "dst": "/y"}]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(give_back)
+        with anyio.fail_after(3):
+            await run(api, *ops, wait=10, headers={"VaultFS-Lock-Token": lock})
+
+
+async def test_a_lock_that_is_held_no_longer(api: Client) -> None:
+    lock = await hold(api, "/a")
+    await api.ok("DELETE", f"/v1/locks/{lock}")
+    headers = {"VaultFS-Lock-Token": lock}
+    found = await run(api, {"op": "mkdir", "path": "/x"}, headers=headers, status=409)
+    [result] = found["results"]
+    assert (result["http_status"], result["error"]["code"]) == (412, "stale_token")
+
+
 async def test_a_lock_that_is_given_back_in_time(api: Client) -> None:
     lock = await hold(api, "/a")
 
@@ -415,6 +581,71 @@ async def test_what_a_reader_and_a_writer_may_do(api: Client) -> None:
     assert [each["user"] for each in seen] == ["bob"]
     await api.ok("DELETE", "/v1/access/me/folder?grantee=bob")
     assert await api.refused(404, "GET", url, token=bob) == "not_found"
+
+
+async def test_a_writer_of_one_file_may_put_it(api: Client) -> None:
+    bob = await api.new_user("bob")
+    url = "/v1/files/me/folder/c"
+    await api.ok("PUT", "/v1/access/me/folder/c", json={"user": "bob", "role": "reader"})
+    assert await api.refused(403, "PUT", url, token=bob, content=b"x") == "forbidden"
+    await api.ok("PUT", "/v1/access/me/folder/c", json={"user": "bob", "role": "writer"})
+    await api.ok("PUT", url, token=bob, content=b"bob's")
+    assert (await api("GET", url)).content == b"bob's"
+    copy = {"op": "copy", "src": "me:/folder/c", "dst": "me:/folder/c", "version": 1}
+    await run(api, {**copy, "on_conflict": "replace"}, token=bob)
+    assert (await api("GET", url)).content == b"folder/c"
+    beside = "/v1/files/me/folder/d"
+    assert await api.refused(404, "PUT", beside, token=bob, content=b"x") == "not_found"
+
+
+async def test_what_is_in_the_trash_is_not_listed_as_shared(api: Client) -> None:
+    bob = await api.new_user("bob")
+    for path in ("folder/c", "a"):
+        await api.ok("PUT", f"/v1/access/me/{path}", json={"user": "bob", "role": "reader"})
+    gone = await api.ok("DELETE", "/v1/files/me/folder?recursive=true")
+    [shared] = (await api.ok("GET", "/v1/shared", token=bob))["entries"]
+    assert shared["path"] == "/a"
+    await api.ok("POST", f"/v1/trash/me/{gone['id']}", json={})
+    assert len((await api.ok("GET", "/v1/shared", token=bob))["entries"]) == 2
+
+
+async def test_refusals_tell_nothing_that_is_not_granted(api: Client) -> None:
+    """Not the path of what is named by its id, its version, nor who holds a lock on it."""
+    bob = await api.new_user("bob")
+    node = (await api.ok("GET", "/v1/nodes/me/a"))["id"]
+    await hold(api, "/a")
+    await api.ok("DELETE", "/v1/files/me/b")
+    [trashed] = (await api.ok("GET", "/v1/trash/me"))["entries"]
+    found = await run(
+        api,
+        {"op": "restore", "node": node, "user": "me"},
+        {"op": "restore", "node": trashed["id"], "user": "me"},
+        {"op": "restore", "node": 999999, "user": "me"},
+        {"op": "delete", "target": "me:/a", "if_version": 77},
+        {"op": "delete", "target": "me:/zzz", "if_version": 77},
+        token=bob,
+        wait=0,
+        mode="best_effort",
+        status=207,
+    )
+    errors = [each["error"] for each in found["results"]]
+    assert {each["code"] for each in errors} == {"not_found"}
+    assert [each["detail"] for each in errors] == [
+        *(f"there is no node {number}" for number in (node, trashed["id"], 999999)),
+        "nothing is at /a",
+        "nothing is at /zzz",
+    ]
+    assert all(not (each.keys() - {"code", "detail", "retryable"}) for each in errors)
+
+
+async def test_a_writer_cannot_show_a_lock_of_the_owner(api: Client) -> None:
+    bob = await api.new_user("bob")
+    await api.ok("PUT", "/v1/access/me/folder", json={"user": "bob", "role": "writer"})
+    lock = await hold(api, "/folder/c")
+    headers = {"VaultFS-Lock-Token": lock}
+    op = {"op": "move", "src": "me:/folder/c", "dst": "me:/folder/d"}
+    found = await run(api, op, token=bob, wait=0, headers=headers, status=409)
+    assert found["results"][0]["error"]["code"] == "locked"
 
 
 async def test_a_user_does_not_see_what_others_were_granted(api: Client) -> None:

@@ -107,11 +107,13 @@ class Step:
     """By the fields of the operation that they give: paths, and the node of a `Restore`."""
     error: VaultError | None = None
     """Why it was not understood."""
+    meant: MakeFolder | None = None
+    """What stands for one that was not understood: it would have made or put a node there."""
 
     @property
     def target(self) -> tuple[TreeId, Path] | None:
         """Where it would make or put a node, if that is said by a path."""
-        match self.operation:
+        match self.operation or self.meant:
             case MakeFolder(tree=tree, path=path):
                 return tree, path
             case Move(tree=tree, target=path) | Copy(tree=tree, target=path):
@@ -233,17 +235,31 @@ class Memory:
         replaced = step.on_conflict is OnConflict.REPLACE
         if replaced or isinstance(operation, Move | Delete | Restore):
             self._moves += 1
-        if step.id and node is not None:
-            there = None if isinstance(operation, Delete) else path
-            self._made[step.id] = Made(node.tree, node.id, there), self._moves
+        if node is None or isinstance(operation, Delete):
+            self.find(step, node, None)
+            return
+        self.find(step, node, path)
+        keys = tuple(map(key_of, path))
+        for depth in range(1, len(keys) + 1) if self._lost else ():  # whatever failed before
+            self._lost.pop((node.tree, keys[:depth]), None)
 
-    def lose(self, index: int, step: Step) -> None:
-        """`step` failed: what it would have made is not there."""
+    def find(self, step: Step, node: Node | None, path: Path | None) -> None:
+        """References to `step` lead to `node`, which nothing was done to."""
+        if step.id and node is not None:
+            self._made[step.id] = Made(node.tree, node.id, path), self._moves
+
+    def lose(self, index: int, step: Step, above: int = 0) -> None:
+        """`step` failed: what it would have made is not there.
+
+        Nor are the last `above` of the folders above it, which it would have made too.
+        """
         if step.id:
             self._failed.add(step.id)
         if step.target is not None:
             tree, path = step.target
-            self._lost[tree, tuple(map(key_of, path))] = step.id or f"#{index}"
+            keys = tuple(map(key_of, path))
+            for depth in range(len(keys) - above, len(keys) + 1):
+                self._lost[tree, keys[:depth]] = step.id or f"#{index}"
 
     def made(self, ref: Ref) -> Made:
         """Raises `DependencyFailed`, `BadReference`."""

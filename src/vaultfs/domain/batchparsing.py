@@ -42,6 +42,8 @@ Fields = dict[str, Any]
 _COMMON: Final = frozenset({"op", "id", "if_version", "if_revision"})
 _MADE: Final = frozenset({"if_absent", "on_conflict"})
 """Of operations that want a name."""
+_PLACES: Final = ("path", "dst", "target", "src")
+"""Fields that may be addresses."""
 _MOST: Final = (1 << 63) - 1
 NOBODY: Final = TreeId(0)
 """The tree of a user that there is none of."""
@@ -52,11 +54,12 @@ def trees_named(values: Iterable[object]) -> set[str]:
     found: set[str] = set()
     for value in values:
         fields = cast("Fields", value) if isinstance(value, dict) else {}
-        for name, each in fields.items():
+        for each in map(fields.get, _PLACES):
             if isinstance(each, str) and ":/" in each:
                 found.add(each.partition(":/")[0])
-            elif name == "user" and isinstance(each, str):
-                found.add(each)
+        user = fields.get("user")
+        if isinstance(user, str) and fields.get("op") == "restore":
+            found.add(user)
     return found
 
 
@@ -75,11 +78,11 @@ def parse_steps(values: Iterable[object], own: str, trees: Mapping[str, TreeId])
 class _Parser:
     own: str
     trees: Mapping[str, TreeId]
-    places: dict[str, tuple[str, Path]] = field(factory=dict[str, tuple[str, Path]])
-    """Where the nodes of operations with an id are to be, as far as that can be told."""
+    places: dict[str, tuple[str, Path] | None] = field(factory=dict[str, tuple[str, Path] | None])
+    """Where the nodes of operations with an id are to be; None if that cannot be told."""
 
     def step(self, value: object) -> Step:
-        name = ""
+        name, fields = "", Fields()
         try:
             if isinstance(value, VaultError):
                 raise value
@@ -99,7 +102,21 @@ class _Parser:
                 )
             return parse(_Reader(self, fields), name)
         except VaultError as error:
-            return Step(None, name, error=error)
+            return Step(None, name, error=error, meant=self._meant(name, fields))
+
+    def _meant(self, name: str, fields: Fields) -> MakeFolder | None:
+        """Where an operation that is not understood would have made or put a node."""
+        written = fields.get("path", fields.get("dst"))
+        try:
+            address = parse_address(written, own=self.own) if isinstance(written, str) else None
+        except VaultError:
+            address = None
+        if address is None:
+            return None
+        if name:
+            self.places[name] = address.tree, address.path
+        tree = self.trees.get(address.tree, NOBODY)
+        return MakeFolder(tree, address.path, parents=fields.get("parents") is True)
 
     def _id(self, fields: Fields) -> str:
         name: object = fields.get("id", "")
@@ -113,7 +130,7 @@ class _Parser:
         if name in self.places:
             raise DuplicateId(f"two operations have the id {name!r}")
         if name:
-            self.places[name] = (self.own, ())
+            self.places[name] = None
         return name
 
 
@@ -133,8 +150,10 @@ class _Reader:
         if isinstance(value, dict):
             ref = self.ref(name, cast("Fields", value))
             self.refs[as_field] = ref
-            user, path = self.parser.places.get(ref.id, (self.parser.own, ()))
-            path = (*path, *ref.below)
+            above = self.parser.places.get(ref.id)
+            if above is None:  # it fails, or has failed, for another reason
+                return ref.below
+            user, path = above[0], (*above[1], *ref.below)
         elif isinstance(value, str):
             address = parse_address(value, own=self.parser.own)
             user, path = address.tree, address.path
@@ -241,7 +260,9 @@ def _restore(read: _Reader, name: str) -> Step:
     node = NodeId(0)
     if isinstance(value, dict):
         ref = read.refs["node"] = read.ref("node", cast("Fields", value))
-        read.user, above = read.parser.places.get(ref.id, (read.parser.own, ()))
+        if ref.below:
+            raise InvalidField("node: what is below a node comes back with it, not by itself")
+        read.user, above = read.parser.places.get(ref.id) or (read.parser.own, ())
         read.tree = read.parser.trees.get(read.user, NOBODY)
     else:
         number = read.number("node")

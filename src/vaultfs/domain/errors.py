@@ -55,6 +55,10 @@ class InvalidField(VaultError):
     """A value of the wrong kind or out of its bounds."""
 
 
+class Internal(VaultError):
+    """A bug of this program; its log has more."""
+
+
 class WrongMedia(InvalidField):
     """A body of a kind that is not taken here."""
 

@@ -6,6 +6,7 @@ is taken back and run once more with one for each operation, which shows all tha
 with it, and taken back again. Best effort has a savepoint for each operation at once.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
@@ -17,7 +18,8 @@ from vaultfs.adapters.sql import locking
 from vaultfs.adapters.sql.bulk import LEAST, group_of, together
 from vaultfs.adapters.sql.programs import PROGRAMS
 from vaultfs.adapters.sql.statements import ABOVE, Program, Run, to_node
-from vaultfs.adapters.sql.transaction import Mark, Transaction, path_along
+from vaultfs.adapters.sql.transaction import Mark, Transaction, chain_to, node_at, path_along
+from vaultfs.domain.access import Action
 from vaultfs.domain.batches import (
     KEPT_US,
     MAX_ERRORS,
@@ -36,6 +38,7 @@ from vaultfs.domain.batches import (
 from vaultfs.domain.errors import (
     DependencyFailed,
     Exists,
+    Internal,
     KeyReused,
     Locked,
     NotFound,
@@ -55,6 +58,12 @@ from vaultfs.domain.operations import (
 )
 from vaultfs.domain.operations import Outcome as UnitOutcome
 
+_log = logging.getLogger(__name__)
+_REFUSALS: Final = (
+    VaultError,
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError),
+)
+"""What ends one operation: that it is refused, or a bug, which is no reason to refuse others."""
 _NOT_TRIED: Final = Ended(Status.NOT_ATTEMPTED)
 
 
@@ -120,6 +129,7 @@ class _Run:
 
     def all(self) -> Program[None]:
         """Run all of it, or up to where it stops."""
+        self.tx.copied = 0
         try:
             for first, steps in _groups(self.batch):
                 yield from self._group(first, steps)
@@ -161,7 +171,7 @@ class _Run:
         yield Run("SAVEPOINT several")
         try:
             done = yield from together(self.tx, units)
-        except VaultError:  # of a value that the database refuses: it is looked for one by one
+        except _REFUSALS:  # of a value that the database refuses: it is looked for one by one
             done = None
             yield Run("ROLLBACK TO SAVEPOINT several")
             self.tx.forget(mark)
@@ -174,15 +184,15 @@ class _Run:
             yield Run("SAVEPOINT one")
         try:
             yield from self._try(index, step)
-        except VaultError as error:
+        except _REFUSALS as error:
             if self.careful:
                 yield Run("ROLLBACK TO SAVEPOINT one")
                 self.tx.forget(mark)
-            self._fail(index, step, error)
+            yield from self._fail(index, step, _told(error))
         if self.careful:
             yield Run("RELEASE SAVEPOINT one")
 
-    def _fail(self, index: int, step: Step, error: VaultError) -> None:
+    def _fail(self, index: int, step: Step, error: VaultError) -> Program[None]:
         if isinstance(error, Locked) and self.batch.patient:
             self.met_a_lock = True
             self.ended[index] = Ended(Status.FAILED, error=error)
@@ -190,11 +200,22 @@ class _Run:
         if not self.careful:
             raise _StoppedError from error
         error = self.memory.reason(step, error)
-        self.memory.lose(index, step)
+        self.memory.lose(index, step, (yield from self._missing_above(step)))
         self.ended[index] = Ended(Status.FAILED, error=error)
         self.errors += 1
         if self.batch.atomic and self.errors >= MAX_ERRORS:
             raise _StoppedError from error
+
+    def _missing_above(self, step: Step) -> Program[int]:
+        """How many folders `step` would have made above its own."""
+        op = step.operation or step.meant
+        if not isinstance(op, MakeFolder) or not op.parents or not op.path:
+            return 0
+        try:
+            chain = yield from chain_to(self.tx, self._unit(op), op.tree, op.path[:-1])
+        except VaultError:
+            return 0
+        return len(op.path) - len(chain)
 
     def _succeed(self, index: int, step: Step, result: Result, *, renamed: bool = False) -> None:
         assert step.operation is not None
@@ -215,6 +236,7 @@ class _Run:
         except Exists:
             if step.on_conflict is OnConflict.SKIP:
                 self.ended[index] = Ended(Status.SKIPPED)
+                yield from self._skipped(step)
                 return
             if step.on_conflict is not OnConflict.RENAME:
                 raise
@@ -224,6 +246,14 @@ class _Run:
             self._succeed(index, step, result, renamed=True)
             return
         self._succeed(index, step, result)
+
+    def _skipped(self, step: Step) -> Program[None]:
+        """References to `step` lead to what has the name."""
+        if step.id and step.target is not None and step.operation is not None:
+            tree, path = step.target
+            unit = self._unit(step.operation)
+            node = yield from node_at(self.tx, unit, tree, path, Action.READ)
+            self.memory.find(step, node, path)
 
     def _run(self, step: Step) -> Program[Result]:
         assert step.operation is not None
@@ -283,6 +313,14 @@ def _groups(batch: Batch) -> Iterator[tuple[int, list[Step]]]:
         index += len(steps)
 
 
+def _told(error: Exception) -> VaultError:
+    """What a caller is told of `error`: of a bug no more than that there was one."""
+    if isinstance(error, VaultError):
+        return error
+    _log.error("an operation of a batch failed", exc_info=error)
+    return Internal("something went wrong here; the log has it")
+
+
 def _path_of(operation: Change) -> Path:
     match operation:
         case Move(target=path) | Copy(target=path):
@@ -296,6 +334,8 @@ def _path_of(operation: Change) -> Path:
 
 
 def _would(each: Ended) -> Ended:
+    if each.status is Status.SKIPPED:
+        return each
     good = each.error is None and each.status is not Status.NOT_ATTEMPTED
     return evolve(each, status=Status.WOULD_SUCCEED if good else Status.WOULD_FAIL)
 

@@ -14,7 +14,7 @@ from vaultfs.adapters.sql.transaction import (
     chain_to,
     charge,
     child_of,
-    folder_at,
+    folder_for,
     free_place,
     log,
     new_node,
@@ -38,7 +38,7 @@ def copy(tx: Transaction, unit: Unit, op: ops.Copy) -> Program[Result]:
     version = yield from version_of(node, op.number)
     if not op.target:
         raise Exists("the root of a tree is there already")
-    folder = yield from folder_at(tx, unit, op.tree, op.target[:-1], make=False)
+    folder = yield from folder_for(tx, unit, op.tree, op.target, make=False)
     there = yield from child_of(tx, folder, op.target[-1])
     if there is None:
         there = yield from new_node(tx, unit, folder, op.target[-1], "file")
@@ -84,14 +84,17 @@ def _copy_folder(tx: Transaction, unit: Unit, op: ops.Copy, top: Node) -> Progra
         raise Cycle(f"{format_path(op.source)} cannot replace itself")
     folder = yield from free_place(tx, unit, op.tree, op.target, replace=op.replace, keep=None)
     yield from check_height(top, op.target)
-    rows = yield Run(_SUBTREE, (top.id, ops.MAX_COPY + 1))
-    if len(rows) > ops.MAX_COPY:
+    room = ops.MAX_COPY - tx.copied
+    rows = yield Run(_SUBTREE, (top.id, room + 1))
+    if len(rows) > room:
         [(count,)] = yield Run(_COUNT, (top.id,))
+        before = f", and {tx.copied} were copied before it" if tx.copied else ""
         raise TooManyNodes(
-            f"{format_path(op.source)} holds {count} nodes; {ops.MAX_COPY} are the most that one"
-            " copy makes: copy its parts",
+            f"{format_path(op.source)} holds {count} nodes{before}; {ops.MAX_COPY} are the most"
+            " that one request copies: copy its parts",
             count=count,
         )
+    tx.copied += len(rows)
     nodes, versions = yield from _copies(tx, unit, rows, {top.parent: folder.id})
     nodes[0] = nodes[0]._replace(name=op.target[-1])
     yield from charge(tx, op.tree, sum(node.size for node in nodes))

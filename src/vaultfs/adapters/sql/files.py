@@ -18,7 +18,7 @@ from vaultfs.adapters.sql.transaction import (
     Transaction,
     charge,
     check_owner,
-    folder_at,
+    folder_for,
     log,
     new_node,
     next_id,
@@ -42,7 +42,7 @@ INSERT_VERSION = (
 def put_file(tx: Transaction, unit: Unit, op: ops.PutFile) -> Program[Result]:
     if not op.path:
         raise IsAFolder("/ is a folder; a file needs a name")
-    folder = yield from folder_at(tx, unit, op.tree, op.path[:-1], make=op.parents)
+    folder = yield from folder_for(tx, unit, op.tree, op.path, make=op.parents)
     rows = yield Run(_CURRENT, (folder.id, key_of(op.path[-1])))
     node = to_node(rows[0][:NODE_WIDTH]) if rows else None
     op.preconditions.check(node, format_path(op.path))

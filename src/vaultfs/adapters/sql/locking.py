@@ -116,9 +116,10 @@ def give_up(tx: Transaction, unit: Unit) -> Program[None]:
             continue
         assert isinstance(operation, ops.Move | ops.Delete)
         locks = yield from locks_of(tx.locks, operation.tree)
-        for grant in check_presented(locks.table, _shown(unit, operation.tree)):
-            there = below(grant, gone)
-            if there:
+        for owner, token in _shown(unit, operation.tree):
+            grant = locks.table.grants.get(token)  # unless all of it went with another operation
+            there = below(grant, gone) if grant is not None and grant.owner == owner else []
+            if grant is not None and there:
                 locks.table.release(grant.id, there)
                 locks.changed = True
 

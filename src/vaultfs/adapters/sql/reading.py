@@ -101,7 +101,8 @@ class SqlCatalog(Catalog):
         self, user: UserId, *, after: NodeId | None = None, limit: int = 1000
     ) -> list[Granted]:
         rows = await self._rows(
-            f"{_GRANTED} WHERE g.grantee = $1 AND g.node > $2 ORDER BY g.node LIMIT $3",
+            f"{_GRANTED} WHERE g.grantee = $1 AND g.node > $2 AND NOT EXISTS ({_TRASHED})"
+            " ORDER BY g.node LIMIT $3",
             *(user, after or 0, limit),
         )
         return list(map(_to_granted, rows))
@@ -318,6 +319,16 @@ _GRANTED: Final = (
     "SELECT g.node, g.tree, u.name, o.name, g.role, g.at FROM grants g"
     " JOIN users u ON u.id = g.grantee JOIN users o ON o.id = g.tree"
 )
+
+_TRASHED: Final = """
+    WITH RECURSIVE above(parent, trashed) AS (
+        SELECT n.parent, n.trashed FROM nodes n WHERE n.id = g.node
+        UNION ALL
+        SELECT n.parent, n.trashed FROM above JOIN nodes n ON n.id = above.parent
+    )
+    SELECT 1 FROM above WHERE trashed IS NOT NULL
+"""
+"""Whether what is granted, or a folder above it, is in the trash."""
 
 
 def _to_granted(row: Row) -> Granted:

@@ -71,6 +71,8 @@ class Transaction:
         dict[tuple[UserId, TreeId], dict[NodeId, Role]]
     )
     """What users were granted in trees of others."""
+    copied: int = 0
+    """Nodes of folders that the request has copied so far."""
 
     def forget_paths(self, node: Node) -> None:
         """`node` is about to change: if it is a folder, so do the chains that it is in."""
@@ -279,6 +281,20 @@ def folder_at(
     """The folder at `path`, made with those above it if `make`."""
     chain = yield from chain_to(tx, unit, tree, path)
     return (yield from extend(tx, unit, chain, path, make=len(path) if make else 0))
+
+
+def folder_for(
+    tx: Transaction, unit: Unit, tree: TreeId, path: Path, *, make: bool
+) -> Program[Node]:
+    """The folder of the file at `path`, or of one to be made there.
+
+    Who may write a file alone needs not be allowed to write its folder.
+    """
+    if tree != TreeId(unit.actor):
+        chain = yield from chain_to(tx, unit, tree, path)
+        if len(chain) == len(path) + 1:
+            return chain[-2]
+    return (yield from folder_at(tx, unit, tree, path[:-1], make=make))
 
 
 def extend(

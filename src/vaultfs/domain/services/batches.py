@@ -131,11 +131,13 @@ class Batches:
             wanted.setdefault(tree, {})[path] = LockMode.X
         wanted = await self._permitted(caller, wanted)
         end = anyio.current_time() + wait
-        locks, owner = self.locks(), Owner(f"{LOCK_OWNER}{batch.op_id}")
+        locks, mine = self.locks(), Owner(f"{LOCK_OWNER}{batch.op_id}")
         async with AsyncExitStack() as held:
             presented = batch.presented
             for tree, items in sorted(wanted.items()):  # in one order, so in no circle
                 left = max(end - anyio.current_time(), 0.0)
+                shown = batch.presented if tree == caller.tree else ()
+                owner = shown[0].owner if shown else mine  # who is not in its own way
                 hold = locks.hold(owner, tree, items, timeout=left)
                 try:
                     await held.enter_async_context(hold)

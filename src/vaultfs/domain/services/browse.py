@@ -136,7 +136,7 @@ class Browse:
     ) -> list[tuple[Path, Granted]]:
         """Up to `limit` nodes of others that the caller was granted something on, by id.
 
-        Those in the trash are left out, so there may be fewer; the last is always told.
+        Those in the trash are left out.
         """
         found = await self.catalog.granted_to(caller.id, after=after, limit=min(limit, PAGE))
         return [((await self.catalog.node_path(each.node))[1], each) for each in found]
