@@ -36,11 +36,15 @@ class StockContract:
     async def test_a_pack_is_recorded(self, catalog: Catalog, me: Caller) -> None:
         pack = pack_of("p", "abc", me.user.id)
         assert not await catalog.has_pack(pack.key)
-        assert (await me.do(pack)).count == 3
+        recorded = await me.do(pack)
+        assert recorded.count == 3
+        [number] = recorded.packs
         assert await catalog.has_pack(pack.key)
         assert await catalog.packs() == [PackRow(pack.key, 1000, 7, "local")]
         assert (await catalog.stats()).chunks == 3
-        places = {e.digest: Location(pack.key, e.offset, e.size, e.length) for e in pack.entries}
+        places = {
+            e.digest: Location(pack.key, e.offset, e.size, e.length, number) for e in pack.entries
+        }
         assert await catalog.locate(me.user.id, digests("abcx")) == places
         assert sorted(await catalog.chunks_of([pack.key])) == sorted(places.items())
         assert await catalog.index() == sorted(places.items())
@@ -76,22 +80,26 @@ class StockContract:
         self, catalog: Catalog, me: Caller, other: Caller
     ) -> None:
         await me.do(pack_of("p", "ab", me.user.id), pack_of("q", "bc", other.user.id))
-        mine, theirs = Known(frozenset(digests("ab")), frozenset(digests("c"))), digests("abcx")
-        assert await catalog.known(me.user.id, theirs) == mine
-        found = await catalog.known(other.user.id, theirs)
-        assert found == Known(frozenset(digests("bc")), frozenset(digests("a")))
+        theirs = digests("abcx")
+        a, b, c, _ = theirs
+        p = (await catalog.locate(me.user.id, [a]))[a].number
+        q = (await catalog.locate(other.user.id, [c]))[c].number
+        assert await catalog.known(me.user.id, theirs) == Known({a: p, b: p}, frozenset([c]))
+        assert await catalog.known(other.user.id, theirs) == Known({b: q, c: q}, frozenset([a]))
         assert set(await catalog.locate(me.user.id, theirs)) == set(digests("ab"))
         stranger = await catalog.known(UserId(99), theirs)
-        assert stranger == Known(frozenset(), frozenset(digests("abc")))
+        assert stranger == Known({}, frozenset(digests("abc")))
 
     async def test_any_number_of_digests_is_looked_up(self, catalog: Catalog, me: Caller) -> None:
         names = [f"chunk {number}" for number in range(1500)]
         await me.do(pack_of("p", names, me.user.id))
         wanted = [digest(name) for name in names]
         for count in (0, 1, 3, 511, 512, 513, 1500):
-            assert (await catalog.known(me.user.id, wanted[:count])).own == set(wanted[:count])
+            assert (await catalog.known(me.user.id, wanted[:count])).own.keys() == set(
+                wanted[:count]
+            )
             assert set(await catalog.locate(me.user.id, wanted[:count])) == set(wanted[:count])
-        assert (await catalog.known(me.user.id, wanted[:2] * 600)).own == set(wanted[:2])
+        assert (await catalog.known(me.user.id, wanted[:2] * 600)).own.keys() == set(wanted[:2])
 
     async def test_chunks_are_claimed(self, catalog: Catalog, me: Caller, other: Caller) -> None:
         await me.do(pack_of("p", "abc", me.user.id))
@@ -171,7 +179,7 @@ class StockContract:
         assert [row.key for row in await catalog.packs()] == [new.key]
         assert set(await catalog.locate(me.user.id, digests("abc"))) == set(digests("b"))
         assert await catalog.known(UserId(99), digests("abc")) == (
-            Known(frozenset(), frozenset(digests("b")))
+            Known({}, frozenset(digests("b")))
         )
         assert await catalog.check() == []
 

@@ -116,6 +116,14 @@ class Fenced(Conflict):
     """An upload has another writer now. Nothing of this one's last bytes was taken."""
 
 
+class Doomed(Conflict):
+    """An object of that name is being deleted: what has its bytes needs another name."""
+
+
+class PacksGone(Conflict):
+    """What the content was to share with others was collected meanwhile: send it again."""
+
+
 class UploadGone(Conflict):
     """An upload has ended and cannot be changed."""
 

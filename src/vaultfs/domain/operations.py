@@ -501,6 +501,9 @@ class Unit:
     """The locks that the caller says it holds. Each operation is refused with `Locked` where
     somebody else has a lock on what it touches; with `StaleToken` if one of these is held no
     longer, and with `NotHeld` if they do not cover what it touches (`lockitems.needs`)."""
+    relies: tuple[int, ...] = ()
+    """Numbers of packs in which chunks of its contents were found, or put. Refused with
+    `PacksGone` if one is there no longer; one that is condemned is condemned no more."""
 
     def __attrs_post_init__(self) -> None:
         if not self.op_id or len(self.op_id) > 64:
@@ -515,6 +518,8 @@ class Result:
     count: int = 0
     path: Path | None = None
     """Of the node, where the operation does not say it."""
+    packs: tuple[int, ...] = ()
+    """The numbers of the pack that was recorded, and of others that its chunks were in before."""
 
 
 @frozen

@@ -5,7 +5,7 @@ There is no open write transaction, so nothing outside can hold one up.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,14 +38,16 @@ class Location(NamedTuple):
     """Of the stored bytes behind the header."""
     length: int
     """Of the content."""
+    number: int = 0
+    """Of the pack: see `Unit.relies`."""
 
 
 @frozen
 class Known:
     """What a catalog knows of some digests, as seen by one user."""
 
-    own: frozenset[Digest]
-    """The user has sent these before."""
+    own: Mapping[Digest, int]
+    """The user has sent these before; with the number of the pack that each is in."""
     foreign: frozenset[Digest]
     """Only others have: to be used once the user has proved to hold the bytes."""
 

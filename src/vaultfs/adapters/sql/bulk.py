@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 from vaultfs.adapters.sql.files import INSERT_VERSION
 from vaultfs.adapters.sql.locking import any_locked
 from vaultfs.adapters.sql.statements import NODE, Program, Run, RunMany, to_array, to_node
+from vaultfs.adapters.sql.stock import rely
 from vaultfs.adapters.sql.transaction import (
     INSERT_NODE,
     Transaction,
@@ -77,6 +78,8 @@ def _put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outco
     if (yield from any_locked(tx, folder.tree, units)):
         return None
     yield from charge(tx, folder.tree, sum(put.content.manifest.size for put in puts))
+    for unit in units:
+        yield from rely(unit)
     # Nothing can be refused from here on.
     folder = yield from folder_at(tx, units[0], folder.tree, puts[0].path[:-1], make=True)
     return (yield from _insert(tx, folder, units, puts))

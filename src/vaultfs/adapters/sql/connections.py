@@ -99,17 +99,19 @@ def _widened(sql: str) -> str:
     return _VALUES.sub("VALUES " + ",".join([f"({row})"] * ROWS_AT_ONCE), sql)
 
 
-def _execute_many(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-    whole = 0
+def _execute_many(connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+    """Execute `sql` for each of `rows`; how many rows that changed."""
+    whole = changed = 0
     try:
         if sql.startswith("INSERT"):
             whole = len(rows) - len(rows) % ROWS_AT_ONCE
             for start in range(0, whole, ROWS_AT_ONCE):
                 part = rows[start : start + ROWS_AT_ONCE]
-                connection.execute(_widened(sql), [*chain.from_iterable(part)])
+                wide = connection.execute(_widened(sql), [*chain.from_iterable(part)])
+                changed += wide.rowcount
         text, order = _prepared(sql)
         assert order is None, sql
-        connection.executemany(text, rows[whole:])
+        return changed + max(connection.executemany(text, rows[whole:]).rowcount, 0)
     except OverflowError as error:
         raise _too_large() from error
 
@@ -127,8 +129,7 @@ def drive(connection: sqlite3.Connection, program: Program[T]) -> T:
             if isinstance(step, Run):
                 step = program.send(execute(connection, step.sql, step.parameters).fetchall())
             else:
-                _execute_many(connection, step.sql, step.rows)
-                step = program.send([])
+                step = program.send([(_execute_many(connection, step.sql, step.rows),)])
     except StopIteration as stop:
         result: T = stop.value
         return result

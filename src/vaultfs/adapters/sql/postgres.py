@@ -38,7 +38,7 @@ from vaultfs.adapters.sql.postgres_driver import Ids
 from vaultfs.adapters.sql.postgres_lockstore import PostgresLockStore
 from vaultfs.adapters.sql.postgres_writer import PostgresWriter
 from vaultfs.adapters.sql.reading import SqlCatalog, to_path
-from vaultfs.adapters.sql.statements import Row, to_location, to_node, to_version
+from vaultfs.adapters.sql.statements import Row, to_known, to_location, to_node, to_version
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.nodes import Node, NodeId, TreeId, UserId, Version
 from vaultfs.domain.operations import Outcome, Unit
@@ -147,8 +147,7 @@ class PostgresCatalog(SqlCatalog):
 
     async def known(self, user: UserId, digests: Sequence[Digest]) -> Known:
         rows = await self._rows(KNOWN, user, list(digests))
-        own = frozenset(digest for digest, mine in rows if mine)
-        return Known(own, frozenset(digest for digest, mine in rows if not mine))
+        return to_known(rows)
 
     async def locate(self, user: UserId, digests: Sequence[Digest]) -> dict[Digest, Location]:
         return dict(map(to_location, await self._rows(LOCATE, user, list(digests))))

@@ -34,6 +34,7 @@ _WORDS: Final = tuple(
         (r"lower\(hex\(([\w.]+)\)\)", r"encode(\1, 'hex')"),
         (r"\bMAX\((pins\.until), ", r"GREATEST(\1, "),
         (r"\bSELECT \$1, 0\b", "SELECT $1::bigint, 0"),
+        (r"CAST\(([\w.]+) AS INTEGER\)", r"\1::bigint"),
         (_CHILDREN, _BY_CHILDREN),
         (_BELOW, _LATERAL),  # one arm of a recursion may look at the rows so far, not two
     )
@@ -66,17 +67,23 @@ def native_table(sql: str) -> str:
 
 
 KNOWN: Final = (
-    'SELECT digest, bool_or("user" = $1) FROM chunks WHERE digest = ANY($2::bytea[])'
-    " GROUP BY digest"
+    'SELECT digest, max(pack) FILTER (WHERE "user" = $1) FROM chunks'
+    " WHERE digest = ANY($2::bytea[]) GROUP BY digest"
 )
 LOCATE: Final = (
-    "SELECT c.digest, p.key, c.start, c.size, c.length FROM chunks c"
+    "SELECT c.digest, p.key, c.start, c.size, c.length, c.pack FROM chunks c"
     ' JOIN packs p ON p.id = c.pack WHERE c."user" = $1 AND c.digest = ANY($2::bytea[])'
 )
 CHUNKS_OF: Final = (
     "SELECT DISTINCT c.digest, p.key, c.start, c.size, c.length"
     " FROM packs p JOIN chunks c ON c.pack = p.id WHERE p.key = ANY($1::bytea[])"
 )
+INSERT_MANY_CHUNKS: Final = (
+    'INSERT INTO chunks(digest, "user", pack, start, size, length)'
+    " SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[],"
+    " $5::bigint[], $6::bigint[]) ON CONFLICT DO NOTHING RETURNING 1"
+)
+"""`INSERT_CHUNKS` for many at once; a row for each that was not there."""
 CHILDREN: Final = (
     f"SELECT {NODE} FROM nodes n WHERE n.parent = $1 AND n.key > $2"
     " AND n.trashed IS NULL ORDER BY n.key LIMIT $3"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from asyncpg import exceptions as pg
 from attrs import define, field
 
-from vaultfs.adapters.sql.postgres_dialect import native
-from vaultfs.adapters.sql.statements import Program, Row, Run, RunMany
+from vaultfs.adapters.sql.postgres_dialect import INSERT_MANY_CHUNKS, native
+from vaultfs.adapters.sql.statements import INSERT_CHUNKS, Program, Row, Run, RunMany
 from vaultfs.adapters.sql.transaction import RESERVE, TREE
 from vaultfs.domain.errors import InvalidField
 
@@ -76,6 +76,9 @@ class Driver:
             return await self._run(step)
         if step.rows:
             self.writes += 1
+            if step.sql == INSERT_CHUNKS:
+                columns = map(list, zip(*step.rows, strict=True))
+                return [(len(await self.fetch(INSERT_MANY_CHUNKS, *columns)),)]
             try:
                 await self.connection.executemany(self.text(step.sql), step.rows)
             except _DOES_NOT_FIT as error:

@@ -36,9 +36,12 @@ def _wide(sql: str, width: int) -> str:
     return sql.format(",".join("?" * width))
 
 
-KNOWN: Final = "SELECT digest, MAX(user = ?) FROM chunks WHERE digest IN ({}) GROUP BY digest"
+KNOWN: Final = (
+    "SELECT c.digest, MAX(CASE WHEN c.user = ? THEN c.pack END) FROM chunks c"
+    " WHERE c.digest IN ({}) GROUP BY c.digest"
+)
 LOCATE: Final = (
-    "SELECT c.digest, p.key, c.start, c.size, c.length FROM chunks c"
+    "SELECT c.digest, p.key, c.start, c.size, c.length, c.pack FROM chunks c"
     " JOIN packs p ON p.id = c.pack WHERE c.user = ? AND c.digest IN ({})"
 )
 

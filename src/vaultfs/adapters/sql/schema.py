@@ -312,9 +312,52 @@ BATCHES: Final = (
     "CREATE INDEX nodes_folders ON nodes(parent) WHERE kind = 'folder' AND trashed IS NULL",
 )
 
+COLLECTIONS: Final = (
+    # When a collection found that nothing needs the pack, and which: it is still there.
+    "ALTER TABLE packs ADD COLUMN condemned INTEGER",
+    "ALTER TABLE packs ADD COLUMN collection INTEGER",
+    "CREATE INDEX packs_condemned ON packs(id) WHERE condemned IS NOT NULL",
+    # One row for each collection. Not in dumps.
+    """
+    CREATE TABLE collections(
+        id INTEGER PRIMARY KEY,
+        holder TEXT NOT NULL,
+        begun INTEGER NOT NULL,
+        seen INTEGER NOT NULL,
+        ended INTEGER,
+        complete INTEGER NOT NULL,
+        report TEXT NOT NULL
+    )
+    """,
+    # Objects that no row of `packs` names any more: to be deleted, or deleted a little while
+    # ago. Nothing may be stored under such a key. Not in dumps.
+    """
+    CREATE TABLE doomed(
+        key BLOB PRIMARY KEY,
+        at INTEGER NOT NULL,
+        deleted INTEGER
+    )
+    """,
+    "INSERT INTO counters(name, next) VALUES ('collections', 1)",
+    # When all bytes of a pack were last read and found right.
+    "ALTER TABLE pack_locations ADD COLUMN scrubbed INTEGER",
+    "ALTER TABLE pack_locations ADD COLUMN seen INTEGER",
+    """
+    CREATE TABLE scrubs(
+        id INTEGER PRIMARY KEY,
+        begun INTEGER NOT NULL,
+        ended INTEGER,
+        packs INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        findings TEXT NOT NULL
+    )
+    """,
+    "INSERT INTO counters(name, next) VALUES ('scrubs', 1)",
+)
+
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     *(TABLES, ACCOUNTS, PLACEMENT, LOCKS, UPLOADS),
-    *(DELTAS, BATCHES),
+    *(DELTAS, BATCHES, COLLECTIONS),
 )
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 

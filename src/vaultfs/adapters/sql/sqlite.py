@@ -33,6 +33,7 @@ from vaultfs.adapters.sql.statements import (
     NODE,
     VERSION,
     Row,
+    to_known,
     to_location,
     to_node,
     to_version,
@@ -206,8 +207,7 @@ class SqliteCatalog(SqlCatalog):
     async def known(self, user: UserId, digests: Sequence[Digest]) -> Known:
         ask = self._here if len(digests) <= FEW_DIGESTS else self._read
         rows = await ask(partial(queries.by_digest, queries.KNOWN, user, digests))
-        own = frozenset(digest for digest, mine in rows if mine)
-        return Known(own, frozenset(digest for digest, mine in rows if not mine))
+        return to_known(rows)
 
     async def locate(self, user: UserId, digests: Sequence[Digest]) -> dict[Digest, Location]:
         rows = await self._read(partial(queries.by_digest, queries.LOCATE, user, digests))

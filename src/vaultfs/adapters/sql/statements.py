@@ -14,7 +14,7 @@ from vaultfs.domain.digests import Digest
 from vaultfs.domain.nodes import DigestState, Node, User, Version
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.tokens import Token
-from vaultfs.ports.catalog import Change, Location
+from vaultfs.ports.catalog import Change, Known, Location
 
 Row = tuple[Any, ...]
 T = TypeVar("T")
@@ -28,7 +28,10 @@ class Run(NamedTuple):
 
 
 class RunMany(NamedTuple):
-    """Execute a statement once for each set of parameters; the answer is empty."""
+    """Execute a statement once for each set of parameters.
+
+    The answer is of no use, but for `INSERT_CHUNKS`: one row, how many there were not before.
+    """
 
     sql: str
     rows: Sequence[Sequence[Any]]
@@ -73,8 +76,20 @@ def to_version(row: Row) -> Version:
 
 
 def to_location(row: Row) -> tuple[Digest, Location]:
-    """A located chunk from (digest, pack key, start, size, length)."""
-    return row[0], Location._make(row[1:])
+    """A located chunk from (digest, pack key, start, size, length), and the pack's number if asked."""
+    return row[0], Location(*row[1:])
+
+
+def to_known(rows: Iterable[Row]) -> Known:
+    """What is known of digests, from (digest, number of the user's pack or None)."""
+    own: dict[Digest, int] = {}
+    foreign: list[Digest] = []
+    for digest, pack in rows:
+        if pack is None:
+            foreign.append(digest)
+        else:
+            own[digest] = pack
+    return Known(own, frozenset(foreign))
 
 
 RESOLVE = f"""
@@ -106,6 +121,12 @@ ABOVE = f"""
 
 ROLES = "SELECT node, role FROM grants WHERE grantee = $1 AND tree = $2"
 """What a user was granted in a tree."""
+
+
+INSERT_CHUNKS = (
+    "INSERT INTO chunks(digest, user, pack, start, size, length)"
+    " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING"
+)
 
 
 def to_array(texts: Iterable[str]) -> str:

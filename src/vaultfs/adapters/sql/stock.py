@@ -2,13 +2,46 @@
 
 # ruff: noqa: D103 - `domain.operations` says what each operation does
 
-from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from vaultfs.adapters.sql.statements import INSERT_CHUNKS, Program, Run, RunMany
 from vaultfs.adapters.sql.transaction import Transaction, next_id
 from vaultfs.domain import operations as ops
-from vaultfs.domain.errors import NotFound
+from vaultfs.domain.errors import Doomed, NotFound, PacksGone
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import Result, Unit
 from vaultfs.domain.packs import NO_CIPHER
+
+
+def rely(unit: Unit) -> Program[None]:
+    """See that the packs are there that `unit` relies on; none is condemned any more then.
+
+    Raises `PacksGone`.
+    """
+    if not unit.relies:
+        return
+    numbers = f"[{','.join(map(str, unit.relies))}]"
+    rows = yield Run(_RELIED, (numbers,))
+    if len(rows) < len(unit.relies):
+        raise PacksGone(
+            "chunks that the content was to share with others were collected meanwhile:"
+            " send it again"
+        )
+    yield from rescue(row[0] for row in rows if row[1] is not None)
+
+
+_RELIED: Final = (
+    "SELECT p.id, p.condemned FROM json_each($1) e JOIN packs p ON p.id = CAST(e.value AS INTEGER)"
+)
+
+
+def rescue(packs: Iterable[int]) -> Program[None]:
+    """Somebody needs `packs` after all."""
+    yield RunMany(
+        "UPDATE packs SET condemned = NULL, collection = NULL WHERE id = $1",
+        [(pack,) for pack in packs],
+    )
 
 
 def record_pack(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[Result]:
@@ -18,19 +51,36 @@ def record_pack(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[Resu
         for user, indexes in op.claims
         for entry in map(op.entries.__getitem__, indexes)
     ]
-    yield RunMany(
-        "INSERT INTO chunks(digest, user, pack, start, size, length)"
-        " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
-        rows,
-    )
-    return Result(count=len(rows))
+    packs = {pack}
+    if rows:
+        [(new,)] = yield RunMany(INSERT_CHUNKS, rows)
+        if new != len(rows):  # others have put them meanwhile: theirs are what is read
+            packs |= yield from _packs_of(rows)
+    return Result(count=len(rows), packs=tuple(packs))
+
+
+def _packs_of(chunks: Sequence[tuple[Any, ...]]) -> Program[set[int]]:
+    """The packs in which chunks of users are, given as rows."""
+    found: set[int] = set()
+    for digest, user, *_ in chunks:
+        rows = yield Run("SELECT pack FROM chunks WHERE digest = $1 AND user = $2", (digest, user))
+        found.update(row[0] for row in rows)
+    return found
 
 
 def _pack_id(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[int]:
     """The id of the pack's row, made if need be, with a location on the backend."""
-    rows = yield Run("SELECT id FROM packs WHERE key = $1", (op.key,))
+    rows = yield Run(
+        "SELECT id, condemned FROM packs WHERE key = $1"
+        " UNION ALL SELECT 0, 0 FROM doomed WHERE key = $1",
+        (op.key,),
+    )
     if rows:
         pack: int = rows[0][0]
+        if not pack:
+            raise Doomed(f"pack {op.key.hex()} is being deleted, or was a little while ago")
+        if rows[0][1] is not None:
+            yield from rescue((pack,))
     else:
         pack = yield from next_id(tx, "packs")
         yield Run(
@@ -49,9 +99,15 @@ def _pack_id(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[int]:
 def claim_chunks(_tx: Transaction, _unit: Unit, op: ops.ClaimChunks) -> Program[Result]:
     for digest in op.digests:
         yield from claim(op.user, digest)
-        rows = yield Run("SELECT 1 FROM chunks WHERE digest = $1 AND user = $2", (digest, op.user))
+        rows = yield Run(
+            "SELECT p.id, p.condemned FROM chunks c JOIN packs p ON p.id = c.pack"
+            " WHERE c.digest = $1 AND c.user = $2",
+            (digest, op.user),
+        )
         if not rows:
             raise NotFound(f"nobody has chunk {digest.hex()} any more")
+        if rows[0][1] is not None:
+            yield from rescue((rows[0][0],))
     return Result(count=len(op.digests))
 
 

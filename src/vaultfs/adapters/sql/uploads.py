@@ -12,6 +12,7 @@ from typing import Any, Final
 from vaultfs.adapters.sql.accounts import audit
 from vaultfs.adapters.sql.files import put_file
 from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from vaultfs.adapters.sql.stock import rescue
 from vaultfs.adapters.sql.transaction import Transaction, chain_to, tree_row
 from vaultfs.adapters.sql.uploadrows import ROW, UPLOAD, to_upload
 from vaultfs.domain import operations as ops
@@ -186,6 +187,9 @@ def pin_chunks(_tx: Transaction, _unit: Unit, op: ops.PinChunks) -> Program[Resu
     if missing:
         named = listed((digest.hex() for digest in missing), most=2)
         raise ChunksMissing(f"these chunks are not there: {named}", digests=tuple(missing))
+    for pack in packs:
+        if (yield Run("SELECT 1 FROM packs WHERE id = $1 AND condemned IS NOT NULL", (pack,))):
+            yield from rescue((pack,))
     yield RunMany(
         "INSERT INTO pins(holder, pack, until) VALUES ($1, $2, $3) ON CONFLICT (holder, pack)"
         " DO UPDATE SET until = MAX(pins.until, excluded.until)",

@@ -80,9 +80,16 @@ class Files(Browse):
         """The same, for a caller that holds these locks."""
         return evolve(self, presented=(*self.presented, *presented))
 
-    def unit(self, caller: User, op_id: str, operations: tuple[Operation, ...]) -> Unit:
+    def unit(
+        self,
+        caller: User,
+        op_id: str,
+        operations: tuple[Operation, ...],
+        relies: tuple[int, ...] = (),
+    ) -> Unit:
         """A unit of `caller`'s, made now, that comes with the locks."""
-        return Unit(caller.id, micros(self.clock.now()), op_id, operations, self.presented)
+        now = micros(self.clock.now())
+        return Unit(caller.id, now, op_id, operations, self.presented, relies)
 
     @asynccontextmanager
     async def read(
@@ -153,7 +160,9 @@ class Files(Browse):
             foreign = ingested.placed.foreign
             owner = owner_of(operation.tree)
             claims = (ClaimChunks(owner, tuple(foreign)),) if foreign else ()
-            units.append(Unit(caller.id, now, f"{stem}-{index}", (*claims, operation), locks))
+            relies = tuple(ingested.placed.relies)
+            number = f"{stem}-{index}"
+            units.append(Unit(caller.id, now, number, (*claims, operation), locks, relies))
         needs = {pack for _, ingested in puts for pack in ingested.placed.packs}
         return await self.packer.commit(units, needs, wait=wait)
 

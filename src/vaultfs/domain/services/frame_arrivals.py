@@ -182,4 +182,5 @@ class FrameArrival:
             raise ChunksMissing(f"these chunks were not sent: {named_ones}", digests=missing)
         if any(places[digest].length != length for digest, length in unknown.items()):
             raise InvalidField("a chunk that is named has another length than it is said to have")
+        placed.relies.update(place.number for place in places.values())
         return placed

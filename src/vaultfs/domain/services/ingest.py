@@ -346,7 +346,8 @@ class Ingest:
         if unknown:
             known = await self.catalog.known(user, list(unknown))
             placed.foreign += known.foreign
-            for digest in known.own | known.foreign:
+            placed.relies.update(known.own.values())
+            for digest in (*known.own, *known.foreign):
                 del unknown[digest]
         return placed, list(unknown.values())
 

@@ -264,9 +264,10 @@ class Intake:
     ) -> list[Taken]:
         # What is put into the tree of another has to be sent: what the owner has is no secret
         # to be asked about, and what the caller has is not the owner's.
-        lengths = reader.lengths
+        lengths, relies = reader.lengths, placed.relies
         if tree == caller.tree:
-            lengths = await self._lengths(caller, reader)
+            lengths, found = await self._named(caller, reader)
+            relies = relies | found
         foreign = set(placed.foreign)
         results: list[Result | VaultError | None] = [None] * len(reader.entries)
         puts: dict[int, tuple[PutFile, Ingested]] = {}
@@ -283,7 +284,7 @@ class Intake:
                 continue
             operation = PutFile(tree, path, content, entry.origin, entry.preconditions, True)
             own = [digest for digest, _ in entry.manifest.entries if digest in foreign]
-            puts[index] = (operation, Ingested(content, Placed(placed.packs, own)))
+            puts[index] = (operation, Ingested(content, Placed(placed.packs, own, relies)))
         for index, outcome in zip(folders, await _make(files, caller, folders), strict=True):
             results[index] = _result(outcome)
         outcomes = await files.commit(caller, list(puts.values())) if puts else []
@@ -295,8 +296,8 @@ class Intake:
             if result is not None
         ]
 
-    async def _lengths(self, caller: User, reader: _Reader) -> dict[Digest, int]:
-        """The lengths of the chunks that the caller may name."""
+    async def _named(self, caller: User, reader: _Reader) -> tuple[dict[Digest, int], set[int]]:
+        """The lengths of the chunks that the caller may name, and the packs of those not sent."""
         lengths = reader.lengths
         others = {
             digest
@@ -306,9 +307,10 @@ class Intake:
             if digest not in lengths
         }
         if not others:
-            return lengths
+            return lengths, set()
         found = await self.files.catalog.locate(caller.id, list(others))
-        return lengths | {digest: location.length for digest, location in found.items()}
+        known = lengths | {digest: location.length for digest, location in found.items()}
+        return known, {location.number for location in found.values()}
 
 
 async def _make(files: Files, caller: User, folders: dict[int, MakeFolder]) -> list[Outcome]:

@@ -15,7 +15,7 @@ from typing import Final
 import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
-from attrs import define, field
+from attrs import define, evolve, field
 
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Busy, OutcomeUnknown
@@ -71,6 +71,8 @@ class OpenPack:
     on_recorded: list[Callable[[], None]] = field(factory=list[Callable[[], None]])
     """Called before anybody who waits goes on."""
     error: Exception | None = None
+    numbers: tuple[int, ...] = ()
+    """Of the packs that its chunks are in, as the catalog has it: mostly its own alone."""
 
     @property
     def recorded(self) -> bool:
@@ -91,11 +93,22 @@ class Placed:
     packs: set[OpenPack] = field(factory=set[OpenPack])
     foreign: list[Digest] = field(factory=list[Digest])
     """Chunks that are, or will be, recorded for others only."""
+    relies: set[int] = field(factory=set[int])
+    """Numbers of packs that are recorded already: see `Unit.relies`."""
 
     def take(self, other: "Placed") -> None:
-        """Add what `other` has, and forget packs that are recorded: a stream has many."""
-        self.packs = {pack for pack in self.packs | other.packs if not pack.recorded}
+        """Add what `other` has. Of packs that are recorded the number is kept: there are many."""
+        self.packs |= other.packs
+        self.relies |= other.relies
         self.foreign += other.foreign
+        self.settle()
+
+    def settle(self) -> None:
+        """Keep of packs that are recorded the number alone."""
+        recorded = [pack for pack in self.packs if pack.recorded]
+        self.packs.difference_update(recorded)
+        for pack in recorded:
+            self.relies.update(pack.numbers)
 
     def when_recorded(self, call: Callable[[], None]) -> None:
         """Have `call` called once all packs are recorded, now if they are; never if one fails."""
@@ -273,6 +286,7 @@ class Packer:
         outcomes = await self.catalog.apply(units)
         if isinstance(outcomes[0], Refused):
             raise outcomes[0].error
+        pack.numbers = outcomes[0].results[0].packs
         at = 1
         for commit in pack.commits:
             commit.outcomes = outcomes[at : at + len(commit.units)]
@@ -281,19 +295,20 @@ class Packer:
     async def commit(
         self, units: Sequence[Unit], needs: set[OpenPack], *, wait: bool = True
     ) -> list[Outcome]:
-        """The outcomes of `units`, once every pack in `needs` is recorded.
+        """The outcomes of `units`, once every pack in `needs` is recorded, which they rely on.
 
         Unless `wait` is false, the newest pack is not left open for more to come.
         """
         if not needs:
             return await self.catalog.apply(units)
         newest = max(needs, key=lambda pack: pack.number)
-        for pack in needs - {newest}:
+        older = needs - {newest}
+        for pack in older:
             await pack.wait()
         if not newest.accepts:
             await newest.wait()
-            return await self.catalog.apply(units)
-        commit = _Commit(tuple(units))
+            return await self.catalog.apply(_relying(units, needs))
+        commit = _Commit(tuple(_relying(units, older)))
         newest.commits.append(commit)
         try:
             if wait:
@@ -313,6 +328,14 @@ class Packer:
         if self._open is not None:
             self._open.wanted = True
             self._poke()
+
+
+def _relying(units: Sequence[Unit], packs: set[OpenPack]) -> Sequence[Unit]:
+    """`units`, which rely on `packs` too."""
+    if not packs:
+        return units
+    numbers = {number for pack in packs for number in pack.numbers}
+    return [evolve(unit, relies=tuple(numbers.union(unit.relies))) for unit in units]
 
 
 def done(outcome: Outcome) -> Done:

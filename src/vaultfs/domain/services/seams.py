@@ -36,6 +36,8 @@ class Joiner:
     reader: Reader
     user: UserId
     _chunker: Chunker = field(factory=Chunker)
+    relies: set[int] = field(factory=set[int])
+    """Numbers of the packs that the chunks of the parts are in."""
     _end: Entry | bytes | None = None
     """What may have to be cut anew: the last chunk so far, or bytes that are in none yet."""
 
@@ -68,6 +70,8 @@ class Joiner:
     async def _entries(self, number: str) -> AsyncGenerator[Entry, None]:
         at = 0
         while entries := await self.ingest.catalog.upload_entries(number, at=at):
+            known = await self.ingest.catalog.known(self.user, [digest for digest, _ in entries])
+            self.relies.update(known.own.values())
             for entry in entries:
                 yield entry
             at += sum(size for _, size in entries)

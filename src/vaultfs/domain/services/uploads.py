@@ -31,6 +31,7 @@ from vaultfs.domain.errors import (
     InvalidField,
     NotFound,
     OffsetMismatch,
+    PacksGone,
     TooLarge,
     Unsupported,
     UploadGone,
@@ -186,6 +187,8 @@ class _Writer:
     """As it is durable."""
     manifest: ManifestBuilder | None
     """Of all entries so far, if they all passed through here."""
+    relies: set[int] = field(factory=set[int])
+    """Numbers of the packs that pages of the manifest are in, among others."""
     passing: Passing = field(factory=Passing)
     taken_over: bool = False
     """Another append has come between."""
@@ -579,9 +582,10 @@ class _Append:
     # Making durable
 
     async def _append_parts(self, parts: Sequence[Part]) -> None:
-        placed = Placed(
-            foreign=[digest for part in parts if part.placed for digest in part.placed.foreign]
-        )
+        placed = Placed()
+        for part in parts:
+            if part.placed is not None:
+                placed.take(part.placed)
         await self._keep([entry for part in parts for entry in part.entries], placed, b"")
 
     async def _rescue(self, parts: Parts, cutter: Cutter) -> None:
@@ -595,6 +599,9 @@ class _Append:
         if not entries and len(tail) <= self.upload.tail:
             return
         await self._commit(self._append(entries, placed, tail), placed)
+        if self.writer.manifest is not None:
+            placed.settle()
+            self.writer.relies |= placed.relies
         upload = self.upload
         cut = upload.cut + _length(entries)
         self._now_is(upload._replace(cut=cut, tail=len(tail), touched_us=self._now()))
@@ -611,7 +618,9 @@ class _Append:
 
     async def _commit(self, operations: tuple[Operation, ...], placed: Placed) -> Result:
         """What the last of `operations` led to. Raises why they were refused."""
-        unit = self.files.unit(self.caller, self.files.clock.new_id(), operations)
+        placed.settle()
+        relies = tuple(placed.relies)
+        unit = self.files.unit(self.caller, self.files.clock.new_id(), operations, relies)
         [outcome] = await self.files.packer.commit([unit], placed.packs)
         if isinstance(outcome, Refused):
             raise outcome.error
@@ -667,13 +676,13 @@ class _Append:
             await self._keep(entries, placed, b"")
             entries, placed = (), Placed()
         upload = self.upload._replace(cut=self.upload.cut + _length(entries), tail=0)
-        put = None
-        if upload.path is not None:
-            digest, state = await self._digest(upload)
-            manifest = await self._manifest(entries, placed)
-            put = _put_of(upload, Content(manifest, digest, state))
-        finish = FinishUpload(upload.tree, upload.id, upload.fence, put)
-        result = await self._commit((*self._append(entries, placed), finish), placed)
+        warm = self.writer.manifest is not None
+        try:
+            result = await self._finished(upload, entries, placed)
+        except PacksGone:
+            if not warm:
+                raise
+            result = await self._finished(upload, entries, placed)  # its pages made anew
         node = result.node
         self._now_is(
             upload._replace(
@@ -684,6 +693,19 @@ class _Append:
                 made=result.count,
             )
         )
+
+    async def _finished(self, upload: Upload, entries: Sequence[Entry], placed: Placed) -> Result:
+        """Finish the session in the catalog, as it is to be, with the last of its entries."""
+        put, whole = None, Placed()
+        whole.take(placed)
+        if upload.path is not None:
+            digest, state = await self._digest(upload)
+            if self.writer.manifest is not None:
+                whole.relies |= self.writer.relies
+            manifest = await self._manifest(entries, whole)
+            put = _put_of(upload, Content(manifest, digest, state))
+        finish = FinishUpload(upload.tree, upload.id, upload.fence, put)
+        return await self._commit((*self._append(entries, placed), finish), whole)
 
     async def _manifest(self, entries: Sequence[Entry], placed: Placed) -> Manifest:
         """The manifest of the whole content, its pages on their way into packs."""
@@ -705,6 +727,7 @@ class _Append:
         self.writer.manifest = None
         joiner = Joiner(self.ingest, self.files.reader, self.caller.id)
         async for entries, placed in joiner.joined([part.id for part in parts]):
+            placed.relies |= joiner.relies
             await self._keep(entries, placed, b"")
         await self._end([], Placed(), b"")
 
