@@ -27,6 +27,8 @@ from vaultfs.domain.access import Role
 from vaultfs.domain.batches import Batch
 from vaultfs.domain.batches import Outcome as BatchOutcome
 from vaultfs.domain.chains import Edge
+from vaultfs.domain.collecting import Step as CollectStep
+from vaultfs.domain.collection import ChunkRow, PackUse
 from vaultfs.domain.digests import Buffer, Digest, digest_of
 from vaultfs.domain.errors import CatalogUnavailable, NotFound, OutcomeUnknown, VaultError
 from vaultfs.domain.integrity import Depth
@@ -47,11 +49,15 @@ from vaultfs.ports.catalog import (
     Catalog,
     CatalogStats,
     Change,
+    Collected,
     Granted,
     Known,
     Location,
+    Naming,
     PackRow,
     Reindexing,
+    Scrubbed,
+    ScrubRow,
     Trashed,
     Unverified,
     VersionRef,
@@ -91,6 +97,39 @@ class CatalogAround(Catalog):
 
     async def outcome(self, op_id: str) -> tuple[Change, ...]:
         return await self.inner.outcome(op_id)
+
+    async def collect(self, step: CollectStep, actor: UserId, at_us: int) -> int:
+        return await self.inner.collect(step, actor, at_us)
+
+    async def namings(self) -> AsyncGenerator[Sequence[Naming], None]:
+        async with aclosing(self.inner.namings()) as namings:
+            async for some in namings:
+                yield some
+
+    async def chunk_rows(
+        self, *, after: Digest | None = None, limit: int = 8192
+    ) -> Sequence[ChunkRow]:
+        return await self.inner.chunk_rows(after=after, limit=limit)
+
+    async def count_chunks(self) -> int:
+        return await self.inner.count_chunks()
+
+    async def pack_uses(self, now_us: int, *, after: int = 0, limit: int = 1000) -> list[PackUse]:
+        return await self.inner.pack_uses(now_us, after=after, limit=limit)
+
+    async def doomed(self, *, limit: int = 1000) -> list[Digest]:
+        return await self.inner.doomed(limit=limit)
+
+    async def collections(self, *, limit: int = 20) -> list[Collected]:
+        return await self.inner.collections(limit=limit)
+
+    async def scrubs(self, *, limit: int = 20) -> list[Scrubbed]:
+        return await self.inner.scrubs(limit=limit)
+
+    async def to_scrub(
+        self, before_us: int, *, cheap: bool = False, limit: int = 100
+    ) -> list[ScrubRow]:
+        return await self.inner.to_scrub(before_us, cheap=cheap, limit=limit)
 
     async def user(self, name: str) -> User:
         return await self.inner.user(name)

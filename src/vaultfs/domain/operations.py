@@ -503,7 +503,8 @@ class Unit:
     longer, and with `NotHeld` if they do not cover what it touches (`lockitems.needs`)."""
     relies: tuple[int, ...] = ()
     """Numbers of packs in which chunks of its contents were found, or put. Refused with
-    `PacksGone` if one is there no longer; one that is condemned is condemned no more."""
+    `PacksGone` if one is there no longer, or was rewritten; one that is condemned is condemned
+    no more. See `domain.collection`."""
 
     def __attrs_post_init__(self) -> None:
         if not self.op_id or len(self.op_id) > 64:

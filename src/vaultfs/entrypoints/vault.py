@@ -54,6 +54,7 @@ from vaultfs.ports.objects import ObjectExists, ObjectNotFound, ObjectStore, Wro
 if TYPE_CHECKING:  # most commands need no locks
     from vaultfs.domain.locknodes import Presented
     from vaultfs.domain.services.batches import Batches
+    from vaultfs.domain.services.collector import Collector
     from vaultfs.domain.services.deltas import Deltas
     from vaultfs.domain.services.locks import Locks
     from vaultfs.domain.services.upkeep import Upkeep
@@ -186,6 +187,14 @@ class Vault:
             Digests(self.catalog, self.reader, self.clock),
             Linking(self.deltas),
             self.clock,
+        )
+
+    def collector(self) -> "Collector":
+        """What lets go of contents that nothing needs any more."""
+        from vaultfs.domain.services.collector import Collector
+
+        return Collector(
+            *(self.objects, self.catalog, self.files.packer, self.reader, self.clock, self.workers)
         )
 
     def presenting(self, *presented: "Presented") -> "Vault":

@@ -23,6 +23,8 @@ from vaultfs.domain.tokens import Token
 if TYPE_CHECKING:  # readers of a catalog need not load the operations and all they know
     from vaultfs.domain.batches import Batch
     from vaultfs.domain.batches import Outcome as BatchOutcome
+    from vaultfs.domain.collecting import Step as CollectStep
+    from vaultfs.domain.collection import ChunkRow, PackUse
     from vaultfs.domain.operations import Outcome, RecordPack, Unit
     from vaultfs.domain.uploads import Upload
     from vaultfs.ports.locks import LockStore
@@ -91,6 +93,52 @@ class Granted(NamedTuple):
     """The name of the tree's owner."""
     role: Role
     at_us: int
+
+
+class Naming(NamedTuple):
+    """Something that names chunks: a version's manifest, or some entries of an upload session."""
+
+    owner: UserId
+    """Whose chunks they are."""
+    manifest: bytes | None
+    entries: bytes | None
+
+
+class Collected(NamedTuple):
+    """A collection: see `domain.collecting`."""
+
+    number: int
+    holder: str
+    begun_us: int
+    ended_us: int | None
+    complete: bool
+    report: str
+    """JSON."""
+
+
+class Scrubbed(NamedTuple):
+    """A scrub, and what it found."""
+
+    number: int
+    begun_us: int
+    ended_us: int | None
+    packs: int
+    size: int
+    """Bytes that were read."""
+    findings: str
+    """JSON."""
+
+
+class ScrubRow(NamedTuple):
+    """A pack, and when it was last looked at; None for never."""
+
+    number: int
+    key: Digest
+    size: int
+    crc32c: int | None
+    created_us: int
+    scrubbed_us: int | None
+    seen_us: int | None
 
 
 class Trashed(NamedTuple):
@@ -342,6 +390,55 @@ class Catalog(ABC):
         """The chunk index by digest, above `after`: all places of about `limit` digests.
 
         A digest whose users have it in several places comes once for each place.
+        """
+
+    @abstractmethod
+    async def collect(self, step: "CollectStep", actor: UserId, at_us: int) -> int:
+        """Execute a step of a collection or a scrub; what it answers (`domain.collecting`).
+
+        Durable on return. Raises what the step is refused with, and what `apply` raises.
+        """
+
+    @abstractmethod
+    def namings(self) -> AsyncGenerator["Sequence[Naming]", None]:
+        """All that names chunks, as it is at one moment, some at a time.
+
+        The caller closes the generator, and soon: a database keeps that moment for it.
+        """
+
+    @abstractmethod
+    async def chunk_rows(
+        self, *, after: Digest | None = None, limit: int = 8192
+    ) -> "Sequence[ChunkRow]":
+        """All rows of about `limit` chunks, by digest, above `after`."""
+
+    @abstractmethod
+    async def count_chunks(self) -> int:
+        """How many rows `chunk_rows` has."""
+
+    @abstractmethod
+    async def pack_uses(self, now_us: int, *, after: int = 0, limit: int = 1000) -> "list[PackUse]":
+        """Up to `limit` packs, by number, above `after`; what is needed of them is not told."""
+
+    @abstractmethod
+    async def doomed(self, *, limit: int = 1000) -> list[Digest]:
+        """Keys of up to `limit` packs whose objects are to be deleted."""
+
+    @abstractmethod
+    async def collections(self, *, limit: int = 20) -> list[Collected]:
+        """The newest collections, newest first."""
+
+    @abstractmethod
+    async def scrubs(self, *, limit: int = 20) -> list[Scrubbed]:
+        """The newest scrubs, newest first."""
+
+    @abstractmethod
+    async def to_scrub(
+        self, before_us: int, *, cheap: bool = False, limit: int = 100
+    ) -> list[ScrubRow]:
+        """Up to `limit` packs that were not read since then; if `cheap`, not even looked at.
+
+        Those first that were not for longest; a pack that never was counts from when it was made.
         """
 
     @abstractmethod

@@ -23,6 +23,8 @@ ROWS: Final = 2000
 """Rows that a line of a dump has at the most."""
 LEAP: Final = 1 << 32
 """More ids than a catalog hands out between a backup and its loss."""
+UNRECONCILED: Final = "unreconciled"
+"""The row of `meta` that a catalog from a dump has until it was compared with its store."""
 UPSERTED: Final = frozenset({"counters", "epochs"})
 """Tables whose rows are there from the start; an older dump may lack some."""
 DAMAGE: Final = (
@@ -187,6 +189,7 @@ class Loader:
         """Commit; the id of the vault that was dumped. Raises `Corrupt` if it has no end."""
         self._reading.finish()
         self._connection.execute("UPDATE counters SET next = next + ?", (LEAP,))
+        self._connection.execute("INSERT INTO meta(key, value) VALUES (?, '')", (UNRECONCILED,))
         self._connection.execute("COMMIT")
         row = self._connection.execute("SELECT value FROM meta WHERE key = 'vault_id'").fetchone()
         return str(row[0])

@@ -9,7 +9,7 @@ order, is in `postgres_locks`; what is said differently here than to SQLite, in
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 from attrs import define
@@ -42,12 +42,14 @@ from vaultfs.adapters.sql.statements import Row, to_known, to_location, to_node,
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.nodes import Node, NodeId, TreeId, UserId, Version
 from vaultfs.domain.operations import Outcome, Unit
-from vaultfs.ports.catalog import Known, Location, Reindexing, Trashed
+from vaultfs.ports.catalog import Known, Location, Naming, Reindexing, Trashed
 from vaultfs.ports.locks import LockStore
 
 if TYPE_CHECKING:
     from vaultfs.adapters.sql.postgres_connections import Connection
 
+NAMINGS: Final = 4096
+"""Rows of what names chunks that are fetched at a time."""
 T = TypeVar("T")
 
 
@@ -183,6 +185,15 @@ class PostgresCatalog(SqlCatalog):
         ):
             async for piece in pieces:
                 yield piece
+
+    async def namings(self) -> AsyncGenerator[Sequence[Naming], None]:
+        async with whole(self._database) as connection:
+            with translated(self._name):
+                async with connection.transaction(isolation="repeatable_read", readonly=True):
+                    for sql in (queries.VERSIONS_NAMING, queries.UPLOADS_NAMING):
+                        cursor = await connection.cursor(sql)
+                        while rows := await cursor.fetch(NAMINGS):
+                            yield [Naming(*row) for row in rows]
 
     async def load(self, pieces: AsyncGenerator[bytes, None]) -> None:
         async with self._writer.turn, whole(self._database) as connection:

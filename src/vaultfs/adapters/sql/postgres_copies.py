@@ -106,6 +106,9 @@ class Loader:
         self._reading.finish()
         with translated(self._name):
             await self._connection.execute("UPDATE counters SET next = next + $1", dumps.LEAP)
+            await self._connection.execute(
+                "INSERT INTO meta(key, value) VALUES ($1, '')", dumps.UNRECONCILED
+            )
             number = await self._connection.fetchval(
                 "SELECT value FROM meta WHERE key = 'vault_id'"
             )

@@ -32,7 +32,7 @@ _WORDS: Final = tuple(
         (r"json_each\(\$(\d)\) e\b", r"jsonb_array_elements_text($\1::jsonb) e(value)"),
         (r"LENGTH\(CAST\(([\w.]+) AS BLOB\)\)", r"OCTET_LENGTH(\1)"),
         (r"lower\(hex\(([\w.]+)\)\)", r"encode(\1, 'hex')"),
-        (r"\bMAX\((pins\.until), ", r"GREATEST(\1, "),
+        (r"\bMAX\((pins\.until|COALESCE\(l\.seen, 0\)), ", r"GREATEST(\1, "),
         (r"\bSELECT \$1, 0\b", "SELECT $1::bigint, 0"),
         (r"CAST\(([\w.]+) AS INTEGER\)", r"\1::bigint"),
         (_CHILDREN, _BY_CHILDREN),

@@ -119,3 +119,19 @@ INDEX = """
     )
     ORDER BY c.digest
 """
+
+CHUNK_ROWS: Final = """
+    SELECT c.digest, c.user, c.pack, c.size FROM chunks c
+    WHERE c.digest > $1 AND c.digest <= (
+        SELECT digest FROM (
+            SELECT digest FROM chunks WHERE digest > $1 ORDER BY digest LIMIT $2
+        ) some ORDER BY digest DESC LIMIT 1
+    )
+    ORDER BY c.digest, c.pack
+"""
+VERSIONS_NAMING: Final = (
+    "SELECT n.tree, v.manifest, NULL FROM versions v JOIN nodes n ON n.id = v.node"
+)
+UPLOADS_NAMING: Final = (
+    "SELECT u.owner, NULL, e.entries FROM upload_entries e JOIN uploads u ON u.id = e.upload"
+)

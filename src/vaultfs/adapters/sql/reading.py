@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.statements import (
@@ -38,9 +39,12 @@ from vaultfs.ports.catalog import (
     Catalog,
     CatalogStats,
     Change,
+    Collected,
     Granted,
     Location,
     PackRow,
+    Scrubbed,
+    ScrubRow,
     Unverified,
     VersionRef,
 )
@@ -49,6 +53,8 @@ if TYPE_CHECKING:  # those who only read files need not know what an upload is
     from vaultfs.adapters.sql.grouping import Job
     from vaultfs.domain.batches import Batch
     from vaultfs.domain.batches import Outcome as BatchOutcome
+    from vaultfs.domain.collecting import Step as CollectStep
+    from vaultfs.domain.collection import ChunkRow, PackUse
     from vaultfs.domain.uploads import Upload
 
 ROWS_AT_ONCE = 16
@@ -86,6 +92,69 @@ class SqlCatalog(Catalog):
         await self._do(job)
         outcome: BatchOutcome = job.result
         return outcome
+
+    async def collect(self, step: "CollectStep", actor: UserId, at_us: int) -> int:
+        from vaultfs.adapters.sql.collections import execute  # noqa: PLC0415 rare
+        from vaultfs.adapters.sql.grouping import Job  # noqa: PLC0415
+        from vaultfs.domain.operations import Unit  # noqa: PLC0415
+
+        unit = Unit(actor, at_us, f"collect-{uuid4().hex}", ())
+        job = Job(program=partial(execute, step, unit), op_id=unit.op_id)
+        await self._do(job)
+        answer: int = job.result
+        return answer
+
+    async def chunk_rows(
+        self, *, after: Digest | None = None, limit: int = 8192
+    ) -> "Sequence[ChunkRow]":
+        rows: Sequence[Any] = await self._rows(queries.CHUNK_ROWS, after or b"", limit)
+        return rows
+
+    async def count_chunks(self) -> int:
+        return int((await self._rows("SELECT COUNT(*) FROM chunks"))[0][0])
+
+    async def pack_uses(self, now_us: int, *, after: int = 0, limit: int = 1000) -> "list[PackUse]":
+        from vaultfs.adapters.sql.collections import PACK_USE, to_pack_use  # noqa: PLC0415
+
+        sql = f"{PACK_USE} WHERE p.id > $2 ORDER BY p.id LIMIT $3"
+        return list(map(to_pack_use, await self._rows(sql, now_us, after, limit)))
+
+    async def doomed(self, *, limit: int = 1000) -> list[Digest]:
+        rows = await self._rows(
+            "SELECT key FROM doomed WHERE deleted IS NULL ORDER BY key LIMIT $1", limit
+        )
+        return [Digest(bytes(row[0])) for row in rows]
+
+    async def collections(self, *, limit: int = 20) -> list[Collected]:
+        rows = await self._rows(
+            "SELECT id, holder, begun, ended, complete = 1, report FROM collections"
+            " ORDER BY id DESC LIMIT $1",
+            limit,
+        )
+        return [
+            Collected(number, holder, begun, ended, bool(complete), report)
+            for number, holder, begun, ended, complete, report in rows
+        ]
+
+    async def scrubs(self, *, limit: int = 20) -> list[Scrubbed]:
+        rows = await self._rows(
+            "SELECT id, begun, ended, packs, bytes, findings FROM scrubs ORDER BY id DESC LIMIT $1",
+            limit,
+        )
+        return [Scrubbed(*row) for row in rows]
+
+    async def to_scrub(
+        self, before_us: int, *, cheap: bool = False, limit: int = 100
+    ) -> list[ScrubRow]:
+        seen = "MAX(COALESCE(l.seen, 0), COALESCE(l.scrubbed, p.created))"
+        when = seen if cheap else "COALESCE(l.scrubbed, p.created)"
+        rows = await self._rows(
+            "SELECT p.id, p.key, p.size, p.crc32c, p.created, l.scrubbed, l.seen FROM packs p"
+            f" JOIN pack_locations l ON l.pack = p.id WHERE {when} <= $1"
+            f" ORDER BY {when}, p.id LIMIT $2",
+            *(before_us, limit),
+        )
+        return [ScrubRow(*row) for row in rows]
 
     async def roles(self, user: UserId, tree: TreeId) -> dict[NodeId, Role]:
         rows = await self._few(ROLES, user, tree)

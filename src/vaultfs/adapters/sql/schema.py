@@ -316,6 +316,8 @@ COLLECTIONS: Final = (
     # When a collection found that nothing needs the pack, and which: it is still there.
     "ALTER TABLE packs ADD COLUMN condemned INTEGER",
     "ALTER TABLE packs ADD COLUMN collection INTEGER",
+    # What was needed of it was put into another: chunks of it may be anywhere.
+    "ALTER TABLE packs ADD COLUMN rewritten INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX packs_condemned ON packs(id) WHERE condemned IS NOT NULL",
     # One row for each collection. Not in dumps.
     """
@@ -338,7 +340,6 @@ COLLECTIONS: Final = (
         deleted INTEGER
     )
     """,
-    "INSERT INTO counters(name, next) VALUES ('collections', 1)",
     # When all bytes of a pack were last read and found right.
     "ALTER TABLE pack_locations ADD COLUMN scrubbed INTEGER",
     "ALTER TABLE pack_locations ADD COLUMN seen INTEGER",
@@ -352,7 +353,6 @@ COLLECTIONS: Final = (
         findings TEXT NOT NULL
     )
     """,
-    "INSERT INTO counters(name, next) VALUES ('scrubs', 1)",
 )
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (

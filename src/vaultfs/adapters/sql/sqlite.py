@@ -6,7 +6,7 @@ cut. Several processes can open one database; SQLite's own lock decides among wr
 
 import json
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path as FilePath
@@ -45,6 +45,7 @@ from vaultfs.domain.nodes import Node, NodeId, TreeId, UserId, Version
 from vaultfs.ports.catalog import (
     Known,
     Location,
+    Naming,
     Reindexing,
     Trashed,
 )
@@ -61,6 +62,8 @@ CHILDREN: Final = (
     f"SELECT {NODE} FROM nodes n WHERE n.parent = $1 AND n.key > $2"
     " AND n.trashed IS NULL ORDER BY n.key LIMIT $3"
 )
+NAMINGS: Final = 4096
+"""Rows of what names chunks that are given at a time."""
 FEW: Final = 100
 """Rows that are worth no hop to another thread."""
 FEW_DIGESTS: Final = 4
@@ -282,6 +285,18 @@ class SqliteCatalog(SqlCatalog):
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(connection.close)
 
+    async def namings(self) -> AsyncGenerator[Sequence[Naming], None]:
+        # As with a dump: one moment for all of it.
+        connection = await self._read(copy_of if self._path is None else self._another)
+        try:
+            pieces = _namings(connection)
+            with translated(self._name):
+                while piece := await to_thread.run_sync(next, pieces, ()):
+                    yield piece
+        finally:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(connection.close)
+
     def _another(self, _: sqlite3.Connection) -> sqlite3.Connection:
         return connect(self._path)
 
@@ -303,6 +318,14 @@ def _fetch(sql: str, parameters: Sequence[Any], connection: sqlite3.Connection) 
 def _children(parameters: Sequence[Any], connection: sqlite3.Connection) -> list[Node]:
     # From the cursor, in its thread: a row is gone before the next one is made.
     return list(map(to_node, execute(connection, CHILDREN, parameters)))
+
+
+def _namings(connection: sqlite3.Connection) -> Iterator[Sequence[Naming]]:
+    connection.execute("BEGIN")
+    for sql in (queries.VERSIONS_NAMING, queries.UPLOADS_NAMING):
+        cursor = connection.execute(sql)
+        while rows := cursor.fetchmany(NAMINGS):
+            yield [Naming(*row) for row in rows]
 
 
 def _close(connections: Iterable[sqlite3.Connection]) -> None:

@@ -76,7 +76,7 @@ def to_version(row: Row) -> Version:
 
 
 def to_location(row: Row) -> tuple[Digest, Location]:
-    """A located chunk from (digest, pack key, start, size, length), and the pack's number if asked."""
+    """A located chunk from (digest, pack key, start, size, length), and maybe the pack's number."""
     return row[0], Location(*row[1:])
 
 

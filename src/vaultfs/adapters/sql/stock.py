@@ -17,7 +17,7 @@ from vaultfs.domain.packs import NO_CIPHER
 def rely(unit: Unit) -> Program[None]:
     """See that the packs are there that `unit` relies on; none is condemned any more then.
 
-    Raises `PacksGone`.
+    Raises `PacksGone`, also for one that was rewritten: see `domain.collection`.
     """
     if not unit.relies:
         return
@@ -32,7 +32,8 @@ def rely(unit: Unit) -> Program[None]:
 
 
 _RELIED: Final = (
-    "SELECT p.id, p.condemned FROM json_each($1) e JOIN packs p ON p.id = CAST(e.value AS INTEGER)"
+    "SELECT p.id, p.condemned FROM json_each($1) e"
+    " JOIN packs p ON p.id = CAST(e.value AS INTEGER) WHERE p.rewritten = 0"
 )
 
 

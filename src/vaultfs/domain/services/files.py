@@ -12,7 +12,7 @@ from attrs import define, evolve
 
 from vaultfs.domain.access import Action, Role, require
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import NotFound
+from vaultfs.domain.errors import NotFound, PacksGone, VaultError
 from vaultfs.domain.names import Address, Path, format_path
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
@@ -54,6 +54,7 @@ from vaultfs.domain.services.browse import Browse
 from vaultfs.domain.services.ingest import Ingest, Ingested
 from vaultfs.domain.services.packer import Packer
 from vaultfs.domain.services.reader import Reader
+from vaultfs.domain.services.relying import rely_anew
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Source
@@ -164,7 +165,20 @@ class Files(Browse):
             number = f"{stem}-{index}"
             units.append(Unit(caller.id, now, number, (*claims, operation), locks, relies))
         needs = {pack for _, ingested in puts for pack in ingested.placed.packs}
-        return await self.packer.commit(units, needs, wait=wait)
+        outcomes = await self.packer.commit(units, needs, wait=wait)
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, Refused) and isinstance(outcome.error, PacksGone):
+                outcomes[index] = await self._commit_again(units[index], puts[index][0])
+        return outcomes
+
+    async def _commit_again(self, unit: Unit, put: PutFile) -> Outcome:
+        """Commit what was refused with `PacksGone`, if its chunks are elsewhere by now."""
+        try:
+            again = await rely_anew(self.catalog, self.reader, unit, put)
+        except VaultError as error:
+            return Refused(error, 0)
+        [outcome] = await self.catalog.apply([again])
+        return outcome
 
     async def change(self, caller: User, *operations: Operation) -> tuple[Result, ...]:
         """Execute `operations` as one unit. Raises why it was refused."""

@@ -9,6 +9,7 @@ A sealed pack is stored, then recorded in the catalog, in one transaction with t
 versions that waited for it. A crash leaves at most an object that no row names.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,10 +19,10 @@ from anyio.abc import TaskGroup
 from attrs import define, evolve, field
 
 from vaultfs.domain.digests import Digest, digest_of
-from vaultfs.domain.errors import Busy, OutcomeUnknown
+from vaultfs.domain.errors import Busy, Doomed, OutcomeUnknown
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import Done, Outcome, RecordPack, Refused, Unit
-from vaultfs.domain.packs import PackBuilder, SealedPack, StoredChunk
+from vaultfs.domain.packs import PackBuilder, SealedPack, StoredChunk, raw_chunk, read_chunk
 from vaultfs.domain.services.budget import MIB, Budget, Charge
 from vaultfs.domain.services.buffers import Rooms
 from vaultfs.ports.catalog import Catalog
@@ -219,7 +220,10 @@ class Packer:
         try:
             sealed = await self._sealed_and_put(pack)
             pack.accepts = False
-            await self._record(pack, sealed)
+            try:
+                await self._record(pack, sealed)
+            except Doomed:
+                await self._record(pack, await self._renamed(sealed))
             error = None
         except Exception as failure:  # noqa: BLE001 whoever waits for the pack raises it
             error = failure
@@ -242,19 +246,20 @@ class Packer:
         room = self._rooms.take() if pack.builder.size >= GATHERED else None
         if room is None:
             sealed = await to_thread.run_sync(pack.builder.seal, limiter=self.workers)
-            await self._put_object(sealed)
+            await self.put(sealed)
             return sealed
         try:
             view = memoryview(room)
             sealed = await to_thread.run_sync(pack.builder.seal, view, limiter=self.workers)
             for charge in pack.charges:
                 charge.let_go()
-            await self._put_object(sealed)
+            await self.put(sealed)
         finally:
             self._rooms.give(room)
         return sealed
 
-    async def _put_object(self, sealed: SealedPack) -> None:
+    async def put(self, sealed: SealedPack) -> None:
+        """Store a pack; one that is there already is looked at."""
         key = pack_key(sealed.key)
         try:
             await self.objects.put(key, sealed.parts)
@@ -269,6 +274,20 @@ class Packer:
         except (ObjectNotFound, IntegrityError):
             return False
         return await to_thread.run_sync(digest_of, data, limiter=self.workers) == digest
+
+    async def _renamed(self, sealed: SealedPack) -> SealedPack:
+        """The same pack, stored under another key: one chunk more, which nobody asks for.
+
+        A pack of these bytes is being deleted, or was lately. Raises `Busy` if that has already
+        got what was stored.
+        """
+        try:
+            data = await self.objects.get(pack_key(sealed.key))
+        except ObjectNotFound as error:
+            raise Busy("a pack of the same bytes is being deleted just now: try again") from error
+        renamed = await to_thread.run_sync(_with_one_more, sealed, data, limiter=self.workers)
+        await self.put(renamed)
+        return renamed
 
     async def _record(self, pack: OpenPack, sealed: SealedPack) -> None:
         claims = tuple((user, tuple(indexes)) for user, indexes in pack.owners.items())
@@ -328,6 +347,19 @@ class Packer:
         if self._open is not None:
             self._open.wanted = True
             self._poke()
+
+
+def _with_one_more(sealed: SealedPack, data: bytes) -> SealedPack:
+    """`sealed`, which is `data`, and behind its chunks one of random bytes."""
+    builder = PackBuilder()
+    for entry in sealed.entries:
+        found = read_chunk(data, entry.offset)
+        if found is None or found[0].digest != entry.digest:
+            raise Busy("a pack of the same bytes is being deleted just now: try again")
+        builder.add(found[0])
+    extra = os.urandom(16)
+    builder.add(raw_chunk(digest_of(extra), extra))
+    return builder.seal()
 
 
 def _relying(units: Sequence[Unit], packs: set[OpenPack]) -> Sequence[Unit]:

@@ -31,12 +31,11 @@ from vaultfs.domain.packs import (
     TAIL_SIZE,
     PackEntry,
     decode_chunk,
-    parse_table,
     scan_pack,
-    table_span,
 )
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.domain.services.reader import Reader
+from vaultfs.domain.services.tables import read_table
 from vaultfs.domain.services.walk import PageWalk, every_version
 from vaultfs.ports.catalog import Catalog, CatalogStats, Reindexing
 from vaultfs.ports.clock import Clock
@@ -48,8 +47,6 @@ PART: Final = 16 << 20
 """Bytes of one object of a backup."""
 FORMAT: Final = 1
 LEFTOVER_AGE: Final = timedelta(days=1)
-LIKELY_TABLE: Final = 512 * ENTRY_SIZE + TAIL_SIZE
-"""Enough of a pack's end to hold the table of most packs."""
 SLICE: Final = 256 << 10
 """Compressed bytes that are expanded at a time, so that memory stays bounded."""
 
@@ -239,7 +236,7 @@ class Recovery:
             return ()
         reason = "checked"
         try:
-            table = await self._table(info)
+            table = await read_table(self.objects, info.key, info.size)
             if not check:
                 return table
         except (Corrupt, Unsupported, IntegrityError) as error:
@@ -255,17 +252,6 @@ class Recovery:
                 f"{info.key}: {reason}; {len(saved)} chunks were saved, {lost} left out"
             )
         return saved
-
-    async def _table(self, info: ObjectInfo) -> tuple[PackEntry, ...]:
-        start = max(0, info.size - LIKELY_TABLE)
-        end = await self.objects.get(info.key, Span(start, info.size))
-        tail = end[-TAIL_SIZE:]
-        first, stop = table_span(tail, info.size)
-        if first < start:
-            table = await self.objects.get(info.key, Span(first, stop))
-        else:
-            table = end[first - start : stop - start]
-        return parse_table(table, tail)
 
     async def _claim_all(self, index: Reindexing, problems: list[str]) -> int:
         async def load(_: UserId, entry: Entry, level: int) -> tuple[Entry, ...]:

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 from anyio import to_thread
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from vaultfs.domain.chunks import Chunker
 from vaultfs.domain.digests import Buffer, Digest
@@ -64,14 +64,16 @@ from vaultfs.domain.operations import (
     PutFile,
     Refused,
     Result,
+    Unit,
 )
 from vaultfs.domain.services.arrivals import Arrival, Arriving, Part, Parts
 from vaultfs.domain.services.budget import BLOCK, Use
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.frame_arrivals import FrameArrival
 from vaultfs.domain.services.ingest import Cutter, Ingest, Passing, cut_piece
-from vaultfs.domain.services.packer import Placed
+from vaultfs.domain.services.packer import Placed, done
 from vaultfs.domain.services.reader import Wanted
+from vaultfs.domain.services.relying import packs_of
 from vaultfs.domain.services.seams import Joiner
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.uploads import (
@@ -623,8 +625,19 @@ class _Append:
         unit = self.files.unit(self.caller, self.files.clock.new_id(), operations, relies)
         [outcome] = await self.files.packer.commit([unit], placed.packs)
         if isinstance(outcome, Refused):
+            if isinstance(outcome.error, PacksGone) and isinstance(operations[-1], AppendUpload):
+                return await self._append_again(unit, operations[-1], placed.foreign)
             raise outcome.error
         return outcome.results[-1]
+
+    async def _append_again(
+        self, unit: Unit, append: AppendUpload, claimed: Sequence[Digest]
+    ) -> Result:
+        """Append what was refused with `PacksGone`. Raises `ChunksMissing` with what is gone."""
+        digests = [digest for digest, _ in append.entries]
+        relies = await packs_of(self.files.catalog, self.caller.id, digests, set(claimed))
+        [outcome] = await self.files.catalog.apply([evolve(unit, relies=tuple(relies))])
+        return done(outcome).results[-1]
 
     def _now(self) -> int:
         return micros(self.files.clock.now())

@@ -1,0 +1,256 @@
+"""Which packs go: mark and sweep, decided in pure functions.
+
+Theory of operation
+===================
+
+A chunk is *needed* if the manifest of a version names it (the trash is made of versions),
+or an upload session does. A *mark* looks at all of those as they are at one moment, walks
+each page of a manifest once, and notes every chunk in `Marks`. A pack of which no chunk is
+needed is *condemned*: it can still be read, and nothing else is done to it. A later
+collection whose mark finds it needed takes that back; if it does not, and the pack has been
+condemned for the grace period, the pack is *discarded*: first its rows, in one transaction,
+then its bytes.
+
+What a mark cannot see are contents that are on their way: chunks in packs, and no version
+yet that names them. So whoever commits a version says in which packs its chunks were found
+or put (`Unit.relies`). In the transaction of the commit each of them must be there still,
+and is condemned no more if it was; else the commit is refused, and the bytes are sent anew.
+A pack that was rewritten is as good as gone, for its chunks may be elsewhere and have no
+fate in common with it: whoever relies on one looks for the chunks again. Commits share a
+lock with each other that condemning, moving and discarding take alone. So of a pack and a
+commit there are these orders:
+
+    commit, mark, condemn       the mark has seen the version
+    mark, commit, condemn       condemned by mistake; the next mark has seen the version,
+                                for it begins behind the condemnation
+    condemn, commit             the commit takes the condemnation back
+    discard, commit             the commit is refused
+
+That is why two complete marks stand before a discard, and the second begins after the
+condemnation. Copies and restored versions name what a version named that was there in the
+same transaction: a mark of one moment has seen that, or it relied on its packs itself.
+The grace period and the clock have no part in this: they are for people who change their
+minds, and for transfers that would have to begin anew.
+
+`Marks` is a Bloom filter (Bloom 1970): it may take a chunk for needed that is not, about one
+in a thousand, another one each time, and never the opposite. Memory: 4 bytes a chunk.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from typing import Final, NamedTuple
+
+from attrs import define, field, frozen
+
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.nodes import UserId
+from vaultfs.domain.packs import HEADER_SIZE
+
+DAY_US: Final = 24 * 3600 * 1_000_000
+GRACE_US: Final = DAY_US
+"""Microseconds for which a pack is condemned before it is discarded."""
+BREAKER: Final = 0.2
+"""Of the bytes of all packs, what may be condemned at once without being confirmed."""
+NO_BREAKER: Final = 64 << 20
+"""Bytes that are never too much to be condemned."""
+SPARSE: Final = 0.5
+"""A pack of which less is needed is rewritten."""
+TINY: Final = 1 << 20
+"""Smaller packs are merged, once there are `MERGED` of them."""
+MERGED: Final = 16
+FULL: Final = 16 << 20
+"""Bytes of a pack that is made of others, about."""
+QUARANTINE_US: Final = 3600 * 1_000_000
+"""For so long after an object was deleted, none is stored under its key."""
+LEASE_US: Final = 600 * 1_000_000
+"""A collection that was not heard of for so long is over."""
+CHUNK_BITS: Final = 32
+_MOST_BITS: Final = 1 << 29
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+_WORD: Final = (1 << 64) - 1
+
+
+@define(eq=False)
+class Marks:
+    """Chunks of users that are needed, and a few that are not: 64 MiB at the most."""
+
+    chunks: int
+    """About how many are to be noted."""
+    salt: int = 0
+    """Another one makes other mistakes."""
+    _mask: int = field(init=False)
+    _bits: bytearray = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        wanted = min(max(self.chunks * CHUNK_BITS, 1 << 16), _MOST_BITS)
+        self._mask = (1 << (wanted - 1).bit_length()) - 1
+        self._bits = bytearray((self._mask + 1) // 8)
+
+    def add(self, owner: UserId, digests: Iterable[bytes]) -> None:
+        """Note that `owner` needs the chunks `digests`. CPU work: a microsecond for each."""
+        bits, mask, salt = self._bits, self._mask, self._salt(owner)
+        for digest in digests:
+            # Digests are as good as random: parts of one are so many independent hashes.
+            first = (int.from_bytes(digest[:8], "little") ^ salt) & mask
+            second = (int.from_bytes(digest[8:16], "little") ^ salt) & mask
+            bits[first >> 3] |= 1 << (first & 7)
+            bits[second >> 3] |= 1 << (second & 7)
+
+    def has(self, owner: UserId, digest: bytes) -> bool:
+        """Whether it was noted, or seems so."""
+        bits, mask, salt = self._bits, self._mask, self._salt(owner)
+        first = (int.from_bytes(digest[:8], "little") ^ salt) & mask
+        if not bits[first >> 3] >> (first & 7) & 1:
+            return False
+        second = (int.from_bytes(digest[8:16], "little") ^ salt) & mask
+        return bool(bits[second >> 3] >> (second & 7) & 1)
+
+    def _salt(self, owner: UserId) -> int:
+        return ((owner + 1) * _GOLDEN + self.salt * 0xD6E8FEB86659FD93) & _WORD
+
+
+class ChunkRow(NamedTuple):
+    """That a user has a chunk, and where: `size` bytes behind its header."""
+
+    digest: Digest
+    owner: UserId
+    pack: int
+    size: int
+
+
+def count_needed(marks: Marks, rows: Sequence[ChunkRow], needed: dict[int, int]) -> None:
+    """Add to `needed` the bytes of each pack that are needed.
+
+    `rows` are some of all rows, in the order of digests, none of a digest left out.
+    """
+    last: tuple[bytes, int] | None = None
+    for digest, owner, pack, size in rows:
+        place = digest, pack
+        if place != last and marks.has(owner, digest):
+            needed[pack] = needed.get(pack, 0) + HEADER_SIZE + size
+            last = place
+
+
+@frozen
+class PackUse:
+    """A pack as a collection finds it."""
+
+    number: int
+    key: Digest
+    size: int
+    created_us: int
+    condemned_us: int | None = None
+    collection: int = 0
+    """By which it was condemned."""
+    pinned: bool = False
+    """Somebody was promised that it stays, and that has not run out."""
+    needed: int = 0
+    """Bytes of it that are needed, headers included."""
+
+
+def may_condemn(pack: PackUse) -> bool:
+    """Whether a pack that nothing needs can be condemned."""
+    return pack.condemned_us is None and not pack.pinned
+
+
+def may_discard(pack: PackUse, collection: int, now_us: int, grace_us: int) -> bool:
+    """Whether `collection`, whose mark is complete and found nothing that needs the pack, may
+    let go of it: an earlier one has condemned it, long enough ago.
+    """
+    return (
+        pack.condemned_us is not None
+        and pack.collection < collection
+        and now_us - pack.condemned_us >= grace_us
+        and not pack.pinned
+    )
+
+
+@frozen
+class Plan:
+    """What a collection is to do."""
+
+    condemn: tuple[PackUse, ...]
+    revive: tuple[PackUse, ...]
+    """Condemned ones that are needed after all."""
+    discard: tuple[PackUse, ...]
+    rewrite: tuple[tuple[PackUse, ...], ...]
+    """Groups of packs of which one new pack each is to be made of what is needed."""
+    total: int
+    """Bytes of all packs."""
+
+    @property
+    def condemned_bytes(self) -> int:
+        """Of what is to be condemned now."""
+        return sum(pack.size for pack in self.condemn)
+
+    @property
+    def trips(self) -> bool:
+        """Whether so much is to be condemned that somebody should have a look first."""
+        return self.condemned_bytes > max(NO_BREAKER, BREAKER * self.total)
+
+
+def plan(
+    packs: Iterable[PackUse],
+    collection: int,
+    now_us: int,
+    *,
+    grace_us: int = GRACE_US,
+    repack: bool = True,
+) -> Plan:
+    """What is to become of `packs`, of which a complete mark says what is needed.
+
+    Packs that are younger than the grace period are left alone: a transfer may be about to
+    name them.
+    """
+    fates: dict[_Fate, list[PackUse]] = {fate: [] for fate in _Fate}
+    total = 0
+    for pack in packs:
+        total += pack.size
+        fates[_fate(pack, collection, now_us, grace_us)].append(pack)
+    tiny = fates[_Fate.MERGE] if len(fates[_Fate.MERGE]) >= MERGED else []
+    rewrite = _groups(fates[_Fate.REWRITE] + tiny) if repack else ()
+    return Plan(
+        tuple(fates[_Fate.CONDEMN]),
+        tuple(fates[_Fate.REVIVE]),
+        tuple(fates[_Fate.DISCARD]),
+        tuple(rewrite),
+        total,
+    )
+
+
+class _Fate(Enum):
+    STAY = "stay"
+    CONDEMN = "condemn"
+    REVIVE = "revive"
+    DISCARD = "discard"
+    REWRITE = "rewrite"
+    MERGE = "merge"
+
+
+def _fate(pack: PackUse, collection: int, now_us: int, grace_us: int) -> _Fate:
+    if pack.condemned_us is not None:
+        if pack.needed:
+            return _Fate.REVIVE
+        discarded = may_discard(pack, collection, now_us, grace_us)
+        return _Fate.DISCARD if discarded else _Fate.STAY
+    if now_us - pack.created_us < grace_us or pack.pinned:
+        return _Fate.STAY
+    if not pack.needed:
+        return _Fate.CONDEMN
+    if pack.needed < SPARSE * pack.size:
+        return _Fate.REWRITE
+    return _Fate.MERGE if pack.size < TINY else _Fate.STAY
+
+
+def _groups(packs: Iterable[PackUse]) -> Iterator[tuple[PackUse, ...]]:
+    """`packs` in groups that fill a pack each with what is needed of them."""
+    group: list[PackUse] = []
+    size = 0
+    for pack in sorted(packs, key=lambda pack: pack.number):  # neighbours in time stay so
+        if group and size + pack.needed > FULL:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(pack)
+        size += pack.needed
+    if group:
+        yield tuple(group)

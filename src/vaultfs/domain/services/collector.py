@@ -1,0 +1,536 @@
+"""Garbage collection: what nothing needs any more goes, beside everybody who writes.
+
+    begin -> mark -> plan -> revive, condemn, discard, rewrite -> delete objects -> orphans -> end
+
+Why that is safe is said in `domain.collection`, which also decides what goes. Here is what
+reads and writes for it. Each step of the catalog is a transaction, and rows go before bytes:
+a crash leaves objects that no row names, whose keys stand in the catalog as doomed, and the
+next collection deletes them. Any error ends the collection; nothing that was done before is
+wrong for it. One process collects at a time: a lease in the catalog sees to it, and who was
+paused for longer than that is refused with `Fenced`.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Final
+
+import anyio
+import msgspec
+from anyio import to_thread
+from attrs import define, evolve, field, frozen
+
+from vaultfs.domain import collecting as steps
+from vaultfs.domain.collection import (
+    GRACE_US,
+    ChunkRow,
+    Marks,
+    PackUse,
+    Plan,
+    count_needed,
+    plan,
+)
+from vaultfs.domain.digests import Digest, digest_from_hex
+from vaultfs.domain.errors import Conflict, Corrupt, InvalidField, Unsupported
+from vaultfs.domain.manifests import Entry, Manifest, unpack_entries
+from vaultfs.domain.nodes import UserId, micros
+from vaultfs.domain.operations import RecordPack
+from vaultfs.domain.packs import (
+    HEADER_SIZE,
+    MAX_ENTRIES,
+    PackBuilder,
+    PackEntry,
+    SealedPack,
+    decode_chunk,
+    read_chunk,
+)
+from vaultfs.domain.services.budget import Use
+from vaultfs.domain.services.packer import PACK_PREFIX, Packer, pack_key
+from vaultfs.domain.services.reader import Reader
+from vaultfs.domain.services.tables import read_table
+from vaultfs.domain.services.tasks import task_group
+from vaultfs.ports.catalog import Catalog, Naming
+from vaultfs.ports.clock import Clock
+from vaultfs.ports.objects import IntegrityError, ObjectNotFound, ObjectStore
+from vaultfs.ports.progress import Progress, no_progress
+
+PASSES: Final = 4
+"""Collections in a row where there is no grace period: what one condemns the next discards."""
+AT_ONCE: Final = 8
+"""Pages that are read at the same time."""
+STEP: Final = 256
+"""Packs, or objects, of one step."""
+REWRITTEN_AT_ONCE: Final = 512
+"""Packs whose needed chunks are looked for in one walk through the index: 20 MB of digests."""
+BEAT: Final = 60.0
+"""Seconds after which a collection says that it is still under way."""
+ROOM: Final = 48 << 20
+"""Bytes in memory while packs are rewritten."""
+
+
+@frozen
+class Options:
+    """How to collect."""
+
+    grace_us: int = GRACE_US
+    """Microseconds for which packs are left alone, and then condemned."""
+    dry_run: bool = False
+    """Only say what would go."""
+    confirmed: bool = False
+    """However much it is."""
+    repack: bool = True
+    """Rewrite packs of which little is needed, and merge tiny ones."""
+    duty: float = 1.0
+    """The part of the time that it works; the rest it waits."""
+
+
+@frozen
+class Report:
+    """What a collection did, or would do."""
+
+    collection: int = 0
+    packs: int = 0
+    total: int = 0
+    """Bytes of all packs."""
+    needed: int = 0
+    """Bytes of them that something needs."""
+    condemned: int = 0
+    condemned_bytes: int = 0
+    revived: int = 0
+    discarded: int = 0
+    discarded_bytes: int = 0
+    rewritten: int = 0
+    """Packs that were made of others: so many were left behind."""
+    rewritten_bytes: int = 0
+    """Bytes that were copied for it."""
+    orphans: int = 0
+    """Objects that no row named."""
+    problems: tuple[str, ...] = ()
+    """Packs that could not be rewritten."""
+    listed: tuple[str, ...] = ()
+    """Of a dry run: the packs that would be condemned, and why."""
+
+
+class TooMuchGarbage(Conflict):
+    """So much would be condemned that somebody should have a look first."""
+
+
+@define(eq=False)
+class Pace:
+    """Works for a part of the time."""
+
+    duty: float
+    _since: float = field(factory=time.monotonic)
+
+    async def rest(self) -> None:
+        """Called between pieces of work: waits as long as they give the others."""
+        worked = time.monotonic() - self._since
+        await anyio.sleep(worked * (1 / self.duty - 1) if self.duty < 1 else 0)
+        self._since = time.monotonic()
+
+
+@define(eq=False)
+class Collector:
+    """One of these serves a process."""
+
+    objects: ObjectStore
+    catalog: Catalog
+    packer: Packer
+    reader: Reader
+    clock: Clock
+    workers: anyio.CapacityLimiter
+
+    async def run(
+        self,
+        options: Options | None = None,
+        *,
+        actor: UserId = UserId(0),  # noqa: B008 a number
+        progress: Progress = no_progress,
+    ) -> Report:
+        """Collect, or say what would go. `progress` is told bytes of packs looked at.
+
+        Without a grace period that is done until nothing more goes, `PASSES` times at the most.
+
+        Memory: `Marks`, a number for each pack and a digest for each page of a manifest, and
+        48 MiB, charged, while packs are rewritten. Raises `Busy` while another collection is
+        under way, `Conflict` for a catalog that has to be reconciled, `TooMuchGarbage`, and
+        whatever stops it.
+        """
+        options = options or Options()
+        reports: list[Report] = []
+        for _ in range(1 if options.grace_us or options.dry_run else PASSES):
+            run = _Run(self, options, actor, progress)
+            reports.append(await run.all())
+            if not run.more:
+                break
+        return _together(reports)
+
+    async def undelete(self, *, actor: UserId = UserId(0)) -> int:  # noqa: B008 a number
+        """Take back all condemnations; how many."""
+        return await self.catalog.collect(steps.Revive(), actor, micros(self.clock.now()))
+
+
+@define(eq=False)
+class _Run:
+    of: Collector
+    options: Options
+    actor: UserId
+    progress: Progress
+    number: int = 0
+    report: Report = field(factory=Report)
+    problems: list[str] = field(factory=list[str])
+    pace: Pace = field(init=False)
+    more: bool = False
+    """Something was done that the next collection may go on from."""
+    _beaten: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        self.pace = Pace(self.options.duty)
+
+    # The whole
+
+    async def all(self) -> Report:
+        holder = f"collector-{self.of.clock.new_id()}"
+        self.number = await self._step(steps.Begin(holder))
+        self.report = Report(self.number)
+        complete = False
+        try:
+            await self._collect()
+            complete = True
+        finally:
+            self.report = evolve(self.report, problems=tuple(self.problems))
+            text = msgspec.json.encode(evolve(self.report, listed=())).decode()
+            with anyio.CancelScope(shield=True):
+                await self._step(steps.End(self.number, complete, text))
+        return self.report
+
+    async def _collect(self) -> None:
+        if not self.options.dry_run:
+            await self._delete_doomed()
+        marks = await self._mark()
+        packs = await self._packs(marks)
+        now = micros(self.of.clock.now())
+        options = self.options
+        found = plan(packs, self.number, now, grace_us=options.grace_us, repack=options.repack)
+        self.report = evolve(
+            self.report,
+            packs=len(packs),
+            total=found.total,
+            needed=sum(pack.needed for pack in packs),
+        )
+        if options.dry_run:
+            self._tell(found)
+            return
+        if found.trips and not options.confirmed:
+            raise TooMuchGarbage(
+                f"{found.condemned_bytes} of {found.total} bytes in packs would be condemned: see"
+                " `vaultfs gc --dry-run`, and confirm it with --confirm"
+            )
+        await self._act(found, marks)
+        self.more = bool(found.condemn or found.rewrite)
+        await self._orphans()
+
+    def _tell(self, found: Plan) -> None:
+        self.report = evolve(
+            self.report,
+            condemned=len(found.condemn),
+            condemned_bytes=found.condemned_bytes,
+            revived=len(found.revive),
+            discarded=len(found.discard),
+            discarded_bytes=sum(pack.size for pack in found.discard),
+            rewritten=sum(map(len, found.rewrite)),
+            rewritten_bytes=sum(pack.needed for group in found.rewrite for pack in group),
+            listed=tuple(
+                f"{pack_key(pack.key)}: {pack.size} bytes, nothing needs it"
+                for pack in found.condemn
+            ),
+        )
+
+    async def _act(self, found: Plan, marks: Marks) -> None:
+        now = self.report
+        for some in _portions(found.revive):
+            numbers = tuple(pack.number for pack in some)
+            await self._step(steps.Revive(numbers))
+        condemned = 0
+        for some in _portions(found.condemn):
+            numbers = tuple(pack.number for pack in some)
+            condemned += await self._step(steps.Condemn(self.number, numbers))
+        self.report = evolve(
+            now,
+            revived=now.revived + len(found.revive),
+            condemned=now.condemned + condemned,
+            condemned_bytes=now.condemned_bytes + found.condemned_bytes,
+        )
+        for pack in found.discard:
+            await self._discard(pack)
+        await self._rewrite(found.rewrite, marks)
+        await self._delete_doomed()
+
+    async def _step(self, step: steps.Step) -> int:
+        at_us = micros(self.of.clock.now())
+        answer = await self.of.catalog.collect(step, self.actor, at_us)
+        self._beaten = time.monotonic()
+        return answer
+
+    async def _rest(self) -> None:
+        """Called between pieces of work."""
+        if self.number and time.monotonic() - self._beaten > BEAT:
+            await self._step(steps.Beat(self.number))
+        await self.pace.rest()
+
+    # Marking
+
+    async def _mark(self) -> Marks:
+        """What is needed, as it is at a moment after this was called."""
+        marks = Marks(await self.of.catalog.count_chunks(), self.number)
+        pages: dict[tuple[UserId, Entry], int] = {}
+        async with aclosing(self.of.catalog.namings()) as namings:
+            async for some in namings:
+                limiter = self.of.workers
+                pages |= await to_thread.run_sync(_note, marks, some, limiter=limiter)
+        await self._walk(marks, pages)
+        return marks
+
+    async def _walk(self, marks: Marks, pages: dict[tuple[UserId, Entry], int]) -> None:
+        """Note what is under `pages`, each with the level of what is on it above chunks."""
+        done: set[tuple[UserId, Digest]] = set()
+        stack = list(pages.items())
+        while stack:
+            some = stack[-AT_ONCE:]
+            del stack[-AT_ONCE:]
+            fresh = {(owner, entry): level for (owner, entry), level in some}
+            for owner, entry in list(fresh):
+                if (owner, entry[0]) in done:
+                    del fresh[owner, entry]
+                done.add((owner, entry[0]))
+
+            async def read(owner: UserId, entry: Entry, level: int) -> None:
+                below = await self.of.reader.page(owner, entry, level)
+                marks.add(owner, [digest for digest, _ in below])
+                if level > 1:
+                    stack.extend(((owner, each), level - 1) for each in below)
+
+            async with task_group() as tasks:
+                for (owner, entry), level in fresh.items():
+                    tasks.start_soon(read, owner, entry, level)
+            await self._rest()
+
+    async def _packs(self, marks: Marks) -> list[PackUse]:
+        """All packs, with what is needed of each."""
+        needed: dict[int, int] = {}
+        async with aclosing(self._rows()) as rows:
+            async for some in rows:
+                await to_thread.run_sync(count_needed, marks, some, needed, limiter=self.of.workers)
+        packs: list[PackUse] = []
+        after, now = 0, micros(self.of.clock.now())
+        while page := await self.of.catalog.pack_uses(now, after=after):
+            packs += [evolve(pack, needed=needed.get(pack.number, 0)) for pack in page]
+            after = page[-1].number
+            self.progress(sum(pack.size for pack in page))
+        return packs
+
+    async def _rows(self) -> AsyncGenerator[Sequence[ChunkRow], None]:
+        after: Digest | None = None
+        while rows := await self.of.catalog.chunk_rows(after=after):
+            yield rows
+            after = rows[-1][0]
+            await self._rest()
+
+    # Letting go
+
+    async def _discard(self, pack: PackUse) -> None:
+        digests = await self._digests(pack)
+        step = steps.Discard(self.number, pack.number, digests, self.options.grace_us)
+        if await self._step(step):
+            self.report = evolve(
+                self.report,
+                discarded=self.report.discarded + 1,
+                discarded_bytes=self.report.discarded_bytes + pack.size,
+            )
+        await self._rest()
+
+    async def _digests(self, pack: PackUse) -> tuple[Digest, ...]:
+        """What a pack holds: as it says, or else as the index does."""
+        try:
+            table = await read_table(self.of.objects, pack_key(pack.key), pack.size)
+        except (Corrupt, Unsupported, IntegrityError, ObjectNotFound):
+            found = await self.of.catalog.chunks_of([pack.key])
+            return tuple(digest for digest, _ in found)
+        return tuple(entry.digest for entry in table)
+
+    async def _delete_doomed(self) -> None:
+        """Delete the objects that nothing names any more."""
+        while keys := await self.of.catalog.doomed(limit=STEP):
+            outcomes = await self.of.objects.delete_many(list(map(pack_key, keys)))
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    raise outcome.error
+            await self._step(steps.NoteDeleted(self.number, tuple(keys)))
+            await self._rest()
+        await self._step(steps.NoteDeleted(self.number, ()))
+
+    async def _orphans(self) -> None:
+        """Doom and delete packs in the store that no row names.
+
+        What a listing does not show stays; what it does is looked up again in the transaction
+        that dooms it, so one that is recorded meanwhile stays too.
+        """
+        long_ago = micros(self.of.clock.now()) - max(self.options.grace_us, 0)
+        found: list[Digest] = []
+        async with aclosing(self._unnamed(long_ago)) as unnamed:
+            async for key in unnamed:
+                found.append(key)
+                if len(found) >= STEP:
+                    await self._doom(found)
+                    found = []
+        if found:
+            await self._doom(found)
+        await self._delete_doomed()
+
+    async def _doom(self, keys: Sequence[Digest]) -> None:
+        doomed = await self._step(steps.Doom(self.number, tuple(keys)))
+        self.report = evolve(self.report, orphans=self.report.orphans + doomed)
+
+    async def _unnamed(self, long_ago_us: int) -> AsyncGenerator[Digest, None]:
+        """Keys of packs in the store, put before then, that the catalog does not seem to know."""
+        async with aclosing(self.of.objects.list(PACK_PREFIX)) as objects:
+            async for info in objects:
+                if info.modified_us > long_ago_us:
+                    continue
+                try:
+                    key = digest_from_hex(info.key.removeprefix(PACK_PREFIX))
+                except InvalidField:
+                    continue  # not one of ours
+                if not await self.of.catalog.has_pack(key):
+                    yield key
+
+    # Rewriting
+
+    async def _rewrite(self, groups: Sequence[tuple[PackUse, ...]], marks: Marks) -> None:
+        waiting = list(groups)
+        while waiting:
+            some: list[tuple[PackUse, ...]] = []
+            while waiting and sum(map(len, some)) < REWRITTEN_AT_ONCE:
+                some.append(waiting.pop(0))
+            wanted = await self._needed({pack.number for group in some for pack in group}, marks)
+            for group in some:
+                await self._merge(group, wanted)
+                await self._rest()
+
+    async def _needed(self, packs: set[int], marks: Marks) -> dict[int, set[Digest]]:
+        """The chunks of `packs` that are needed."""
+        found: dict[int, set[Digest]] = {pack: set() for pack in packs}
+        async with aclosing(self._rows()) as rows:
+            async for some in rows:
+                for digest, owner, pack, _ in some:
+                    if pack in packs and marks.has(owner, digest):
+                        found[pack].add(digest)
+        return found
+
+    async def _merge(self, group: Sequence[PackUse], wanted: dict[int, set[Digest]]) -> None:
+        """Make one pack of what is needed of `group`, or more if those are too many chunks."""
+        budget = self.of.packer.budget
+        charge = await budget.charge(Use.WRITE, min(ROOM, budget.total // 2))
+        try:
+            made = _Made()
+            for pack in group:
+                if len(made.indexes) + len(wanted[pack.number]) > MAX_ENTRIES:
+                    await self._finish(made)
+                    made = _Made()
+                await self._take(pack, wanted[pack.number], made)
+            await self._finish(made)
+        finally:
+            charge.release()
+
+    async def _finish(self, made: "_Made") -> None:
+        """Store a pack that was made of others, and have its chunks read from there."""
+        if not made.sources:
+            return
+        of = self.of
+        sealed = await to_thread.run_sync(made.builder.seal, limiter=of.workers)
+        await of.packer.put(sealed)
+        await self._step(_moving(self.number, sealed, made, of.objects.name))
+        now = self.report
+        self.report = evolve(
+            now,
+            rewritten=now.rewritten + len(made.sources),
+            rewritten_bytes=now.rewritten_bytes + sealed.size,
+        )
+
+    async def _take(self, pack: PackUse, wanted: set[Digest], made: "_Made") -> None:
+        """Copy the chunks `wanted` of a pack; one that is damaged stays as it is."""
+        try:
+            data = await self.of.objects.get(pack_key(pack.key))
+            table = await read_table(self.of.objects, pack_key(pack.key), pack.size)
+            entries = [entry for entry in table if entry.digest in wanted]
+            await to_thread.run_sync(_check, data, entries, limiter=self.of.workers)
+        except (Corrupt, Unsupported, IntegrityError, ObjectNotFound) as error:
+            self.problems.append(f"{pack_key(pack.key)} was not rewritten: {error}")
+            return
+        made.take(pack.number, data, entries)
+
+
+@define(eq=False)
+class _Made:
+    """A pack that is being made of others."""
+
+    builder: PackBuilder = field(factory=PackBuilder)
+    indexes: dict[Digest, int] = field(factory=dict[Digest, int])
+    moves: list[tuple[int, int]] = field(factory=list[tuple[int, int]])
+    sources: list[int] = field(factory=list[int])
+
+    def take(self, number: int, data: bytes, entries: Sequence[PackEntry]) -> None:
+        """Put in `entries` of the pack `number`, whose bytes are `data`."""
+        for entry in entries:
+            if entry.digest not in self.indexes:
+                found = read_chunk(data, entry.offset)
+                assert found is not None
+                self.indexes[entry.digest] = len(self.indexes)
+                self.builder.add(found[0]._replace(stored=bytes(found[0].stored)))
+            self.moves.append((self.indexes[entry.digest], number))
+        self.sources.append(number)
+
+
+def _moving(collection: int, sealed: SealedPack, made: _Made, backend: str) -> steps.MoveChunks:
+    record = RecordPack(sealed.key, sealed.size, sealed.crc32c, backend, sealed.entries, ())
+    return steps.MoveChunks(collection, record, tuple(made.moves), tuple(made.sources))
+
+
+def _check(data: bytes, entries: Sequence[PackEntry]) -> None:
+    """Raise `Corrupt` or `Unsupported` unless all `entries` can be read. CPU work."""
+    view = memoryview(data)
+    for entry in entries:
+        decode_chunk(view[entry.offset : entry.offset + HEADER_SIZE + entry.size], entry.digest)
+
+
+def _note(marks: Marks, namings: Sequence[Naming]) -> dict[tuple[UserId, Entry], int]:
+    """Note what `namings` name; the pages among it, with their levels. CPU work."""
+    pages: dict[tuple[UserId, Entry], int] = {}
+    for owner, manifest, entries in namings:
+        if manifest is None:
+            assert entries is not None
+            marks.add(owner, [digest for digest, _ in unpack_entries(entries)])
+            continue
+        found = Manifest.decode(manifest)
+        marks.add(owner, [digest for digest, _ in found.entries])
+        if found.level:
+            pages.update(((owner, entry), found.level) for entry in found.entries)
+    return pages
+
+
+def _together(reports: Sequence[Report]) -> Report:
+    """What several collections in a row did."""
+    first, last = reports[0], reports[-1]
+    counted = {
+        name: sum(getattr(report, name) for report in reports)
+        for name in (
+            *("condemned", "condemned_bytes", "revived", "discarded", "discarded_bytes"),
+            *("rewritten", "rewritten_bytes", "orphans"),
+        )
+    }
+    problems = tuple(problem for report in reports for problem in report.problems)
+    return evolve(last, packs=first.packs, total=first.total, problems=problems, **counted)
+
+
+def _portions(packs: Sequence[PackUse]) -> list[Sequence[PackUse]]:
+    return [packs[start : start + STEP] for start in range(0, len(packs), STEP)]
