@@ -92,10 +92,7 @@ class Doom:
 
 @frozen
 class NoteDeleted:
-    """The objects of doomed packs were deleted, as the store says.
-
-    Those deleted long enough ago (`collection.QUARANTINE_US`) are forgotten: how many.
-    """
+    """The objects of doomed packs were deleted, as the store says. Their keys stay doomed."""
 
     collection: int
     keys: tuple[Digest, ...] = field(repr=lambda keys: f"<{len(keys)} keys>")

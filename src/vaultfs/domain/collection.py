@@ -29,6 +29,10 @@ commit there are these orders:
 That is why two complete marks stand before a discard, and the second begins after the
 condemnation. Copies and restored versions name what a version named that was there in the
 same transaction: a mark of one moment has seen that, or it relied on its packs itself.
+The key of a pack that was let go of is never used again: a store may delete late, and a writer
+that stored the same bytes may have been paused before it recorded them. It gives them another
+key.
+
 The grace period and the clock have no part in this: they are for people who change their
 minds, and for transfers that would have to begin anew.
 
@@ -60,8 +64,6 @@ TINY: Final = 1 << 20
 MERGED: Final = 16
 FULL: Final = 16 << 20
 """Bytes of a pack that is made of others, about."""
-QUARANTINE_US: Final = 3600 * 1_000_000
-"""For so long after an object was deleted, none is stored under its key."""
 LEASE_US: Final = 600 * 1_000_000
 """A collection that was not heard of for so long is over."""
 CHUNK_BITS: Final = 32
@@ -195,18 +197,21 @@ def plan(
     now_us: int,
     *,
     grace_us: int = GRACE_US,
+    young_us: int | None = None,
     repack: bool = True,
 ) -> Plan:
     """What is to become of `packs`, of which a complete mark says what is needed.
 
-    Packs that are younger than the grace period are left alone: a transfer may be about to
-    name them.
+    Packs younger than `young_us`, by default the grace period, are left alone: a transfer may
+    be about to name them.
     """
+    young_us = grace_us if young_us is None else young_us
     fates: dict[_Fate, list[PackUse]] = {fate: [] for fate in _Fate}
     total = 0
     for pack in packs:
         total += pack.size
-        fates[_fate(pack, collection, now_us, grace_us)].append(pack)
+        young = now_us - pack.created_us < young_us
+        fates[_fate(pack, collection, now_us, grace_us, young=young)].append(pack)
     tiny = fates[_Fate.MERGE] if len(fates[_Fate.MERGE]) >= MERGED else []
     rewrite = _groups(fates[_Fate.REWRITE] + tiny) if repack else ()
     return Plan(
@@ -227,13 +232,13 @@ class _Fate(Enum):
     MERGE = "merge"
 
 
-def _fate(pack: PackUse, collection: int, now_us: int, grace_us: int) -> _Fate:
+def _fate(pack: PackUse, collection: int, now_us: int, grace_us: int, *, young: bool) -> _Fate:
     if pack.condemned_us is not None:
         if pack.needed:
             return _Fate.REVIVE
         discarded = may_discard(pack, collection, now_us, grace_us)
         return _Fate.DISCARD if discarded else _Fate.STAY
-    if now_us - pack.created_us < grace_us or pack.pinned:
+    if young or pack.pinned:
         return _Fate.STAY
     if not pack.needed:
         return _Fate.CONDEMN

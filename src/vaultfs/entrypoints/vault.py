@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # most commands need no locks
     from vaultfs.domain.services.collector import Collector
     from vaultfs.domain.services.deltas import Deltas
     from vaultfs.domain.services.locks import Locks
+    from vaultfs.domain.services.scrub import Scrubber
     from vaultfs.domain.services.upkeep import Upkeep
     from vaultfs.domain.services.uploads import Uploads
 
@@ -186,6 +187,8 @@ class Vault:
             self.uploads,
             Digests(self.catalog, self.reader, self.clock),
             Linking(self.deltas),
+            self.collector(),
+            self.scrubber(),
             self.clock,
         )
 
@@ -196,6 +199,12 @@ class Vault:
         return Collector(
             *(self.objects, self.catalog, self.files.packer, self.reader, self.clock, self.workers)
         )
+
+    def scrubber(self) -> "Scrubber":
+        """What reads all stored bytes again, in turn."""
+        from vaultfs.domain.services.scrub import Scrubber
+
+        return Scrubber(self.integrity, self.clock)
 
     def presenting(self, *presented: "Presented") -> "Vault":
         """The same vault, for a caller whose changes come with these locks."""

@@ -16,7 +16,6 @@ from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain import collecting as steps
 from vaultfs.domain.collection import (
     LEASE_US,
-    QUARANTINE_US,
     PackUse,
     may_condemn,
     may_discard,
@@ -168,7 +167,9 @@ def _discard(_tx: Transaction, _unit: Unit, now: int, step: steps.Discard) -> Pr
     return 1
 
 
-_DOOM: Final = "INSERT INTO doomed(key, at) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+_DOOM: Final = (  # again, if somebody has put what was deleted
+    "INSERT INTO doomed(key, at) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET deleted = NULL"
+)
 
 
 def _doom(_tx: Transaction, _unit: Unit, now: int, step: steps.Doom) -> Program[int]:
@@ -187,8 +188,7 @@ def _note_deleted(_tx: Transaction, _unit: Unit, now: int, step: steps.NoteDelet
     yield RunMany(
         "UPDATE doomed SET deleted = $1 WHERE key = $2", [(now, key) for key in step.keys]
     )
-    rows = yield Run("DELETE FROM doomed WHERE deleted <= $1 RETURNING 1", (now - QUARANTINE_US,))
-    return len(rows)
+    return len(step.keys)
 
 
 def _reconcile(tx: Transaction, unit: Unit, _now: int, _step: steps.Reconcile) -> Program[int]:
@@ -214,18 +214,14 @@ def _begin_scrub(_tx: Transaction, _unit: Unit, now: int, _step: steps.BeginScru
 def _note_scrubbed(
     _tx: Transaction, _unit: Unit, now: int, step: steps.NoteScrubbed
 ) -> Program[int]:
-    good = [(now, number) for number, right in step.packs if right]
     column = "scrubbed" if step.size else "seen"
-    yield RunMany(f"UPDATE pack_locations SET {column} = $1 WHERE pack = $2", good)
-    yield RunMany(
-        "UPDATE pack_locations SET state = 'corrupt' WHERE pack = $1",
-        [(number,) for number, right in step.packs if not right],
-    )
+    found = [("present" if right else "corrupt", now, number) for number, right in step.packs]
+    yield RunMany(f"UPDATE pack_locations SET state = $1, {column} = $2 WHERE pack = $3", found)
     yield Run(
         "UPDATE scrubs SET packs = packs + $2, bytes = bytes + $3 WHERE id = $1",
         (step.scrub, len(step.packs), step.size),
     )
-    return len(good)
+    return len(found)
 
 
 def _end_scrub(_tx: Transaction, _unit: Unit, now: int, step: steps.EndScrub) -> Program[int]:

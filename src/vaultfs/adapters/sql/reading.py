@@ -107,8 +107,9 @@ class SqlCatalog(Catalog):
     async def chunk_rows(
         self, *, after: Digest | None = None, limit: int = 8192
     ) -> "Sequence[ChunkRow]":
-        rows: Sequence[Any] = await self._rows(queries.CHUNK_ROWS, after or b"", limit)
-        return rows
+        rows: Any = await self._rows(queries.CHUNK_ROWS, after or b"", limit)
+        found: Sequence[ChunkRow] = rows  # as good as those: making them takes time
+        return found
 
     async def count_chunks(self) -> int:
         return int((await self._rows("SELECT COUNT(*) FROM chunks"))[0][0])

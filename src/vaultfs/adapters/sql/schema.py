@@ -331,8 +331,8 @@ COLLECTIONS: Final = (
         report TEXT NOT NULL
     )
     """,
-    # Objects that no row of `packs` names any more: to be deleted, or deleted a little while
-    # ago. Nothing may be stored under such a key. Not in dumps.
+    # Objects that no row of `packs` names any more: to be deleted, or deleted. Nothing is ever
+    # recorded under such a key again. Not in dumps.
     """
     CREATE TABLE doomed(
         key BLOB PRIMARY KEY,

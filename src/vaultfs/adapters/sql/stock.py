@@ -79,7 +79,7 @@ def _pack_id(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[int]:
     if rows:
         pack: int = rows[0][0]
         if not pack:
-            raise Doomed(f"pack {op.key.hex()} is being deleted, or was a little while ago")
+            raise Doomed(f"pack {op.key.hex()} is being deleted, or was")
         if rows[0][1] is not None:
             yield from rescue((pack,))
     else:

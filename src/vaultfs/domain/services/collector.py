@@ -80,6 +80,8 @@ class Options:
     """However much it is."""
     repack: bool = True
     """Rewrite packs of which little is needed, and merge tiny ones."""
+    only_repack: bool = False
+    """Do that alone, with packs of every age."""
     duty: float = 1.0
     """The part of the time that it works; the rest it waits."""
 
@@ -113,6 +115,18 @@ class Report:
 
 class TooMuchGarbage(Conflict):
     """So much would be condemned that somebody should have a look first."""
+
+
+@frozen
+class Reconciliation:
+    """How a store and a catalog differ, in packs."""
+
+    named: int
+    unnamed: int
+    """In the store alone: they would be collected."""
+    unnamed_bytes: int
+    missing: tuple[str, ...]
+    """In the catalog alone: files that need them are damaged."""
 
 
 @define(eq=False)
@@ -165,6 +179,38 @@ class Collector:
                 break
         return _together(reports)
 
+    async def reconcile(
+        self,
+        *,
+        accept: bool,
+        actor: UserId = UserId(0),  # noqa: B008 a number
+    ) -> "Reconciliation":
+        """Compare a catalog that came from a backup with its store, by their packs.
+
+        `accept` says that what the catalog does not name is given up: from then on it may be
+        collected. Nothing is changed otherwise. Linear in the number of packs.
+        """
+        named = unnamed = size = 0
+        async with aclosing(self.objects.list(PACK_PREFIX)) as objects:
+            async for info in objects:
+                key = _key_of(info.key)
+                if key is None or await self.catalog.has_pack(key):
+                    named += key is not None
+                else:
+                    unnamed, size = unnamed + 1, size + info.size
+        missing: list[str] = []
+        after: Digest | None = None
+        while page := await self.catalog.packs(after=after):
+            for pack in page:
+                try:
+                    await self.objects.head(pack_key(pack.key))
+                except ObjectNotFound:
+                    missing.append(pack_key(pack.key))
+            after = page[-1].key
+        if accept:
+            await self.catalog.collect(steps.Reconcile(), actor, micros(self.clock.now()))
+        return Reconciliation(named, unnamed, size, tuple(missing))
+
     async def undelete(self, *, actor: UserId = UserId(0)) -> int:  # noqa: B008 a number
         """Take back all condemnations; how many."""
         return await self.catalog.collect(steps.Revive(), actor, micros(self.clock.now()))
@@ -211,7 +257,16 @@ class _Run:
         packs = await self._packs(marks)
         now = micros(self.of.clock.now())
         options = self.options
-        found = plan(packs, self.number, now, grace_us=options.grace_us, repack=options.repack)
+        found = plan(
+            packs,
+            self.number,
+            now,
+            grace_us=options.grace_us,
+            young_us=0 if options.only_repack else None,
+            repack=options.repack,
+        )
+        if options.only_repack:
+            found = evolve(found, condemn=(), discard=())
         self.report = evolve(
             self.report,
             packs=len(packs),
@@ -367,7 +422,6 @@ class _Run:
                     raise outcome.error
             await self._step(steps.NoteDeleted(self.number, tuple(keys)))
             await self._rest()
-        await self._step(steps.NoteDeleted(self.number, ()))
 
     async def _orphans(self) -> None:
         """Doom and delete packs in the store that no row names.
@@ -397,11 +451,8 @@ class _Run:
             async for info in objects:
                 if info.modified_us > long_ago_us:
                     continue
-                try:
-                    key = digest_from_hex(info.key.removeprefix(PACK_PREFIX))
-                except InvalidField:
-                    continue  # not one of ours
-                if not await self.of.catalog.has_pack(key):
+                key = _key_of(info.key)
+                if key is not None and not await self.of.catalog.has_pack(key):
                     yield key
 
     # Rewriting
@@ -516,6 +567,14 @@ def _note(marks: Marks, namings: Sequence[Naming]) -> dict[tuple[UserId, Entry],
         if found.level:
             pages.update(((owner, entry), found.level) for entry in found.entries)
     return pages
+
+
+def _key_of(name: str) -> Digest | None:
+    """The pack's key that an object has in its name; None for what is none of ours."""
+    try:
+        return digest_from_hex(name.removeprefix(PACK_PREFIX))
+    except InvalidField:
+        return None
 
 
 def _together(reports: Sequence[Report]) -> Report:

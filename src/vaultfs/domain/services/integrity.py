@@ -90,6 +90,38 @@ class Integrity:
             bad_packs=tuple(run.bad),
         )
 
+    async def hit_by(self, packs: Sequence[Digest]) -> tuple[DamagedFile, ...]:
+        """The versions that need a chunk of `packs`, which are damaged."""
+        if not packs:
+            return ()
+        run = _Run(self, Depth.DIGESTS, EVERYTHING, no_progress)
+        lost = await self.catalog.chunks_of(packs)
+        run.lost.update({digest: "its pack is damaged" for digest, _ in lost})
+        await run.files()
+        return tuple(run.hit)
+
+    async def check(self, pack: PackRow, depth: Depth) -> "Checked":
+        """What is wrong with a pack, as far as `depth` looks, which has to include `PACKS`."""
+        try:
+            if depth is Depth.PACKS:
+                return Checked(await self._head(pack), [])
+            data = await self.objects.get(pack_key(pack.key))
+        except ObjectNotFound:
+            return Checked(["is not in the store"], [])
+        except IntegrityError as error:
+            return Checked([error.message], [])
+        check = check_chunks if depth is Depth.FULL else check_digest
+        return await to_thread.run_sync(check, pack, data, limiter=self.workers)
+
+    async def _head(self, pack: PackRow) -> list[str]:
+        info = await self.objects.head(pack_key(pack.key))
+        if info.size != pack.size:
+            return [f"has {info.size} bytes instead of {pack.size}"]
+        found = dict(info.digests).get("crc32c")
+        if found is not None and pack.crc32c not in {None, int.from_bytes(found, "big")}:
+            return ["has another CRC32C than when it was stored"]
+        return []
+
 
 @define(eq=False)
 class _Run:
@@ -136,7 +168,7 @@ class _Run:
             after = page[-1].key
 
     async def _pack(self, pack: PackRow) -> None:
-        checked = await self._checked(pack)
+        checked = await self.integrity.check(pack, self.depth)
         if checked.problems:
             self.bad[pack.key] = None
             self.problems += [f"pack {pack.key.hex()}: {text}" for text in checked.problems]
@@ -150,28 +182,6 @@ class _Run:
             size=self.findings.size + read,
         )
         self.progress(pack.size)
-
-    async def _checked(self, pack: PackRow) -> Checked:
-        objects, workers = self.integrity.objects, self.integrity.workers
-        try:
-            if self.depth is Depth.PACKS:
-                return Checked(await self._head(pack), [])
-            data = await objects.get(pack_key(pack.key))
-        except ObjectNotFound:
-            return Checked(["is not in the store"], [])
-        except IntegrityError as error:
-            return Checked([error.message], [])
-        check = check_chunks if self.depth is Depth.FULL else check_digest
-        return await to_thread.run_sync(check, pack, data, limiter=workers)
-
-    async def _head(self, pack: PackRow) -> list[str]:
-        info = await self.integrity.objects.head(pack_key(pack.key))
-        if info.size != pack.size:
-            return [f"has {info.size} bytes instead of {pack.size}"]
-        found = dict(info.digests).get("crc32c")
-        if found is not None and pack.crc32c not in {None, int.from_bytes(found, "big")}:
-            return ["has another CRC32C than when it was stored"]
-        return []
 
     async def index(self) -> None:
         """Compare the chunk index with what was seen, row by row."""

@@ -2,28 +2,36 @@
 
 Old versions that no retention keeps are forgotten, the trash is emptied of what has
 been in it long enough, versions are linked by deltas, uploads that nobody goes on with
-are ended, digests that nobody has seen yet are found, and the catalog is copied into the
-store. Each step is a transaction of its own, in the name of the user whose tree it is; a
+are ended, digests that nobody has seen yet are found, the catalog is copied into the store,
+what nothing needs any more is collected, and what nobody has read for long is read again.
+Each step is a transaction of its own, in the name of the user whose tree it is; a
 crash leaves some of it done, and the next run does the rest.
 """
 
 from datetime import timedelta
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
-from vaultfs.domain.errors import NotFound
+from vaultfs.domain.errors import Busy, Conflict, Corrupt, NotFound
 from vaultfs.domain.nodes import User, micros
+from vaultfs.domain.services.collector import Collector, Options
 from vaultfs.domain.services.digests import Digests
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.linking import Linking
 from vaultfs.domain.services.recovery import Recovery
+from vaultfs.domain.services.scrub import CHEAP_PERIOD, PERIOD, Scrubber
 from vaultfs.domain.services.uploads import Uploads
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
 
 TRASH_AGE: Final = timedelta(days=30)
 BACKUP_AGE: Final = timedelta(days=1)
+COLLECT_AGE: Final = timedelta(days=1)
+AT_LEAST: Final = 256 << 20
+"""Bytes that a scrub of one run may read, however little its share would be."""
+RUNS: Final = 24
+"""A run scrubs what is due, but for a share of everything: so many runs could read it all."""
 
 
 @frozen
@@ -33,6 +41,12 @@ class Plan:
     trash: timedelta | None = TRASH_AGE
     backup: timedelta | None = BACKUP_AGE
     """A new backup is made when the newest is as old as this."""
+    collect: timedelta | None = COLLECT_AGE
+    """Garbage is collected when that was done so long ago."""
+    scrub: timedelta | None = PERIOD
+    """Every stored byte is read within this."""
+    duty: float = 0.25
+    """The part of the time that collecting and scrubbing work; the rest they wait."""
 
 
 @frozen
@@ -53,6 +67,14 @@ class Maintained:
     """Those of them for which another digest was claimed; the audit names them."""
     linked: int = 0
     """Deltas between versions that were recorded."""
+    condemned: int = 0
+    """Packs that nothing needs any more: they go when the grace period is over."""
+    freed: int = 0
+    """Bytes of packs that went."""
+    scrubbed: int = 0
+    """Bytes that were read again."""
+    problems: tuple[str, ...] = ()
+    """What the scrub found, and why nothing was collected."""
 
 
 @define(eq=False)
@@ -65,6 +87,8 @@ class Upkeep:
     uploads: Uploads
     digests: Digests
     linking: Linking
+    collector: Collector
+    scrubber: Scrubber
     clock: Clock
 
     async def run(self, plan: Plan) -> Maintained:
@@ -78,7 +102,36 @@ class Upkeep:
                 purged += await self._empty_trash(user, plan.trash)
         found = await self.digests.run()
         backup = await self._back_up(plan.backup)
-        return Maintained(pruned, purged, backup, expired, found.verified, found.false, linked)
+        done = Maintained(pruned, purged, backup, expired, found.verified, found.false, linked)
+        return await self._scrub(plan, await self._collect(plan, done))
+
+    async def _collect(self, plan: Plan, done: Maintained) -> Maintained:
+        last = await self.catalog.collections(limit=1)
+        now = self.clock.now()
+        if plan.collect is None or (last and last[0].begun_us > micros(now - plan.collect)):
+            return done
+        try:
+            report = await self.collector.run(Options(duty=plan.duty))
+        except Busy:  # somebody else is at it
+            return done
+        except (Conflict, Corrupt) as error:
+            return evolve(done, problems=(*done.problems, f"nothing was collected: {error}"))
+        return evolve(
+            done,
+            condemned=report.condemned,
+            freed=report.discarded_bytes,
+            problems=(*done.problems, *report.problems),
+        )
+
+    async def _scrub(self, plan: Plan, done: Maintained) -> Maintained:
+        if plan.scrub is None:
+            return done
+        cheap = await self.scrubber.run(min(CHEAP_PERIOD, plan.scrub), cheap=True, duty=plan.duty)
+        total = (await self.catalog.stats()).packed
+        share = max(AT_LEAST, total // RUNS)
+        full = await self.scrubber.run(plan.scrub, most=share, duty=plan.duty)
+        problems = (*done.problems, *cheap.problems, *full.problems)
+        return evolve(done, scrubbed=full.size, problems=problems)
 
     async def _empty_trash(self, user: User, age: timedelta) -> int:
         last = micros(self.clock.now() - age)

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from vaultfs.entrypoints.cli import (
     batching,
+    collecting,
     contents,
     credentials,
     locking,
@@ -115,7 +116,8 @@ def options(
 
 
 for module in (
-    *(upkeep, contents, looking, nodes, batching, stepping, locking, uploads, server, credentials),
+    *(upkeep, contents, looking, nodes, batching, stepping, locking, uploads, collecting),
+    *(server, credentials),
 ):
     module.add_to(app)
 

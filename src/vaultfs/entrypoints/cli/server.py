@@ -221,7 +221,7 @@ def maintain(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Forget old versions and old trash, and back the catalog up, as far as that is due."""
+    """Do what is due: forget old versions and trash, back up, collect garbage, scrub."""
     call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
@@ -235,7 +235,10 @@ def maintain(
             f" {done.linked} deltas recorded; {done.expired} uploads ended;"
             f" {done.digests} digests verified,"
             f" {done.false_claims} of them claimed falsely;"
-            f" {'made backup ' + done.backup if done.backup else 'no backup was due'}",
+            f" {'made backup ' + done.backup if done.backup else 'no backup was due'};"
+            f" {done.condemned} packs condemned, {human(done.freed)} freed,"
+            f" {human(done.scrubbed)} read again"
+            + "".join(f"\nproblem: {shown(each)}" for each in done.problems),
         )
 
     run(call, work)
