@@ -139,8 +139,16 @@ class Ceph:
             (self.folder / name).mkdir()
         self._make_keys()
         addresses = f"[v2:127.0.0.1:{mon_v2},v1:127.0.0.1:{mon_v1}]"
-        words = ("--create", "--addv", "a", addresses, "--fsid", fsid, self.folder / "monmap")
-        self._run("monmaptool", *words)
+        made: tuple[object, ...] = (
+            "--create",
+            "--addv",
+            "a",
+            addresses,
+            "--fsid",
+            fsid,
+            self.folder / "monmap",
+        )
+        self._run("monmaptool", *made)
         where = ("--monmap", self.folder / "monmap", "--keyring", self.folder / "keyring")
         self._run("ceph-mon", "--mkfs", "-i", "a", *where)
         self._launch("ceph-mon", "-i", "a", "-f")
