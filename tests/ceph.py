@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import count
@@ -65,6 +66,10 @@ rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw data = {folder}/rgw
 rgw gc obj min wait = 1
 rgw gc processor period = 10
+rgw crypt require ssl = false
+rgw crypt s3 kms backend = testing
+rgw crypt s3 kms encryption keys = test-key={key}
+rgw bucket quota ttl = 0
 """
 KEYS: Final = {
     "mon.": ("mon", "allow *"),
@@ -132,7 +137,12 @@ class Ceph:
         fsid, mon_v2, mon_v1 = str(uuid4()), free_port(), free_port()
         (self.folder / "ceph.conf").write_text(
             SETTINGS.format(
-                fsid=fsid, mon_v2=mon_v2, mon_v1=mon_v1, port=self.port, folder=self.folder
+                fsid=fsid,
+                mon_v2=mon_v2,
+                mon_v1=mon_v1,
+                port=self.port,
+                folder=self.folder,
+                key=b64encode(bytes(32)).decode(),
             )
         )
         for name in ("mon", "osd", "rgw"):

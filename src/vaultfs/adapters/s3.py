@@ -443,7 +443,7 @@ class S3ObjectStore(ObjectStore):
 # Bodies
 
 
-class _Parts(io.RawIOBase):
+class Parts(io.RawIOBase):
     """Buffers one after the other, read without being joined."""
 
     def __init__(self, parts: tuple[Buffer, ...]) -> None:
@@ -453,7 +453,7 @@ class _Parts(io.RawIOBase):
         self._at = 0
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._ends[-1] if self._ends else 0
 
     def readable(self) -> bool:
         return True
@@ -483,13 +483,13 @@ class _Parts(io.RawIOBase):
             yield piece
 
 
-def _body(parts: tuple[Buffer, ...]) -> bytes | bytearray | _Parts:
+def _body(parts: tuple[Buffer, ...]) -> bytes | bytearray | Parts:
     """What the library takes as a body: large parts stay where they are."""
     if len(parts) == 1 and not isinstance(parts[0], memoryview):
         return parts[0]
     if sum(map(len, parts)) <= _SMALL:
         return b"".join(parts)
-    return _Parts(parts)
+    return Parts(parts)
 
 
 # The library
