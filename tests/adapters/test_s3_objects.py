@@ -1,14 +1,14 @@
 """The store in a bucket, on a real server, and what only S3 has."""
 
-import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from random import Random
 
 import anyio
 import pytest
 from aiohttp import web
+from anyio.abc import SocketStream
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.ceph import Bucket, Ceph
@@ -21,7 +21,6 @@ from vaultfs.domain.errors import InvalidField
 from vaultfs.ports.objects import (
     IntegrityError,
     ObjectExists,
-    ObjectNotFound,
     ObjectStore,
     ObjectTooLarge,
     OutOfSpace,
@@ -36,7 +35,7 @@ from vaultfs.ports.objects import (
     Unauthenticated,
 )
 
-ALL_CALLS = {
+ALL_CALLS: dict[str, Callable[[ObjectStore, str], Awaitable[object]]] = {
     **KEY_CALLS,
     "delete_many": lambda store, key: store.delete_many([key]),
     "list": lambda store, _: listed(store),
@@ -192,6 +191,9 @@ async def test_retries_are_around_it_and_not_in_it(ceph: Ceph, bucket: Bucket) -
         await store.put("key", b".")
         ceph.stop_gateway()
         try:
+            with pytest.raises(StoreUnavailable) as raised:  # on the connection that was open
+                await store.put("other", b".")
+            assert raised.value.outcome_unknown
             await refused(store, StoreUnavailable)
         finally:
             ceph.start_gateway()
@@ -238,11 +240,7 @@ async def test_the_bucket_of_somebody_else(bucket: Bucket, monkeypatch: pytest.M
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other-secret")
         bucket.write("key", b".")
         async with opened(bucket.url()) as store:
-            await refused(
-                store, PermissionDenied, *(name for name in ALL_CALLS if name != "delete_many")
-            )
-            (outcome,) = await store.delete_many(["key"])
-            assert isinstance(outcome.error, PermissionDenied)
+            await refused(store, PermissionDenied)
     finally:
         bucket.ceph.admin("user", "rm", "--uid", "other")
 
@@ -339,7 +337,7 @@ def test_addresses() -> None:
 # Answers that a real server gives when it is in trouble
 
 
-Answer = Callable[[web.Request], web.Response]
+Answer = Callable[[web.BaseRequest], web.Response]
 
 
 @asynccontextmanager
@@ -347,7 +345,7 @@ async def answering(answer: Answer) -> AsyncGenerator[tuple[S3ObjectStore, list[
     """A store on a server that has one answer to everything, and what it was asked."""
     asked: list[str] = []
 
-    async def handle(request: web.Request) -> web.Response:
+    async def handle(request: web.BaseRequest) -> web.Response:
         asked.append(request.method)
         await request.read()
         return answer(request)
@@ -369,7 +367,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
 
 
-ANSWERS = [
+ANSWERS: list[tuple[int, str, type[StoreError], bool]] = [
     (503, "SlowDown", Throttled, False),
     (503, "", Throttled, False),
     (429, "TooManyRequests", Throttled, False),
@@ -399,7 +397,7 @@ async def test_each_answer_has_its_error(
 ) -> None:
     body = f"<Error><Code>{code}</Code><Message>why</Message></Error>" if code else ""
 
-    def answer(request: web.Request) -> web.Response:
+    def answer(request: web.BaseRequest) -> web.Response:
         return web.Response(status=status, text=body, headers={"Retry-After": "7"})
 
     async with answering(answer) as (store, asked):
@@ -416,7 +414,7 @@ async def test_each_answer_has_its_error(
 
 @pytest.mark.usefixtures("credentials")
 async def test_a_connection_that_breaks_leaves_the_outcome_unknown() -> None:
-    def hang_up(request: web.Request) -> web.Response:
+    def hang_up(request: web.BaseRequest) -> web.Response:
         assert request.transport is not None
         if request.method == "PUT":
             request.transport.abort()
@@ -433,30 +431,21 @@ async def test_a_connection_that_breaks_leaves_the_outcome_unknown() -> None:
 
 @pytest.mark.usefixtures("credentials")
 async def test_a_body_that_is_cut_short() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
+    async def cut(connection: SocketStream) -> None:
+        async with connection:
+            await connection.receive()
+            await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
 
-        async def serve() -> None:
-            async with await anyio.wrap_stream_socket(
-                await anyio.to_thread.run_sync(lambda: accept(listener))
-            ) as connection:
-                await connection.receive()
-                await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
-
-        port = listener.getsockname()[1]
-        async with (
-            opened(f"s3://bucket?endpoint=http://127.0.0.1:{port}") as store,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(serve)
-            with pytest.raises(StoreUnavailable):
-                await store.get("key")
-
-
-def accept(listener: socket.socket) -> socket.socket:
-    listener.setblocking(True)
-    connection, _ = listener.accept()
-    return connection
+    port = free_port()
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port) as listener,
+        opened(f"s3://bucket?endpoint=http://127.0.0.1:{port}") as store,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, cut)
+        with pytest.raises(StoreUnavailable):
+            await store.get("key")
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.usefixtures("credentials")
@@ -469,7 +458,7 @@ async def test_delete_many_tells_what_the_server_says_of_each() -> None:
     </DeleteResult>"""
     md5s: list[str | None] = []
 
-    def delete(request: web.Request) -> web.Response:
+    def delete(request: web.BaseRequest) -> web.Response:
         md5s.append(request.headers.get("Content-MD5"))
         return web.Response(text=answer)
 
@@ -478,8 +467,3 @@ async def test_delete_many_tells_what_the_server_says_of_each() -> None:
     kinds = [type(outcome.error) for outcome in outcomes]
     assert kinds == [PermissionDenied, Throttled, type(None), StoreUnavailable, type(None)]
     assert md5s != [None]
-
-
-async def test_absent_is_not_the_same_as_a_bucket_that_is_gone(store: S3ObjectStore) -> None:
-    with pytest.raises(ObjectNotFound):
-        await store.head("nothing")

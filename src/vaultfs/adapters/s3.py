@@ -311,6 +311,7 @@ class S3ObjectStore(ObjectStore):
                 )
             except ValueError as error:  # what botocore raises for an endpoint that is none
                 raise StoreMisconfigured(str(error), backend=name, operation="open") from error
+        client.meta.events.register_last("before-call.s3", _expect_nothing)
         if address.endpoint is not None:
             client.meta.events.register_last("before-sign.s3.DeleteObjects", _add_md5)
         return cls(client, address, name, closing)
@@ -429,7 +430,7 @@ class S3ObjectStore(ObjectStore):
             code, key = each.get("Code", ""), each.get("Key", "").removeprefix(self._prefix)
             kind = _CODES.get(code, StoreUnavailable)
             if kind is not ObjectNotFound:
-                detail = f"{code}: {each.get('Message', '')}".rstrip(": ")
+                detail = f"{code}: {each.get('Message') or ''}".rstrip(": ")
                 errors[key] = kind(detail, backend=self.name, operation="delete_many", key=key)
         return errors
 
@@ -526,6 +527,13 @@ def _config(address: S3Address) -> AioConfig:
     )
 
 
+def _expect_nothing(params: dict[str, Any], **_: Any) -> None:
+    """Send the body at once: waiting for `100 Continue` takes a round trip more, and has no end
+    where a server does not know of it.
+    """
+    params["headers"].pop("Expect", None)
+
+
 def _add_md5(request: Any, **_: Any) -> None:
     """Content-MD5, which servers other than AWS want to see at DeleteObjects."""
     digest = md5(request.body, usedforsecurity=False).digest()
@@ -572,7 +580,7 @@ def _refused(error: ClientError, backend: str, operation: str, key: str) -> Stor
         return ObjectExists(backend=backend, operation=operation, key=key)
     if kind is ObjectNotFound:
         return ObjectNotFound(backend=backend, operation=operation, key=key)
-    detail = f"{code}: {told.get('Message', '')}".rstrip(": ")
+    detail = f"{code}: {told.get('Message') or ''}".rstrip(": ")
     if kind is Throttled:
         wait = _seconds(error)
         return Throttled(detail, backend=backend, operation=operation, key=key, retry_after=wait)
