@@ -59,7 +59,7 @@ async def store(bucket: Bucket) -> AsyncIterator[S3ObjectStore]:
 
 class TestS3Objects(ObjectStoreContract):
     @pytest.fixture
-    async def store(self, bucket: Bucket) -> AsyncIterator[ObjectStore]:  # type: ignore[override]
+    async def store(self, bucket: Bucket) -> AsyncIterator[ObjectStore]:
         async with opened(bucket.url("some/where")) as store:
             yield store
 

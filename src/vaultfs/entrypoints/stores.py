@@ -30,7 +30,7 @@ async def _open_s3(url: str) -> "ObjectStore":
     try:
         from vaultfs.adapters.s3 import open_s3
     except ModuleNotFoundError as error:
-        if error.name not in {"aiobotocore", "botocore"}:
+        if (error.name or "").partition(".")[0] not in {"aiobotocore", "botocore"}:
             raise
         raise Unsupported("s3:// needs: pip install 'vaultfs[s3]'") from error
     return await open_s3(url)
