@@ -52,7 +52,7 @@ def environment(place: Settings) -> dict[str, str]:
     if place.database is None:
         named = {"VAULTFS_VAULT": str(place.folder)}
     else:
-        named = {"VAULTFS_DATABASE": place.database, "VAULTFS_STORE": place.folder.as_uri()}
+        named = {"VAULTFS_DATABASE": place.database, "VAULTFS_STORE": place.home.as_uri()}
     return dict(os.environ) | named
 
 

@@ -37,7 +37,7 @@ class Effective(NamedTuple):
 SETTINGS: Final[dict[str, Setting]] = {
     "vault": Setting(None, str, "The vault's folder."),
     "database": Setting(None, str, "For many servers: postgresql://USER@HOST/NAME."),
-    "store": Setting(None, str, "The object store beside it: file:///FOLDER."),
+    "store": Setting(None, str, "The object store: file:///FOLDER or s3://BUCKET."),
     "host": Setting("127.0.0.1", str, "The address to listen on."),
     "port": Setting(8333, int, "The port; 0 takes any that is free."),
     "tls_cert": Setting(None, str, "A certificate (PEM), for https."),
@@ -50,7 +50,7 @@ SETTINGS: Final[dict[str, Setting]] = {
 
 
 class Named(NamedTuple):
-    """Which vault was named: a folder, or a database and a store."""
+    """Which vault was named: a folder, or a database and a store; a folder may have a store."""
 
     vault: str | None
     database: str | None
@@ -104,7 +104,8 @@ def named(found: Mapping[str, Effective]) -> Named:
         if _distance(vault) > _distance(database):
             vault = Effective(None, "")
     if vault.value is not None:
-        return Named(vault.value, None, None)
+        own = _distance(store) <= _distance(vault)
+        return Named(vault.value, None, store.value if own else None)
     if (database.value is None) != (store.value is None):
         raise InvalidField("a vault for many servers takes both: --database and --store")
     return Named(None, database.value, store.value)

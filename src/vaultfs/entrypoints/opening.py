@@ -7,7 +7,8 @@ import anyio
 
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.domain.errors import NotAVault, Unsupported
-from vaultfs.entrypoints.settings import Settings
+from vaultfs.entrypoints.settings import CATALOG, Settings
+from vaultfs.entrypoints.stores import ELSEWHERE
 from vaultfs.ports.catalog import Catalog
 
 OWNER: Final = "me"
@@ -16,18 +17,24 @@ OWNER: Final = "me"
 
 def catalog_file(folder: Path) -> Path:
     """Where the catalog of the vault in `folder` is."""
-    return folder / "catalog.db"
+    return folder / CATALOG
 
 
 async def open_catalog(folder: Path) -> SqliteCatalog:
     """The catalog of the vault in `folder`. Raises `NotAVault` with what to do."""
     if not await anyio.Path(catalog_file(folder)).is_file():
-        if await anyio.Path(folder / "objects").is_dir():
+        if await has_objects(folder):
             raise NotAVault(
                 f"{folder} has lost its catalog: `vaultfs rebuild` makes it anew from a backup"
             )
         raise NotAVault(f"there is no vault in {folder}: make one with `vaultfs init {folder}`")
     return await SqliteCatalog.open(catalog_file(folder))
+
+
+async def has_objects(folder: Path) -> bool:
+    """Whether there is, or is said to be, a store of the vault in `folder`."""
+    where = anyio.Path(folder)
+    return await (where / "objects").is_dir() or await (where / ELSEWHERE).is_file()
 
 
 async def catalog_of(settings: Settings, *, create: bool = False) -> Catalog:
@@ -38,14 +45,14 @@ async def catalog_of(settings: Settings, *, create: bool = False) -> Catalog:
     `CatalogUnavailable`.
     """
     if settings.database is None:
-        return await open_catalog(settings.folder)
+        return await open_catalog(settings.home)
     return await open_database(settings.database, create=create)
 
 
 async def has_catalog(settings: Settings) -> bool:
     """Whether there is a catalog, good or not, where `settings` say."""
     if settings.database is None:
-        return await anyio.Path(catalog_file(settings.folder)).exists()
+        return await anyio.Path(catalog_file(settings.home)).exists()
     try:
         catalog = await catalog_of(settings)
     except NotAVault:

@@ -65,7 +65,7 @@ class Vault(EmbeddedLook, Surface):
         return self._loop
 
     @property
-    def folder(self) -> LocalPath:
+    def folder(self) -> LocalPath | None:
         return self.vault.settings.folder
 
     @property

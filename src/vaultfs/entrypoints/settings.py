@@ -4,16 +4,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
 from vaultfs.domain.errors import InvalidField, Unsupported
 from vaultfs.entrypoints.configuration import PLACE, Named, named, read_configuration
+from vaultfs.entrypoints.stores import check_remembered, folder_of, remembered
 
 if TYPE_CHECKING:
     from vaultfs.domain.locknodes import Presented
 
+CATALOG: Final = "catalog.db"
 LOCK_TOKENS: Final = "VAULTFS_LOCK_TOKENS"
 MIB: Final = 1 << 20
 LEAST_BUDGET: Final = 64 * MIB
@@ -30,8 +32,9 @@ _CGROUP_LIMITS: Final = (
 class Settings:
     """Where a vault is and what it may use."""
 
-    folder: Path
-    """That of the vault, or of its store if the catalog is in a database."""
+    folder: Path | None
+    """That of the vault, or of its store if the catalog is in a database; None if neither
+    is in a folder."""
     budget: int
     """Bytes that all transfers of the process together may hold."""
     workers: int
@@ -40,17 +43,32 @@ class Settings:
     """The address of the database that many servers share, with whatever secret is in it."""
     presented: "tuple[Presented, ...]" = ()
     """Locks that all changes come with."""
+    store: str | None = None
+    """The address of a store that is in no folder."""
 
     @property
-    def objects(self) -> Path:
-        """Where the object store is."""
-        return self.folder / "objects" if self.database is None else self.folder
+    def home(self) -> Path:
+        """The folder of a vault that has one, or of its store."""
+        assert self.folder is not None
+        return self.folder
+
+    @property
+    def objects(self) -> Path | None:
+        """The folder of the object store; None if it is in none."""
+        if self.store is not None:
+            return None
+        return self.home / "objects" if self.database is None else self.folder
+
+    @property
+    def store_name(self) -> str:
+        """The object store, for messages."""
+        return self.store or str(self.objects)
 
     @property
     def name(self) -> str:
         """The vault, for messages."""
         if self.database is None:
-            return str(self.folder)
+            return str(self.home)
         parts = urlsplit(self.database)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -62,7 +80,8 @@ def read_settings(
     database: str | None = None,
     store: str | None = None,
 ) -> Settings:
-    """The settings for the vault in `folder`, or in `database` and `store`.
+    """The settings for the vault in `folder`, or in `database` and `store`; with `folder` and
+    `store`, that for a vault whose catalog is in the folder and whose objects are not.
 
     If none is named, the environment (`VAULTFS_VAULT`, or `VAULTFS_DATABASE` and
     `VAULTFS_STORE`) or the file that `VAULTFS_CONFIG` names says which. `VAULTFS_BUDGET_MIB`
@@ -82,22 +101,38 @@ def read_settings(
 def settings_of(place: Named, environment: Mapping[str, str] | None = None) -> Settings:
     """The settings for the vault that was named. Raises `InvalidField` if none was."""
     given = os.environ if environment is None else environment
-    folder = place.vault
     if place.database is not None and place.store is not None:
-        _check_scheme("database", place.database, "postgresql", "postgres")
-        folder = _folder_of(place.store)
-    if folder is None:
+        _check_database(place.database)
+        folder = folder_of(place.store)
+        store = place.store if folder is None else None
+    else:
+        folder = _own_folder(place.vault)
+        store = _store_of(folder, place.store)
+    workers = max(2, len(os.sched_getaffinity(0)))
+    return Settings(folder, _budget(given), workers, place.database, _presented(given), store)
+
+
+def _own_folder(name: str | None) -> Path:
+    """The folder of a vault that has one."""
+    if name is None:
         raise InvalidField(
             "which vault? name it with --vault DIR or VAULTFS_VAULT, or, for many servers, with"
             " --database and --store"
         )
-    if is_server(folder):
+    if is_server(name):
         raise InvalidField(
-            f"{folder} is a server, and this works on the vault's folder:"
+            f"{name} is a server, and this works on the vault's folder:"
             " run it where that is, with --vault DIR"
         )
-    workers = max(2, len(os.sched_getaffinity(0)))
-    return Settings(Path(folder), _budget(given), workers, place.database, _presented(given))
+    return Path(name)
+
+
+def _store_of(folder: Path, store: str | None) -> str | None:
+    """Where the vault in `folder` has its objects, if not there."""
+    if store is None:
+        return remembered(folder)
+    check_remembered(folder, store, catalog=folder / CATALOG)
+    return store
 
 
 def shown_locks(given: Mapping[str, str] | None = None) -> list[str]:
@@ -114,20 +149,11 @@ def _presented(given: Mapping[str, str]) -> "tuple[Presented, ...]":
     return tuple(map(parse_presented, shown))
 
 
-def _check_scheme(name: str, url: str, *known: str) -> None:
+def _check_database(url: str) -> None:
     scheme, colon, _ = url.partition("://")
-    if not colon or scheme not in known:
+    if not colon or scheme not in {"postgresql", "postgres"}:
         shown = scheme if colon else url
-        raise Unsupported(f"--{name} {shown}: this release knows {known[0]}://")
-
-
-def _folder_of(store: str) -> str:
-    """The folder that a store's address names."""
-    _check_scheme("store", store, "file")
-    parts = urlsplit(store)
-    if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
-        raise InvalidField(f"--store {store}: a folder is written file:///FOLDER, from / on")
-    return unquote(parts.path)
+        raise Unsupported(f"--database {shown}: this release knows postgresql://")
 
 
 SCHEMES: Final = ("http://", "https://")

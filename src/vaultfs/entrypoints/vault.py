@@ -4,9 +4,10 @@ A vault folder:
 
     catalog.db      nodes, versions, packs, the chunk index (SQLite)
     objects/        the object store: packs, backups, the marker
+    store.url       instead of `objects`: where else the store is
 
 Where many servers share a vault, the catalog is a PostgreSQL database, and the object
-store a folder that all of them see.
+store a folder that all of them see, or a bucket.
 
 The marker object holds the id of the vault, as the catalog does, so that neither is
 ever used with another's.
@@ -14,7 +15,7 @@ ever used with another's.
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -44,9 +45,12 @@ from vaultfs.entrypoints.opening import (
     catalog_file,
     catalog_of,
     has_catalog,
+    has_objects,
     open_database,
 )
 from vaultfs.entrypoints.settings import Settings
+from vaultfs.entrypoints.stores import ELSEWHERE, remember, remembered
+from vaultfs.entrypoints.stores import open_store as open_at
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.objects import ObjectExists, ObjectNotFound, ObjectStore, WrongStore
@@ -214,22 +218,34 @@ class Vault:
 
 async def open_store(folder: Path) -> ObjectStore:
     """The object store of the vault in `folder`, with all that is around it."""
-    return await open_objects(folder / "objects")
+    where = await to_thread.run_sync(remembered, folder)
+    return await open_objects(where or folder / "objects")
 
 
-async def open_objects(objects: Path) -> ObjectStore:
-    """The object store in the folder `objects`."""
-    from vaultfs.adapters.local import LocalObjectStore
+async def store_of(settings: Settings) -> ObjectStore:
+    """The object store of the vault that `settings` name, with all that is around it."""
+    where = settings.store or settings.objects
+    assert where is not None
+    return await open_objects(where)
+
+
+async def open_objects(where: Path | str) -> ObjectStore:
+    """The object store in a folder, or at an address."""
     from vaultfs.adapters.wrappers.retrying import RetryingObjectStore
 
-    return RetryingObjectStore(await LocalObjectStore.open(objects))
+    if isinstance(where, str):
+        return RetryingObjectStore(await open_at(where))
+    from vaultfs.adapters.local import LocalObjectStore
+
+    return RetryingObjectStore(await LocalObjectStore.open(where))
 
 
-async def init_vault(folder: Path) -> str:
+async def init_vault(folder: Path, store: str | None = None) -> str:
     """Make a vault in `folder`, which has to be empty or not to exist; its id.
 
-    A crash leaves a folder in which the same call goes on. Raises `Exists` where a
-    vault or anything else is.
+    Its objects are in the folder, or in the empty store at the address `store`. A crash
+    leaves a folder in which the same call goes on. Raises `Exists` where a vault or anything
+    else is, and `WrongStore` for the store of another vault.
     """
     path = anyio.Path(folder)
     if await path.exists() and not await path.is_dir():
@@ -238,18 +254,50 @@ async def init_vault(folder: Path) -> str:
         await _refuse_second_init(folder)
     elif await path.exists() and not await to_thread.run_sync(_is_free, folder):
         raise Exists(f"{folder} is not empty: name a folder that is empty or not there yet")
-    await to_thread.run_sync(_make_folder, folder)
-    await (path / "objects").mkdir(exist_ok=True)
-    catalog = await SqliteCatalog.open(catalog_file(folder), create=True)
-    store = await open_store(folder)
+    elsewhere = store or await to_thread.run_sync(remembered, folder)
+    if elsewhere is None:
+        await to_thread.run_sync(_make_folder, folder)
+        await (path / "objects").mkdir(exist_ok=True)
+        objects = await open_store(folder)
+    else:
+        objects = await _claimed(folder, elsewhere)
     try:
-        await store.probe()
-        await _add_owner(catalog, SystemClock())
-        await write_marker(store, await catalog.vault_id())
-        return await catalog.vault_id()
+        catalog = await SqliteCatalog.open(catalog_file(folder), create=True)
+        try:
+            await objects.probe()
+            await _add_owner(catalog, SystemClock())
+            await write_marker(objects, await catalog.vault_id())
+            return await catalog.vault_id()
+        finally:
+            await catalog.aclose()
     finally:
-        await catalog.aclose()
-        await store.aclose()
+        await objects.aclose()
+
+
+async def _claimed(folder: Path, url: str) -> ObjectStore:
+    """The store at `url`, seen to be nobody's, for the vault to be made in `folder`."""
+    objects = await open_objects(url)
+    try:
+        if not await anyio.Path(catalog_file(folder)).exists():
+            await _see_that_it_is_free(objects, url)
+        await to_thread.run_sync(_make_folder, folder)
+        await to_thread.run_sync(remember, folder, url)
+    except BaseException:
+        await objects.aclose()
+        raise
+    return objects
+
+
+async def _see_that_it_is_free(objects: ObjectStore, url: str) -> None:
+    if (owner := await _owner_of(objects)) is not None:
+        raise WrongStore(f"belongs to vault {owner}", backend=objects.name, operation="init")
+    if not await _is_empty(objects):
+        raise Exists(f"{url} is not empty: name a bucket or a prefix with nothing in it")
+
+
+async def _is_empty(objects: ObjectStore) -> bool:
+    async with aclosing(objects.list()) as found:
+        return await anext(found, None) is None
 
 
 async def init_database(settings: Settings, *, exist_ok: bool = False) -> str:
@@ -259,10 +307,11 @@ async def init_database(settings: Settings, *, exist_ok: bool = False) -> str:
     `Exists` where a vault is already, unless `exist_ok`; `WrongStore` or `NotAVault` where
     database and store do not belong together.
     """
-    await to_thread.run_sync(_make_folder, settings.objects)
-    free = await to_thread.run_sync(_holds_nothing, settings.objects)
-    store = await open_objects(settings.objects)
+    if settings.objects is not None:
+        await to_thread.run_sync(_make_folder, settings.objects)
+    store = await store_of(settings)
     try:
+        free = await _holds_nothing(settings, store)
         marked = await _owner_of(store)
         catalog = await _database_for(settings, marked, free=free)
         try:
@@ -289,12 +338,13 @@ async def _database_for(settings: Settings, marked: str | None, *, free: bool) -
     except NotAVault as error:
         if marked is not None:
             raise NotAVault(
-                f"{settings.objects} is the store of vault {marked}, and {settings.name} has no"
+                f"{settings.store_name} is the store of vault {marked}, and {settings.name} has no"
                 " catalog: `vaultfs rebuild --from-backup latest` brings it back"
             ) from error
         if not free:
             raise Exists(
-                f"{settings.objects} is not empty: name a folder that is empty or not there yet"
+                f"{settings.store_name} is not empty: name a folder that is empty or not there"
+                " yet, or a bucket or prefix with nothing in it"
             ) from error
     return await catalog_of(settings, create=True)
 
@@ -306,16 +356,19 @@ async def _owner_of(store: ObjectStore) -> str | None:
         return None
 
 
-def _holds_nothing(objects: Path) -> bool:
-    return all(each.name.startswith(".") for each in objects.iterdir())
+async def _holds_nothing(settings: Settings, store: ObjectStore) -> bool:
+    if settings.objects is None:
+        return await _is_empty(store)
+    names = [each.name async for each in anyio.Path(settings.objects).iterdir()]
+    return all(name.startswith(".") for name in names)
 
 
 async def have_vault(settings: Settings) -> None:
     """Make the vault that `settings` name, unless it, or a part of it, is there."""
     if settings.database is not None:
         await init_database(settings, exist_ok=True)
-    elif not await has_catalog(settings) and not await anyio.Path(settings.objects).exists():
-        await init_vault(settings.folder)
+    elif not await has_catalog(settings) and not await has_objects(settings.home):
+        await init_vault(settings.home, settings.store)
 
 
 def _make_folder(folder: Path) -> None:
@@ -330,7 +383,8 @@ def _make_folder(folder: Path) -> None:
 def _is_free(folder: Path) -> bool:
     """Whether nothing is in `folder` but what an interrupted `init` left in it."""
     objects = folder / "objects"
-    return set(folder.iterdir()) <= {objects} and not (objects.is_dir() and any(objects.iterdir()))
+    started = {objects, *(folder / f"{ELSEWHERE}{end}" for end in ("", ".new"))}
+    return set(folder.iterdir()) <= started and not (objects.is_dir() and any(objects.iterdir()))
 
 
 async def _refuse_second_init(folder: Path) -> None:
@@ -399,7 +453,7 @@ async def open_vault(settings: Settings) -> AsyncGenerator[Vault, None]:
     async with AsyncExitStack() as stack:
         catalog = await catalog_of(settings)
         stack.push_async_callback(catalog.aclose)
-        store = await open_objects(settings.objects)
+        store = await store_of(settings)
         stack.push_async_callback(store.aclose)
         await check_marker(store, await catalog.vault_id())
         async with compose(settings, store, catalog, SystemClock()) as vault:
@@ -443,9 +497,12 @@ async def compose(
             packer.flush()
 
 
-async def recover_catalog(folder: Path, name: str | None = None) -> Backup:
+async def recover_catalog(
+    folder: Path, name: str | None = None, *, store: str | None = None
+) -> Backup:
     """Bring the catalog of the vault in `folder` back from a backup in its store.
 
+    `store` is its address if it is not in the folder, which may then be lost altogether.
     Takes the newest backup, or the one called `name`; a catalog that is there is set
     aside as `catalog.db.before-<backup>`, or with a number behind it. What was put after
     the backup was made is not in it; its chunks are found again by `Recovery.rebuild`,
@@ -453,19 +510,22 @@ async def recover_catalog(folder: Path, name: str | None = None) -> Backup:
     is to be repeated. Processes that have the vault open are told to open it again. Raises
     `NotAVault`, `NotFound`, `Corrupt`, `Busy`.
     """
-    store = await open_store(folder)
+    objects = await (open_store(folder) if store is None else open_objects(store))
     fresh = folder / "catalog.db.new"
     try:
-        vault_id = await _store_owner(store, folder)
+        vault_id = await _store_owner(objects, store or str(folder))
+        if store is not None:
+            await to_thread.run_sync(_make_folder, folder)
+            await to_thread.run_sync(remember, folder, store)
         await to_thread.run_sync(replacing.remove, fresh)
         catalog = await SqliteCatalog.open(fresh, create=True)
-        backup = await _load_backup(store, catalog, vault_id, name)
+        backup = await _load_backup(objects, catalog, vault_id, name)
         place = catalog_file(folder)
         aside = place.with_name(f"{place.name}.before-{backup.name}")
         await to_thread.run_sync(replacing.replace, fresh, place, aside)
         return backup
     finally:
-        await store.aclose()
+        await objects.aclose()
 
 
 async def recover_database(settings: Settings, name: str | None = None) -> Backup:
@@ -477,9 +537,9 @@ async def recover_database(settings: Settings, name: str | None = None) -> Backu
     from vaultfs.adapters.sql.postgres_copies import FRESH, drop_fresh, replace
 
     assert settings.database is not None
-    store = await open_objects(settings.objects)
+    store = await store_of(settings)
     try:
-        vault_id = await _store_owner(store, settings.folder)
+        vault_id = await _store_owner(store, settings.store_name)
         await drop_fresh(settings.database)
         catalog = await open_database(settings.database, create=True, schema=FRESH)
         backup = await _load_backup(store, catalog, vault_id, name)
@@ -505,8 +565,8 @@ async def _load_backup(
     return backup
 
 
-async def _store_owner(store: ObjectStore, folder: Path) -> str:
+async def _store_owner(store: ObjectStore, where: str) -> str:
     found = await _owner_of(store)
     if found is None:
-        raise NotAVault(f"there is no vault in {folder}")
+        raise NotAVault(f"there is no vault in {where}")
     return found

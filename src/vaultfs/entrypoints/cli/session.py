@@ -42,7 +42,9 @@ DatabaseOption = Annotated[
 StoreOption = Annotated[
     str | None,
     typer.Option(
-        "--store", metavar="URL", help="The store beside it: file:///DIR. [env: VAULTFS_STORE]"
+        "--store",
+        metavar="URL",
+        help="The object store: file:///DIR, s3://BUCKET. [env: VAULTFS_STORE]",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]

@@ -43,7 +43,10 @@ def init(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a vault in a folder that is empty or not there yet, or in a database and a store."""
+    """Make a vault in a folder that is empty or not there yet, or in a database and a store.
+
+    With a folder and a store, the catalog is in the folder, which remembers the store.
+    """
     where = None if folder is None else str(folder)
     call = session(where, database=database, store=store, as_json=as_json)
 
@@ -52,7 +55,8 @@ def init(
 
         settings = call.settings
         if settings.database is None:
-            number, example = await init_vault(settings.folder), f"--vault {settings.folder}"
+            number = await init_vault(settings.home, settings.store)
+            example = f"--vault {settings.home}"
         else:
             number, example = await init_database(settings), "--database ... --store ..."
         call.answer(
@@ -241,11 +245,12 @@ async def _recover(call: Session, name: str | None) -> "Backup | None":
     from vaultfs.entrypoints.vault import recover_catalog, recover_database
 
     settings = call.settings
-    if name is None and (not settings.objects.is_dir() or await has_catalog(settings)):
+    nothing = settings.objects is not None and not settings.objects.is_dir()
+    if name is None and (nothing or await has_catalog(settings)):
         return None
     wanted = None if name in {None, "latest"} else name
     if settings.database is None:
-        return await recover_catalog(settings.folder, wanted)
+        return await recover_catalog(settings.home, wanted, store=settings.store)
     return await recover_database(settings, wanted)
 
 
