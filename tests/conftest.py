@@ -1,6 +1,8 @@
 from collections.abc import Iterator
 
 import pytest
+from tests import azurite as azurites
+from tests.azurite import Azurite, Container
 from tests.postgres import Postgres, serving
 
 
@@ -21,3 +23,18 @@ def database(postgres: Postgres) -> Iterator[str]:
     """The address of a database with nothing in it."""
     with postgres.database() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """The one Azurite of the session."""
+    with azurites.serving(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture
+def container(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Container]:
+    """A container with nothing in it, whose key is in the environment."""
+    monkeypatch.setenv("AZURE_STORAGE_KEY", azurites.KEY)
+    with azurite.container() as made:
+        yield made
