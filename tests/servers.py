@@ -68,7 +68,7 @@ class Scripted:
     asked: int = 0
     """How many requests there were."""
 
-    async def _serve(self, stream: SocketStream) -> None:
+    async def serve(self, stream: SocketStream) -> None:
         async with stream:
             while b"\r\n\r\n" not in await stream.receive():
                 pass
@@ -84,7 +84,7 @@ async def answering(answer: bytes) -> AsyncGenerator[Scripted, None]:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     script.port = listener.extra(SocketAttribute.local_port)
     async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, script._serve)
+        tasks.start_soon(listener.serve, script.serve)
         yield script
         tasks.cancel_scope.cancel()
 

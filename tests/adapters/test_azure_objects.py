@@ -184,7 +184,7 @@ async def test_a_wrong_key_is_refused(
 async def test_a_key_that_is_none_is_refused(
     container: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AZURE_STORAGE_KEY", "no base 64")
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "abc")
     async with opened(container.url()) as store:
         with pytest.raises(Unauthenticated):
             await store.get("key")
@@ -316,10 +316,10 @@ async def test_answers_are_errors_of_the_port(status: int, code: str) -> None:
 @pytest.mark.usefixtures("with_key")
 async def test_who_is_throttled_is_told_for_how_long() -> None:
     answer = b"HTTP/1.1 503 Busy\r\nx-ms-error-code: ServerBusy\r\nRetry-After: 7\r\n"
-    async with answering(answer + b"Content-Length: 0\r\n\r\n") as server:
-        async with opened(at(server.port)) as store:
-            with pytest.raises(Throttled) as raised:
-                await store.put("key", b".")
+    answer += b"Content-Length: 0\r\n\r\n"
+    async with answering(answer) as server, opened(at(server.port)) as store:
+        with pytest.raises(Throttled) as raised:
+            await store.put("key", b".")
     assert raised.value.retry_after == 7.0
 
 

@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from aiohttp import ClientConnectorError
 from attrs import field, frozen
 
-from vaultfs.adapters.clouds import BucketUrl, bad_url, delete_each, parsed_url, retry_after
+from vaultfs.adapters.clouds import (
+    BucketUrl,
+    asked_once,
+    bad_url,
+    delete_each,
+    parsed_url,
+    retry_after,
+)
 from vaultfs.adapters.probing import probe_objects
 from vaultfs.domain.errors import Unsupported
 from vaultfs.ports.objects import (
@@ -348,7 +355,8 @@ class _WholeAnswers:
     async def send(self, request: Any, **options: Any) -> Any:
         if isinstance(request.data, bytes) and len(request.data) > _CHUNKED:
             request.data = BytesIO(request.data)
-        return await self._inner.send(request, **{**options, "stream": False})
+        options |= {"stream": False, "middlewares": (asked_once,)}
+        return await self._inner.send(request, **options)
 
     async def sleep(self, duration: float) -> None:
         await self._inner.sleep(duration)

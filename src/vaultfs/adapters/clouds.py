@@ -1,4 +1,4 @@
-"""What the stores in clouds have in common: addresses, deletes one by one, Retry-After.
+"""What the stores in clouds have in common: addresses, how aiohttp behaves, deletes one by one.
 
 An address, `scheme://bucket/prefix?field=value`, says where a store is, never who may
 use it: it stands in logs, and a message about it names fields, not what they hold.
@@ -11,6 +11,15 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
+from aiohttp import (
+    ClientConnectionError,
+    ClientConnectorError,
+    ClientHandlerType,
+    ClientOSError,
+    ClientRequest,
+    ClientResponse,
+    ServerDisconnectedError,
+)
 from anyio import create_task_group
 from attrs import frozen
 
@@ -110,6 +119,20 @@ async def _outcome(store: ObjectStore, key: str) -> Deleted:
     except StoreError as error:
         return Deleted(key, error)
     return Deleted(key)
+
+
+async def asked_once(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+    """A middleware for aiohttp, so that it does not send a request again by itself.
+
+    It would where a connection breaks off, for PUT too: and a put that was carried out
+    would then be told that its object exists.
+    """
+    try:
+        return await handler(request)
+    except ClientConnectorError:
+        raise
+    except (ClientOSError, ServerDisconnectedError) as error:
+        raise ClientConnectionError(type(error).__name__) from error
 
 
 def retry_after(text: str | None, now: datetime | None = None) -> float | None:
