@@ -2,7 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 from tests import azurite as azurites
+from tests import fakegcs as fakes
 from tests.azurite import Azurite, Container
+from tests.fakegcs import Bucket, FakeGcs
 from tests.postgres import Postgres, serving
 
 
@@ -38,3 +40,17 @@ def container(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Con
     monkeypatch.setenv("AZURE_STORAGE_KEY", azurites.KEY)
     with azurite.container() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def fakegcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGcs]:
+    """The one fake-gcs-server of the session."""
+    with fakes.serving(tmp_path_factory.mktemp("fakegcs")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(fakegcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket with nothing in it, for everybody."""
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    return fakegcs.bucket()
