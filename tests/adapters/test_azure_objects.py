@@ -6,7 +6,7 @@ is full it answers with a status that stands for a conflict elsewhere.
 """
 
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 from hypothesis import HealthCheck, given, settings
 from tests.azurite import ACCOUNT, KEY, Container, serving
 from tests.contracts.objects import ObjectStoreContract, Written, check_against_a_dict, listed
+from tests.contracts.store_calls import CALLS
 from tests.postgres import free_port
 from tests.servers import answering
 from tests.strategies import Step, store_steps
@@ -33,7 +34,6 @@ from vaultfs.ports.objects import (
     PermissionDenied,
     PreconditionFailed,
     PutMode,
-    Span,
     StoreError,
     StoreMisconfigured,
     StoreTimeout,
@@ -41,16 +41,6 @@ from vaultfs.ports.objects import (
     Throttled,
     Unauthenticated,
 )
-
-CALLS: dict[str, Callable[[ObjectStore], Awaitable[object]]] = {
-    "head": lambda store: store.head("key"),
-    "get": lambda store: store.get("key"),
-    "span": lambda store: store.get("key", Span(1, 2)),
-    "put": lambda store: store.put("key", b"."),
-    "overwrite": lambda store: store.put("key", b".", mode=PutMode.OVERWRITE),
-    "delete": lambda store: store.delete("key"),
-    "list": listed,
-}
 
 
 @asynccontextmanager

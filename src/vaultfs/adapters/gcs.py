@@ -63,6 +63,7 @@ from vaultfs.ports.objects import (
 
 if TYPE_CHECKING:
     from gcloud.aio.auth import Token
+    from gcloud.aio.auth.token import TokenResponse
     from gcloud.aio.storage import Storage
 
 _SCHEME: Final = "gs"
@@ -120,9 +121,9 @@ def open_gcs(url: str, name: str = _NAME) -> "GcsObjectStore":
     try:
         anonymous = endpoint is not None and _CREDENTIALS not in os.environ
         bearer = _Bearer(None if anonymous else _token())
+        connection = _Connection(endpoint or _ENDPOINT, bearer)
     except ModuleNotFoundError as error:
         raise Unsupported("gs:// needs: pip install 'vaultfs[gcs]'") from error
-    connection = _Connection(endpoint or _ENDPOINT, bearer)
     return GcsObjectStore(connection, address.bucket, address.prefix, name)
 
 
@@ -320,6 +321,9 @@ class _Connection:
     """The client library, which cannot be had outside of an event loop."""
 
     def __init__(self, endpoint: str, bearer: _Bearer) -> None:
+        from gcloud.aio.storage import Storage
+
+        self._kind = Storage
         self._endpoint = endpoint
         self._bearer = bearer
         self._session: ClientSession | None = None
@@ -333,13 +337,11 @@ class _Connection:
         return self._storage
 
     def _connect(self) -> "Storage":
-        from gcloud.aio.storage import Storage
-
         self._session = ClientSession(
             cookie_jar=DummyCookieJar(), trust_env=True, middlewares=(asked_once,)
         )
-        return Storage(
-            session=self._session,
+        return self._kind(
+            session=cast("Any", self._session),  # typed as the one of requests
             token=cast("Token", self._bearer),
             api_root=self._endpoint,
             api_is_dev=self._bearer.anonymous,
@@ -360,7 +362,9 @@ def _token() -> "Token":
         raise bad_url(_SCHEME, f"{_CREDENTIALS} names no credentials: {error}") from error
 
 
-async def _renewed(token: "Token") -> Any:
+async def _renewed(token: "Token") -> "TokenResponse":
+    from jwt import PyJWTError
+
     try:
         return await token.refresh(timeout=_TOKEN_LIMIT)
     except TimeoutError as error:
@@ -371,7 +375,7 @@ async def _renewed(token: "Token") -> Any:
     except ClientError as error:
         detail = f"no token: {error}; {_CREDENTIALS} may name a file with credentials"
         raise _NoTokenError(StoreUnavailable, detail) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:  # a key that is none, say
+    except (OSError, ValueError, KeyError, TypeError, PyJWTError) as error:
         raise _NoTokenError(Unauthenticated, f"the credentials cannot be used: {error}") from error
 
 
