@@ -10,10 +10,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
+from typing import Self
 from uuid import uuid4
 
 import anyio
 import pytest
+from azure.core.exceptions import ClientAuthenticationError
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 from hypothesis import HealthCheck, given, settings
 from tests.azurite import ACCOUNT, KEY, Container, serving
@@ -262,6 +265,17 @@ async def test_a_connection_that_breaks_off_leaves_the_outcome_open(call: str) -
 
 
 @pytest.mark.usefixtures("with_key")
+async def test_a_service_that_is_silent_has_timed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(azure, "_SILENCE_LIMIT", 0.1)
+    port = free_port()
+    silent = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
+    async with silent, opened(at(port)) as store:
+        with pytest.raises(StoreTimeout) as raised:
+            await store.put("key", b".")
+    assert raised.value.outcome_unknown
+
+
+@pytest.mark.usefixtures("with_key")
 async def test_a_body_that_breaks_off_is_not_asked_for_again() -> None:
     head = b"HTTP/1.1 206 Partial Content\r\nContent-Length: 9\r\n"
     answer = head + b"Content-Range: bytes 0-8/9\r\n\r\nabc"
@@ -326,23 +340,24 @@ async def test_a_signature_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("url", "because"),
     [
-        ("azure://box?account=me&acount=you", "unknown in the address: acount"),
-        ("azure://box?account=me&sig=secret", "unknown in the address: sig; known: account"),
-        ("azure://box?account=me&account=you", "there twice"),
+        ("azure://box?account=mine&acount=you", "unknown in the address: acount"),
+        ("azure://box?account=mine&sig=secret", "unknown in the address: sig; known: account"),
+        ("azure://box?account=mine&account=yours", "there twice"),
         ("azure://box?account=", "empty"),
         ("azure://box", "lacks its account"),
-        ("azure://?account=me", "'' is no name"),
-        ("azure://BOX?account=me", "'BOX' is no name"),
-        ("azure://box:80?account=me", "'box:80' is no name"),
-        ("azure://me:secret@box?account=me", "credentials do not belong"),
-        ("azure://box/a/../b?account=me", "is no prefix"),
-        ("azure://box/a//b?account=me", "is no prefix"),
-        ("azure://box/a%20b?account=me", "is no prefix"),
+        ("azure://box?account=not.mine/", "is no name of an account"),
+        ("azure://?account=mine", "'' is no name"),
+        ("azure://BOX?account=mine", "'BOX' is no name"),
+        ("azure://box:80?account=mine", "'box:80' is no name"),
+        ("azure://me:secret@box?account=mine", "credentials do not belong"),
+        ("azure://box/a/../b?account=mine", "is no prefix"),
+        ("azure://box/a//b?account=mine", "is no prefix"),
+        ("azure://box/a%20b?account=mine", "is no prefix"),
         ("azure://box#part", "an address of this kind"),
-        ("gs://box?account=me", "an address of this kind"),
-        ("azure://box?account=me&endpoint=localhost:1", "the endpoint is"),
-        ("azure://box?account=me&endpoint=http://me:secret@there", "the endpoint is"),
-        ("azure://[box?account=me", "no address"),
+        ("gs://box?account=mine", "an address of this kind"),
+        ("azure://box?account=mine&endpoint=localhost:1", "the endpoint is"),
+        ("azure://box?account=mine&endpoint=http://me:secret@there", "the endpoint is"),
+        ("azure://[box?account=mine", "no address"),
         ("azure://box?account", "no address"),
     ],
 )
@@ -355,7 +370,36 @@ def test_bad_addresses_are_refused(url: str, because: str) -> None:
 def test_without_credentials_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "azure.identity.aio", None)
     with pytest.raises(StoreMisconfigured, match="set AZURE_STORAGE_CONNECTION_STRING"):
-        open_azure("azure://box?account=me")
+        open_azure("azure://box?account=mine")
+
+
+class Identity(ModuleType):
+    """azure-identity, as far as it is used; it is not installed here."""
+
+    closed = 0
+
+    def DefaultAzureCredential(self) -> Self:  # noqa: N802 - its name there
+        return self
+
+    async def get_token(self, *scopes: str, **options: object) -> None:
+        raise ClientAuthenticationError("nobody is logged in: secret")
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+async def test_without_key_and_token_azure_identity_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    identity = Identity("azure.identity.aio")
+    monkeypatch.setitem(sys.modules, "azure.identity.aio", identity)
+    with pytest.raises(StoreMisconfigured, match="https only"):
+        open_azure(at(free_port()))
+    async with opened("azure://box?account=mine") as store:
+        with pytest.raises(Unauthenticated) as raised:
+            await store.get("key")
+    assert "secret" not in str(raised.value)
+    assert identity.closed == 1
 
 
 @pytest.mark.usefixtures("with_key")
@@ -364,4 +408,4 @@ def test_without_the_client_library_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "azure.storage.blob.aio", None)
     with pytest.raises(Unsupported, match=r"azure:// needs: pip install 'vaultfs\[azure\]'"):
-        open_azure("azure://box?account=me")
+        open_azure("azure://box?account=mine")

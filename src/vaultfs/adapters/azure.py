@@ -13,6 +13,7 @@ store is opened.
 
 import importlib
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 _SCHEME: Final = "azure"
 _FIELDS: Final = frozenset({"account", "endpoint"})
+_ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
 _PAGE: Final = 5000
 _CONNECT_LIMIT: Final = 20
 _SILENCE_LIMIT: Final = 60
@@ -121,21 +123,30 @@ def open_azure(url: str, name: str = _SCHEME) -> "AzureObjectStore":
     address = parsed_url(url, _SCHEME, _FIELDS)
     account = _Account.found(address, os.environ)
     try:
-        client = _client(account, address.bucket)
+        credential = _credential(account)
+        client = _client(account, address.bucket, credential)
     except ModuleNotFoundError as error:
         raise Unsupported("azure:// needs: pip install 'vaultfs[azure]'") from error
-    return AzureObjectStore(client, address.prefix, name)
+    return AzureObjectStore(client, credential, address.prefix, name)
 
 
 class AzureObjectStore(ObjectStore):
     """A store in the container of `client`; `prefix` is in front of every key.
 
-    Closes `client`. A listing that starts after a key reads over those before it, by
-    5,000 with a request. Names that are no keys are not shown.
+    Closes `client`, and `credential`, which it asks for tokens, if that can be closed. A
+    listing that starts after a key reads over those before it, by 5,000 with a request.
+    Names that are no keys are not shown.
     """
 
-    def __init__(self, client: "ContainerClient", prefix: str = "", name: str = _SCHEME) -> None:
+    def __init__(
+        self,
+        client: "ContainerClient",
+        credential: object = None,
+        prefix: str = "",
+        name: str = _SCHEME,
+    ) -> None:
         self._client = client
+        self._credential = credential
         self._prefix = prefix
         self._name = name
 
@@ -210,6 +221,9 @@ class AzureObjectStore(ObjectStore):
 
     async def aclose(self) -> None:
         await self._client.close()
+        close = getattr(self._credential, "close", None)  # keys and signatures have none
+        if close is not None:
+            await close()
 
     def _blob(self, operation: str, key: str) -> str:
         if not valid_key(key):
@@ -250,8 +264,10 @@ class AzureObjectStore(ObjectStore):
                 kind = StoreTimeout
             case _ if isinstance(inner, ClientConnectorError):
                 detail, unknown = str(inner), False
+            case _ if inner is None:
+                detail = _first_line(exc)
             case _:  # not in its own words: the address may be in them, with its signature
-                detail = f"the connection broke off ({type(inner or exc).__name__})"
+                detail = f"the connection broke off ({type(inner).__name__})"
         return kind(
             detail, backend=self.name, operation=operation, key=key, outcome_unknown=unknown
         )
@@ -290,6 +306,8 @@ class _Account:
         name = address.fields.get("account", theirs)
         if not name:
             raise bad_url(_SCHEME, "the address lacks its account: ?account=NAME")
+        if not _ACCOUNT.fullmatch(name):
+            raise bad_url(_SCHEME, f"{name!r} is no name of an account")
         if theirs and theirs != name:
             raise bad_url(_SCHEME, f"AZURE_STORAGE_CONNECTION_STRING is of account {theirs}")
         return cls(
@@ -307,7 +325,7 @@ def _endpoint(account: str, settings: Mapping[str, str]) -> str:
     return f"{protocol}://{account}.blob.{settings.get('EndpointSuffix', 'core.windows.net')}"
 
 
-def _client(account: _Account, container: str) -> "ContainerClient":
+def _client(account: _Account, container: str, credential: Any) -> "ContainerClient":
     from azure.storage.blob.aio import ContainerClient
 
     transports: Any = importlib.import_module("azure.core.pipeline.transport")
@@ -317,8 +335,10 @@ def _client(account: _Account, container: str) -> "ContainerClient":
     return ContainerClient(
         account.endpoint,
         container,
-        credential=_credential(account),
+        credential=credential,
         transport=_WholeAnswers(transport),
+        max_single_get_size=MAX_OBJECT,
+        max_single_put_size=MAX_OBJECT,
         retry_total=0,
     )
 
@@ -338,6 +358,8 @@ def _credential(account: _Account) -> Any:
             "no credentials: set AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY or "
             "AZURE_STORAGE_SAS_TOKEN, or install azure-identity",
         ) from error
+    if not account.endpoint.startswith("https://"):
+        raise bad_url(_SCHEME, "azure-identity's tokens are for an endpoint with https only")
     return identity.DefaultAzureCredential()
 
 
@@ -381,8 +403,8 @@ def _code(exc: "HttpResponseError", headers: Mapping[str, str]) -> str:
     return str(getattr(code, "value", code))
 
 
-def _first_line(exc: "HttpResponseError") -> str:
-    return (exc.message or "").partition("\n")[0].strip().rstrip(".")
+def _first_line(exc: "AzureError") -> str:
+    return str(exc.message).partition("\n")[0].strip().rstrip(".")
 
 
 def _microseconds(blob: "BlobProperties") -> int:

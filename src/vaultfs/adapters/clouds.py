@@ -147,4 +147,6 @@ def retry_after(text: str | None, now: datetime | None = None) -> float | None:
         until = parsedate_to_datetime(text)
     except ValueError:
         return None
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=UTC)
     return max(0.0, (until - (now or datetime.now(UTC))).total_seconds())
