@@ -76,7 +76,6 @@ class Azurite:
         words += ["--extentMemoryLimit", str(self.room)]
         self._server = Server(
             [str(node), str(MAIN), *words],
-            self.endpoint,
             self.folder / "log",
             {"AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"},
         )

@@ -65,7 +65,7 @@ class FakeGcs:
         words = ["-backend", "memory", "-scheme", "http", "-log-level", "error"]
         words += ["-host", "127.0.0.1", "-port", str(self.port), "-external-url", self.endpoint]
         words += ["-public-host", f"127.0.0.1:{self.port}"]
-        self._server = Server([_program(), *words], self.endpoint, self.folder / "log")
+        self._server = Server([_program(), *words], self.folder / "log")
         where = f"{self.endpoint}/storage/v1/b?project=tests"
         self._server.start(lambda: httpx.get(where, timeout=5).status_code == 200)
 

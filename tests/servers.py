@@ -1,6 +1,7 @@
 """Servers of others for the tests: started once, on a port of their own, stopped by pid."""
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import anyio
 import httpx
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
-from attrs import define
+from attrs import define, field
 
 STARTS_WITHIN: Final = 30.0
 BUILD: Final = Path(__file__).parents[1] / "build"
@@ -20,12 +21,11 @@ BUILD: Final = Path(__file__).parents[1] / "build"
 
 @define(eq=False)
 class Server:
-    """A process that answers HTTP at `address`, and its output in `log`."""
+    """A process, and its output in `log`."""
 
     command: Sequence[str]
-    address: str
     log: Path
-    environ: Mapping[str, str] = {}
+    environ: Mapping[str, str] = field(factory=dict[str, str])
     _process: "subprocess.Popen[bytes] | None" = None
 
     def start(self, ready: Callable[[], bool]) -> None:
@@ -70,11 +70,22 @@ class Scripted:
 
     async def serve(self, stream: SocketStream) -> None:
         async with stream:
-            while b"\r\n\r\n" not in await stream.receive():
-                pass
+            await _request(stream)
             self.asked += 1
             if self.answer:
                 await stream.send(self.answer)
+
+
+async def _request(stream: SocketStream) -> None:
+    """Take a whole request: what is not read would cut the answer off."""
+    found = b""
+    while b"\r\n\r\n" not in found:
+        found += await stream.receive()
+    head, _, body = found.partition(b"\r\n\r\n")
+    size = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    left = int(size[1]) - len(body) if size else 0
+    while left > 0:
+        left -= len(await stream.receive())
 
 
 @asynccontextmanager

@@ -109,6 +109,21 @@ async def test_lists_over_many_pages(container: Container, monkeypatch: pytest.M
         assert await listed(store, "key", "key-4") == keys[5:]
 
 
+@pytest.mark.usefixtures("with_key")
+async def test_an_account_that_lists_folders_first_is_a_wrong_setting() -> None:
+    """A hierarchical namespace has `abc/def` before `abc-def`; Azurite has none such."""
+    about = "<Last-Modified>Thu, 01 Jan 2026 00:00:00 GMT</Last-Modified>"
+    about += "<Content-Length>1</Content-Length><BlobType>BlockBlob</BlobType>"
+    about = f"<Properties>{about}</Properties>"
+    blobs = "".join(f"<Blob><Name>{key}</Name>{about}</Blob>" for key in ("abc/def", "abc-def"))
+    body = f"<EnumerationResults><Blobs>{blobs}</Blobs><NextMarker/></EnumerationResults>"
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}"
+    said = f"{head}\r\n\r\n{body}".encode()
+    async with answering(said) as server, opened(at(server.port)) as store:
+        with pytest.raises(StoreMisconfigured, match="its namespace is not flat"):
+            await listed(store)
+
+
 async def test_head_tells_the_md5_that_the_service_has_computed(container: Container) -> None:
     async with opened(container.url()) as store:
         await store.put("key", b"abc")
@@ -221,6 +236,10 @@ async def test_a_connection_string_says_where_and_who(
         await store.probe()
     with pytest.raises(StoreMisconfigured, match=f"is of account {ACCOUNT}"):
         open_azure(f"azure://{container.name}?account=other")
+    text = f"BlobEndpoint={container.endpoint};SharedAccessSignature={signature(container, 'rw')}"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
+    async with opened(f"azure://{container.name}") as store:
+        await store.put("key", b".")
 
 
 @pytest.mark.slow
@@ -273,6 +292,17 @@ async def test_a_service_that_is_silent_has_timed_out(monkeypatch: pytest.Monkey
         with pytest.raises(StoreTimeout) as raised:
             await store.put("key", b".")
     assert raised.value.outcome_unknown
+
+
+@pytest.mark.usefixtures("with_key")
+@pytest.mark.parametrize("call", CALLS)
+async def test_an_answer_of_somebody_else_is_a_failure(call: str) -> None:
+    page = b"<html>Please log in</html>"
+    said = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
+    said += b"Content-Length: %d\r\n\r\n%b" % (len(page), page)
+    async with answering(said) as server, opened(at(server.port)) as store:
+        with pytest.raises(StoreUnavailable):
+            await CALLS[call](store)
 
 
 @pytest.mark.usefixtures("with_key")

@@ -224,11 +224,15 @@ async def test_a_body_that_breaks_off_is_not_asked_for_again() -> None:
 
 
 async def test_an_answer_of_somebody_else_is_a_failure() -> None:
-    said = answer(200, b"<html>Please log in</html>")
-    async with answering(said) as server, opened(at(server.port)) as store:
-        for call in ("head", "put", "list"):
-            with pytest.raises(StoreUnavailable):
-                await CALLS[call](store)
+    for body in (b"<html>Please log in</html>", b'{"items": [{}]}'):
+        said = answer(200, body)
+        async with answering(said) as server, opened(at(server.port)) as store:
+            for call in ("head", "list"):
+                with pytest.raises(StoreUnavailable):
+                    await CALLS[call](store)
+    async with answering(answer(200, b"<html>")) as server, opened(at(server.port)) as store:
+        with pytest.raises(StoreUnavailable):
+            await store.put("key", b".")
 
 
 async def test_a_service_that_takes_too_long_has_timed_out(

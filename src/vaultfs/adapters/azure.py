@@ -162,9 +162,9 @@ class AzureObjectStore(ObjectStore):
         blob = self._client.get_blob_client(self._blob("head", key))
         with self._edge("head", key):
             found = await blob.get_blob_properties()
+            modified = _microseconds(found)
         md5 = found.content_settings.content_md5
-        digests = (("md5", bytes(md5)),) if md5 else ()
-        return ObjectInfo(key, found.size, _microseconds(found), digests)
+        return ObjectInfo(key, found.size, modified, (("md5", bytes(md5)),) if md5 else ())
 
     async def get(self, key: str, span: Span | None = None) -> bytes:
         blob = self._blob("get", key)
@@ -247,6 +247,9 @@ class AzureObjectStore(ObjectStore):
             yield
         except AzureError as exc:
             raise self._translated(exc, operation, key) from exc
+        except ValueError as exc:  # what the client library has for those of somebody else
+            detail = "an answer cannot be read"
+            raise StoreUnavailable(detail, backend=self.name, operation=operation, key=key) from exc
 
     def _translated(self, exc: "AzureError", operation: str, key: str) -> StoreError:
         from azure.core import exceptions as azure
@@ -276,7 +279,7 @@ class AzureObjectStore(ObjectStore):
         """The error that an answer of the service stands for."""
         headers: Mapping[str, str] = cast("Any", exc.response).headers
         code, status = _code(exc, headers), exc.status_code or 0
-        other = StoreUnavailable if status >= 500 else StoreMisconfigured
+        other = StoreMisconfigured if 400 <= status < 500 else StoreUnavailable
         kind = _CODES.get(code) or _STATUSES.get(status, other)
         detail = "" if kind in _SELF_EXPLAINED else f"{_first_line(exc)} ({status} {code})"
         if kind is Throttled:
@@ -299,22 +302,26 @@ class _Account:
 
     @classmethod
     def found(cls, address: BucketUrl, environ: Mapping[str, str]) -> Self:
-        """What the address says, completed by a connection string, else by key or token."""
+        """What the address says, completed by a connection string, or else by key or token.
+
+        A connection string with a signature need not name its account.
+        """
         text = environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
         settings = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
         theirs = settings.get("AccountName", "")
         name = address.fields.get("account", theirs)
-        if not name:
+        if not name and "BlobEndpoint" not in settings:
             raise bad_url(_SCHEME, "the address lacks its account: ?account=NAME")
-        if not _ACCOUNT.fullmatch(name):
+        if name and not _ACCOUNT.fullmatch(name):
             raise bad_url(_SCHEME, f"{name!r} is no name of an account")
         if theirs and theirs != name:
             raise bad_url(_SCHEME, f"AZURE_STORAGE_CONNECTION_STRING is of account {theirs}")
+        secrets = settings if text else environ
         return cls(
             name,
             address.fields.get("endpoint") or _endpoint(name, settings),
-            settings.get("AccountKey") or environ.get("AZURE_STORAGE_KEY", ""),
-            settings.get("SharedAccessSignature") or environ.get("AZURE_STORAGE_SAS_TOKEN", ""),
+            secrets.get("AccountKey" if text else "AZURE_STORAGE_KEY", ""),
+            secrets.get("SharedAccessSignature" if text else "AZURE_STORAGE_SAS_TOKEN", ""),
         )
 
 
@@ -408,6 +415,7 @@ def _first_line(exc: "AzureError") -> str:
 
 
 def _microseconds(blob: "BlobProperties") -> int:
-    modified = blob.last_modified
-    assert isinstance(modified, datetime)
+    modified = cast("datetime | None", blob.last_modified)
+    if modified is None:
+        raise ValueError("an object without a time")
     return int(modified.timestamp()) * 1_000_000

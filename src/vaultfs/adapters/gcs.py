@@ -16,7 +16,6 @@ from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
@@ -156,8 +155,7 @@ class GcsObjectStore(ObjectStore):
             found = await self._connection.storage.download_metadata(
                 self._bucket, name, timeout=_LIMIT
             )
-        digests = (("crc32c", found.get("crc32c")), ("md5", found.get("md5Hash")))
-        return _info(key, found, tuple((kind, b64decode(text)) for kind, text in digests if text))
+            return _info(key, found)
 
     async def get(self, key: str, span: Span | None = None) -> bytes:
         name = self._object("get", key)
@@ -213,13 +211,12 @@ class GcsObjectStore(ObjectStore):
         }
         more = True
         while more:
-            page = await self._page(prefix, params)
-            for item in page.get("items", ()):
-                key = item["name"].removeprefix(self._prefix)
-                if valid_key(key) and key > start_after:
-                    yield _info(key, item)
-            params["pageToken"] = page.get("nextPageToken", "")
-            more = bool(params["pageToken"])
+            page, token = await self._page(prefix, params)
+            for info in page:
+                if valid_key(info.key) and info.key > start_after:
+                    yield info
+            params["pageToken"] = token
+            more = bool(token)
 
     async def probe(self) -> None:
         await probe_objects(self)
@@ -232,11 +229,17 @@ class GcsObjectStore(ObjectStore):
             raise InvalidKey(backend=self.name, operation=operation, key=key)
         return self._prefix + key
 
-    async def _page(self, prefix: str, params: dict[str, str]) -> dict[str, Any]:
+    async def _page(
+        self, prefix: str, params: dict[str, str]
+    ) -> tuple[tuple[ObjectInfo, ...], str]:
+        """The next objects, whatever their names are, and the token for those after them."""
         with self._edge("list", prefix):
-            return await self._connection.storage.list_objects(
+            page = await self._connection.storage.list_objects(
                 self._bucket, params=params, timeout=_LIMIT
             )
+            items = page.get("items", ())
+            found = tuple(_info(item["name"].removeprefix(self._prefix), item) for item in items)
+            return found, page.get("nextPageToken", "")
 
     @contextmanager
     def _edge(self, operation: str, key: str) -> Generator[None, None, None]:
@@ -244,7 +247,7 @@ class GcsObjectStore(ObjectStore):
             yield
         except ClientResponseError as exc:
             raise self._refused(exc, operation, key) from exc
-        except (ClientError, TimeoutError, JSONDecodeError, _NoTokenError) as exc:
+        except (ClientError, TimeoutError, KeyError, ValueError, _NoTokenError) as exc:
             raise self._failed(exc, operation, key) from exc
 
     def _failed(self, exc: Exception, operation: str, key: str) -> StoreError:
@@ -260,6 +263,8 @@ class GcsObjectStore(ObjectStore):
                 kind = StoreTimeout
             case ClientConnectorError():
                 detail, unknown = str(exc), False
+            case KeyError() | ValueError():  # for what somebody else has answered
+                detail = "an answer cannot be read"
             case _:
                 detail = f"the connection broke off ({type(exc).__name__})"
         return kind(
@@ -383,7 +388,7 @@ def _kind(exc: ClientResponseError, operation: str) -> type[StoreError]:
     for (status, phrase), kind in _PHRASES.items():
         if exc.status == status and phrase in exc.message:
             return kind
-    other = StoreUnavailable if exc.status >= 500 else StoreMisconfigured
+    other = StoreMisconfigured if 400 <= exc.status < 500 else StoreUnavailable
     return _TABLES.get(operation, _STATUSES).get(exc.status, other)
 
 
@@ -395,9 +400,13 @@ def _summary(message: str) -> str:
     return text[:200].strip().rstrip(".") or reason
 
 
-def _info(
-    key: str, found: Mapping[str, Any], digests: tuple[tuple[str, bytes], ...] = ()
-) -> ObjectInfo:
+def _info(key: str, found: Mapping[str, Any]) -> ObjectInfo:
     created = datetime.fromisoformat(found["timeCreated"])
     modified = int(created.timestamp()) * 1_000_000 + created.microsecond
-    return ObjectInfo(key, int(found["size"]), modified, digests)
+    digests = (("crc32c", found.get("crc32c")), ("md5", found.get("md5Hash")))
+    return ObjectInfo(
+        key,
+        int(found["size"]),
+        modified,
+        tuple((name, b64decode(text)) for name, text in digests if text),
+    )
