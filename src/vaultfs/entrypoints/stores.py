@@ -36,9 +36,23 @@ async def _open_s3(url: str) -> "ObjectStore":
     return await open_s3(url)
 
 
+async def _open_azure(url: str) -> "ObjectStore":
+    from vaultfs.adapters.azure import open_azure
+
+    return open_azure(url)
+
+
+async def _open_gcs(url: str) -> "ObjectStore":
+    from vaultfs.adapters.gcs import open_gcs
+
+    return open_gcs(url)
+
+
 OPENERS: Final[dict[str, Callable[[str], Awaitable["ObjectStore"]]]] = {
     "file": _open_file,
     "s3": _open_s3,
+    "azure": _open_azure,
+    "gs": _open_gcs,
 }
 
 
