@@ -9,7 +9,6 @@ A sealed pack is stored, then recorded in the catalog, in one transaction with t
 versions that waited for it. A crash leaves at most an object that no row names.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -285,7 +284,10 @@ class Packer:
             data = await self.objects.get(pack_key(sealed.key))
         except ObjectNotFound as error:
             raise Busy("a pack of the same bytes is being deleted just now: try again") from error
-        renamed = await to_thread.run_sync(_with_one_more, sealed, data, limiter=self.workers)
+        extra = self.clock.new_id().encode()
+        renamed = await to_thread.run_sync(
+            _with_one_more, sealed, data, extra, limiter=self.workers
+        )
         await self.put(renamed)
         return renamed
 
@@ -349,15 +351,14 @@ class Packer:
             self._poke()
 
 
-def _with_one_more(sealed: SealedPack, data: bytes) -> SealedPack:
-    """`sealed`, which is `data`, and behind its chunks one of random bytes."""
+def _with_one_more(sealed: SealedPack, data: bytes, extra: bytes) -> SealedPack:
+    """`sealed`, which is `data`, and behind its chunks one that is `extra`."""
     builder = PackBuilder()
     for entry in sealed.entries:
         found = read_chunk(data, entry.offset)
         if found is None or found[0].digest != entry.digest:
             raise Busy("a pack of the same bytes is being deleted just now: try again")
         builder.add(found[0])
-    extra = os.urandom(16)
     builder.add(raw_chunk(digest_of(extra), extra))
     return builder.seal()
 
