@@ -198,12 +198,13 @@ def plan(
     *,
     grace_us: int = GRACE_US,
     young_us: int | None = None,
-    repack: bool = True,
+    sparse: float = SPARSE,
 ) -> Plan:
     """What is to become of `packs`, of which a complete mark says what is needed.
 
     Packs younger than `young_us`, by default the grace period, are left alone: a transfer may
-    be about to name them.
+    be about to name them. Those of which a smaller part than `sparse` is needed are rewritten;
+    none is, and none is merged, where that is 0.
     """
     young_us = grace_us if young_us is None else young_us
     fates: dict[_Fate, list[PackUse]] = {fate: [] for fate in _Fate}
@@ -211,9 +212,10 @@ def plan(
     for pack in packs:
         total += pack.size
         young = now_us - pack.created_us < young_us
-        fates[_fate(pack, collection, now_us, grace_us, young=young)].append(pack)
+        fate = _fate(pack, collection, now_us, grace_us, sparse, young=young)
+        fates[fate].append(pack)
     tiny = fates[_Fate.MERGE] if len(fates[_Fate.MERGE]) >= MERGED else []
-    rewrite = _groups(fates[_Fate.REWRITE] + tiny) if repack else ()
+    rewrite = _groups(fates[_Fate.REWRITE] + tiny) if sparse else ()
     return Plan(
         tuple(fates[_Fate.CONDEMN]),
         tuple(fates[_Fate.REVIVE]),
@@ -232,7 +234,9 @@ class _Fate(Enum):
     MERGE = "merge"
 
 
-def _fate(pack: PackUse, collection: int, now_us: int, grace_us: int, *, young: bool) -> _Fate:
+def _fate(
+    pack: PackUse, collection: int, now_us: int, grace_us: int, sparse: float, *, young: bool
+) -> _Fate:
     if pack.condemned_us is not None:
         if pack.needed:
             return _Fate.REVIVE
@@ -242,7 +246,7 @@ def _fate(pack: PackUse, collection: int, now_us: int, grace_us: int, *, young: 
         return _Fate.STAY
     if not pack.needed:
         return _Fate.CONDEMN
-    if pack.needed < SPARSE * pack.size:
+    if pack.needed < sparse * pack.size:
         return _Fate.REWRITE
     return _Fate.MERGE if pack.size < TINY else _Fate.STAY
 

@@ -23,6 +23,7 @@ from attrs import define, evolve, field, frozen
 from vaultfs.domain import collecting as steps
 from vaultfs.domain.collection import (
     GRACE_US,
+    SPARSE,
     ChunkRow,
     Marks,
     PackUse,
@@ -78,8 +79,8 @@ class Options:
     """Only say what would go."""
     confirmed: bool = False
     """However much it is."""
-    repack: bool = True
-    """Rewrite packs of which little is needed, and merge tiny ones."""
+    sparse: float = SPARSE
+    """Rewrite packs of which a smaller part is needed, and merge tiny ones; 0 for neither."""
     only_repack: bool = False
     """Do that alone, with packs of every age."""
     duty: float = 1.0
@@ -263,7 +264,7 @@ class _Run:
             now,
             grace_us=options.grace_us,
             young_us=0 if options.only_repack else None,
-            repack=options.repack,
+            sparse=options.sparse,
         )
         if options.only_repack:
             found = evolve(found, condemn=(), discard=())

@@ -67,16 +67,17 @@ class Scrubber:
         `duty` is the part of the time that it works. `progress` is told bytes of packs. Memory:
         a pack. Raises a `StoreError` only where nothing can be said of the pack in hand.
         """
-        run = _Run(self, cheap, progress, await self.step(steps.BeginScrub()))
-        before, pace = micros(self.clock.now() - period), Pace(duty)
+        number = await self.step(steps.BeginScrub())
+        run, before = _Run(self, cheap, Pace(duty), progress, number), self.clock.now() - period
         files: tuple[DamagedFile, ...] = ()
         try:
             while most is None or run.looked < most:
-                rows = await self.integrity.catalog.to_scrub(before, cheap=cheap, limit=NOTED)
+                rows = await self.integrity.catalog.to_scrub(
+                    micros(before), cheap=cheap, limit=NOTED
+                )
                 if not rows:
                     break
                 await run.look(rows)
-                await pace.rest()
         finally:
             with anyio.CancelScope(shield=True):
                 files = await self.integrity.hit_by(run.bad)
@@ -93,6 +94,7 @@ class Scrubber:
 class _Run:
     of: Scrubber
     cheap: bool
+    pace: Pace
     progress: Progress
     number: int
     packs: int = 0
@@ -112,6 +114,7 @@ class _Run:
             found.append((row.number, await self._is_right(row)))
             self.looked += row.size
             self.progress(row.size)
+            await self.pace.rest()
         self.packs += len(rows)
         size = 0 if self.cheap else sum(row.size for row in rows)
         await self.of.step(steps.NoteScrubbed(self.number, tuple(found), size))

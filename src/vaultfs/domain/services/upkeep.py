@@ -30,6 +30,8 @@ BACKUP_AGE: Final = timedelta(days=1)
 COLLECT_AGE: Final = timedelta(days=1)
 AT_LEAST: Final = 256 << 20
 """Bytes that a scrub of one run may read, however little its share would be."""
+DUTY: Final = 0.05
+"""So little that nineteen of twenty calls beside it do not meet it: yet terabytes a day."""
 RUNS: Final = 24
 """A run scrubs what is due, but for a share of everything: so many runs could read it all."""
 
@@ -45,7 +47,7 @@ class Plan:
     """Garbage is collected when that was done so long ago."""
     scrub: timedelta | None = PERIOD
     """Every stored byte is read within this."""
-    duty: float = 0.25
+    duty: float = DUTY
     """The part of the time that collecting and scrubbing work; the rest they wait."""
 
 

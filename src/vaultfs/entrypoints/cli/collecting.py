@@ -30,6 +30,14 @@ DutyOption = Annotated[
 ]
 
 
+BelowOption = Annotated[
+    int,
+    typer.Option(
+        "--repack-below", metavar="PERCENT", help="Rewrite packs of which less is needed; 0: none."
+    ),
+]
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     for command in (gc, repack, scrub, reconcile):
@@ -39,6 +47,12 @@ def add_to(app: typer.Typer) -> None:
 def _duty(percent: int) -> float:
     if not 1 <= percent <= 100:
         raise InvalidField(f"--duty {percent}: 1 to 100 percent")
+    return percent / 100
+
+
+def _sparse(percent: int) -> float:
+    if not 0 <= percent <= 100:
+        raise InvalidField(f"{percent}: 0 to 100 percent")
     return percent / 100
 
 
@@ -53,9 +67,7 @@ def gc(
     confirm: Annotated[
         bool, typer.Option("--confirm", help="Even if it is more than a fifth of everything.")
     ] = False,
-    no_repack: Annotated[
-        bool, typer.Option("--no-repack", help="Leave packs alone that are still needed.")
-    ] = False,
+    repack_below: BelowOption = 50,
     undelete: Annotated[
         bool, typer.Option("--undelete", help="Take all condemnations back, and nothing else.")
     ] = False,
@@ -86,7 +98,7 @@ def gc(
             grace_us=int(grace * 3600e6),
             dry_run=dry_run,
             confirmed=confirm,
-            repack=not no_repack,
+            sparse=_sparse(repack_below),
             duty=_duty(duty),
         )
         return await _collect(call, options)
@@ -95,6 +107,9 @@ def gc(
 
 
 def repack(
+    below: Annotated[
+        int, typer.Option("--below", metavar="PERCENT", help="Of which less is needed.")
+    ] = 50,
     duty: DutyOption = 100,
     vault: VaultOption = None,
     database: DatabaseOption = None,
@@ -102,7 +117,7 @@ def repack(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Rewrite packs of which less than half is needed, and merge tiny ones.
+    """Rewrite packs of which little is needed, and merge tiny ones.
 
     What is left of them goes with the collections that follow.
     """
@@ -111,7 +126,8 @@ def repack(
     async def work() -> ExitCode:
         from vaultfs.domain.services.collector import Options
 
-        return await _collect(call, Options(duty=_duty(duty), only_repack=True))
+        options = Options(duty=_duty(duty), sparse=_sparse(below), only_repack=True)
+        return await _collect(call, options)
 
     run(call, work)
 
