@@ -74,6 +74,10 @@ nemesis BLOWS="200" SEED="1" *ARGS:
 bench-batch *ARGS:
     {{bin}}/python -m bench.batch {{ARGS}}
 
+# Garbage collection beside restic and borg, of 100 GB of rows, and beside traffic: ten minutes.
+bench-collect *ARGS:
+    {{bin}}/python -m bench.collect {{ARGS}}
+
 # The figures, with the peers beside them. Hours.
 bench:
     {{bin}}/python -m bench.startup

@@ -118,6 +118,8 @@ async def _keep_up(vault: Vault, plan: Plan, scope: anyio.CancelScope) -> None:
                 done = await upkeep.run(plan)
             except VaultError as error:
                 log.warning("upkeep failed", extra={"error": f"{type(error).__name__}: {error}"})
+            except Exception:
+                log.exception("upkeep failed")  # which is no reason to serve nobody
             else:
                 log.info("upkeep", extra=asdict(done))
             await anyio.sleep(UPKEEP_EVERY)
