@@ -82,6 +82,7 @@ class Server:
 def serve(*where: object, program: str = SERVE) -> Generator[Server, None, None]:
     """A server of a vault, in a folder or as flags name it."""
     words = ("serve", *map(str, where), "--port", "0", "--json", "--quiet", "--rate", "100000000")
+    words = (*words, "--gc-hours", "0", "--scrub-days", "0")
     command = [sys.executable, "-c", program, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None

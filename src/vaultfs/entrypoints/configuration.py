@@ -46,6 +46,8 @@ SETTINGS: Final[dict[str, Setting]] = {
     "max_chain_depth": Setting(16, int, "Deltas that one is composed of, at the most."),
     "trash_days": Setting(30, int, "Forget what was deleted so long ago; 0: never."),
     "backup_hours": Setting(24, int, "Back the catalog up so often; 0: never."),
+    "gc_hours": Setting(24, int, "Collect what nothing needs so often; 0: never."),
+    "scrub_days": Setting(30, int, "Read every stored byte again within so long; 0: never."),
 }
 
 

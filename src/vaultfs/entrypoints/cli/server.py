@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -83,6 +83,8 @@ def serve(
     backup_hours: Annotated[
         int | None, typer.Option("--backup-hours", help=_is("backup_hours"))
     ] = None,
+    gc_hours: Annotated[int | None, typer.Option("--gc-hours", help=_is("gc_hours"))] = None,
+    scrub_days: Annotated[int | None, typer.Option("--scrub-days", help=_is("scrub_days"))] = None,
     config: ConfigOption = None,
     vault: VaultOption = None,
     database: DatabaseOption = None,
@@ -103,6 +105,8 @@ def serve(
         "max_chain_depth": max_chain_depth,
         "trash_days": trash_days,
         "backup_hours": backup_hours,
+        "gc_hours": gc_hours,
+        "scrub_days": scrub_days,
     }
     call = session(folder or vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
@@ -155,7 +159,7 @@ def _listening(values: dict[str, Any], *, log: bool) -> "Listening":
         None if key is None else Path(key),
         Rate(rate, max(1, round(4 * rate))),
         _depth(values["max_chain_depth"]),
-        _plan(values["trash_days"], values["backup_hours"]),
+        _plan(*(values[name] for name in UPKEEP)),
         log=log,
     )
 
@@ -198,24 +202,35 @@ def show_config(
     run(call, work)
 
 
-def _plan(trash_days: int, backup_hours: int) -> "Plan":
+UPKEEP: Final = ("trash_days", "backup_hours", "gc_hours", "scrub_days")
+
+
+def _plan(trash_days: int, backup_hours: int, gc_hours: int, scrub_days: int) -> "Plan":
     from vaultfs.domain.services.upkeep import Plan
 
-    if not 0 <= trash_days < 100_000 or not 0 <= backup_hours < 100_000:
-        raise InvalidField("--trash-days and --backup-hours: 0 for never, or how many")
+    times = (trash_days, backup_hours, gc_hours, scrub_days)
+    if not all(0 <= each < 100_000 for each in times):
+        flags = ", ".join("--" + name.replace("_", "-") for name in UPKEEP)
+        raise InvalidField(f"{flags}: 0 for never, or how many")
     return Plan(
         timedelta(days=trash_days) if trash_days else None,
         timedelta(hours=backup_hours) if backup_hours else None,
+        timedelta(hours=gc_hours) if gc_hours else None,
+        timedelta(days=scrub_days) if scrub_days else None,
     )
 
 
 TrashOption = Annotated[int, typer.Option("--trash-days", help=SETTINGS["trash_days"].text)]
+GcOption = Annotated[int, typer.Option("--gc-hours", help=SETTINGS["gc_hours"].text)]
+ScrubOption = Annotated[int, typer.Option("--scrub-days", help=SETTINGS["scrub_days"].text)]
 BackupOption = Annotated[int, typer.Option("--backup-hours", help=SETTINGS["backup_hours"].text)]
 
 
 def maintain(
     trash_days: TrashOption = 30,
     backup_hours: BackupOption = 24,
+    gc_hours: GcOption = 24,
+    scrub_days: ScrubOption = 30,
     vault: VaultOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
@@ -225,10 +240,11 @@ def maintain(
     call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
-        from attrs import asdict
+        from attrs import asdict, evolve
 
         async with opened(call) as vault:
-            done = await vault.upkeep().run(_plan(trash_days, backup_hours))
+            plan = _plan(trash_days, backup_hours, gc_hours, scrub_days)
+            done = await vault.upkeep().run(evolve(plan, duty=1.0))
         call.answer(
             asdict(done),
             f"{done.pruned} old versions and {done.purged} nodes of the trash forgotten;"
