@@ -37,7 +37,7 @@ class Effective(NamedTuple):
 SETTINGS: Final[dict[str, Setting]] = {
     "vault": Setting(None, str, "The vault's folder."),
     "database": Setting(None, str, "For many servers: postgresql://USER@HOST/NAME."),
-    "store": Setting(None, str, "The object store: file:///FOLDER or s3://BUCKET."),
+    "store": Setting(None, str, "The object store: file:///, s3://, azure:// or gs://."),
     "host": Setting("127.0.0.1", str, "The address to listen on."),
     "port": Setting(8333, int, "The port; 0 takes any that is free."),
     "tls_cert": Setting(None, str, "A certificate (PEM), for https."),
