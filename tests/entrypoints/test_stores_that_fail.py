@@ -249,3 +249,25 @@ def _peak(server: Running) -> int:
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
+
+
+SECRETIVE = (
+    "s3://id:TOPSECRET@bucket",
+    "s3://bucket?secret=TOPSECRET",
+    "s3://bucket?endpoint=http://id:TOPSECRET@host",
+    "azure://id:TOPSECRET@container?account=name",
+    "azure://container?account=name&sig=TOPSECRET",
+    "azure://container?account=name&endpoint=http://id:TOPSECRET@host",
+    "gs://id:TOPSECRET@bucket",
+    "gs://bucket?token=TOPSECRET",
+)
+
+
+@pytest.mark.parametrize("url", SECRETIVE)
+def test_an_address_with_a_secret_is_refused_and_not_shown(url: str, tmp_path: Path) -> None:
+    made = call("init", tmp_path / "vault", "--store", url)
+    assert made.code in {1, 2}
+    shown = call("config", "--store", url)
+    assert shown.code == 0
+    assert "TOPSECRET" not in made.out + made.errors + shown.out + shown.errors
+    assert not (tmp_path / "vault").exists()

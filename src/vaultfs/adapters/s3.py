@@ -196,8 +196,12 @@ class S3Address:
 
     @classmethod
     def parse(cls, url: str) -> "S3Address":
-        """Raises `InvalidField` for what is no address of a bucket."""
+        """Raises `InvalidField` for what is no address of a bucket.
+
+        What it says leaves out the fields: somebody may have put a secret there.
+        """
         parts = urlsplit(url)
+        url = url.partition("?")[0]
         if parts.scheme != "s3" or parts.fragment:
             raise InvalidField(f"{url}: an S3 store is written s3://BUCKET/PREFIX?region=...")
         if "@" in parts.netloc:
