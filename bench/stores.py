@@ -76,7 +76,8 @@ async def s3_library(url: str) -> AsyncGenerator[tuple[Put, Get], None]:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    making: Any = get_session().create_client(
+    session: Any = get_session()  # its types are those of all services
+    making = session.create_client(
         "s3", region_name="us-east-1", endpoint_url=where.endpoint, config=config
     )
     async with making as client:
@@ -253,7 +254,8 @@ def main() -> int:
     options.add_argument("--turn", nargs=3, metavar=("KIND", "WHO", "URL"), help=argparse.SUPPRESS)
     wanted = options.parse_args()
     if wanted.turn:
-        taken = anyio.run(turn, *wanted.turn, wanted.objects, wanted.at_once)
+        kind, who, url = map(str, wanted.turn)
+        taken = anyio.run(turn, kind, who, url, wanted.objects, wanted.at_once)
         print(json.dumps(asdict(taken)))
         return 0
     print(f"{'':16} {OURS:>8}  {PLAIN:>8}")

@@ -138,12 +138,12 @@ class Outage:
         """Break all connections, and take no new ones."""
         with self._lock:
             self._left.clear()
-            self._away.set()
             for each in (self._listener, *self._open):
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
             self._listener.close()
             self._open.clear()
+            self._away.set()
 
     def go_away_after(self, *, sent: int | None = None, answered: int | None = None) -> None:
         """The same, when so many more bytes have been sent to the server, or answered by it."""
@@ -153,9 +153,10 @@ class Outage:
 
     def back(self) -> None:
         """Be there, on the same port as before."""
-        self._listener = socket.create_server(("127.0.0.1", self._own))
-        self._own = self._listener.getsockname()[1]
-        self._away.clear()
+        with self._lock:
+            self._listener = socket.create_server(("127.0.0.1", self._own))
+            self._own = self._listener.getsockname()[1]
+            self._away.clear()
         threading.Thread(target=self._listen, args=(self._listener,), daemon=True).start()
 
     def _listen(self, listener: socket.socket) -> None:
