@@ -93,6 +93,7 @@ bench:
     {{bin}}/python -m bench.locks
     {{bin}}/python -m bench.link
     {{bin}}/python -m bench.postgres_locks
+    {{bin}}/python -m bench.stores
 
 # How soon a killed server of a million nodes serves again, and memory for 10 GB. Minutes.
 bench-service *ARGS:
@@ -101,6 +102,10 @@ bench-service *ARGS:
 # Sizes and speeds of deltas, beside xdelta3 and zstd. Minutes.
 bench-delta *ARGS:
     {{bin}}/python -m bench.delta {{ARGS}}
+
+# Adapters of stores in clouds beside the client libraries that they use. Minutes.
+bench-stores *ARGS:
+    {{bin}}/python -m bench.stores {{ARGS}}
 
 # Write the description of the HTTP API into docs/openapi.json.
 openapi:

@@ -47,7 +47,7 @@ class Container:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        self.client.upload_blob(name, data)
+        self.client.upload_blob(name, data, overwrite=True)
 
     def names(self) -> list[str]:
         return [*self.client.list_blob_names()]

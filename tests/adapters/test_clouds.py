@@ -1,8 +1,10 @@
 from datetime import UTC, datetime
 
 import pytest
+from aiohttp import ClientSession, web
+from tests.postgres import free_port
 
-from vaultfs.adapters.clouds import delete_each, parsed_url, retry_after
+from vaultfs.adapters.clouds import PartsPayload, delete_each, parsed_url, retry_after
 from vaultfs.adapters.memory import MemoryObjectStore
 from vaultfs.adapters.wrappers.faulty import Before, FaultyObjectStore
 from vaultfs.ports.objects import PermissionDenied
@@ -47,3 +49,29 @@ async def test_what_cannot_be_deleted_is_told_for_each_key() -> None:
     assert isinstance(failed.error, PermissionDenied)
     assert [info.key async for info in store.list()] == [failed.key]
     assert store.calls["delete"] == 40
+
+
+async def test_a_body_is_sent_in_its_parts_with_its_size() -> None:
+    parts = (b"", b"abc", memoryview(bytes(range(256)) * 1000)[1:], bytearray(b"z" * 70_000))
+    came: list[tuple[str | None, bytes]] = []
+
+    async def take(request: web.Request) -> web.Response:
+        came.append((request.headers.get("Content-Length"), await request.read()))
+        return web.Response()
+
+    app = web.Application(client_max_size=1 << 20)
+    app.router.add_put("/", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        async with ClientSession() as session:
+            payload = PartsPayload(parts)
+            async with session.put(f"http://127.0.0.1:{port}/", data=payload) as answer:
+                assert answer.status == 200
+    finally:
+        await runner.cleanup()
+    whole = b"".join(parts)
+    assert came == [(str(len(whole)), whole)]
+    assert PartsPayload((b"a", b"b")).decode() == "ab"

@@ -15,7 +15,8 @@ from tests.ceph import Bucket, Ceph
 from tests.contracts.objects import KEY_CALLS, ObjectStoreContract, Written, listed
 from tests.postgres import free_port
 
-from vaultfs.adapters.s3 import Parts, S3Address, S3ObjectStore, open_s3
+from vaultfs.adapters.clouds import Parts
+from vaultfs.adapters.s3 import S3Address, S3ObjectStore, open_s3
 from vaultfs.adapters.wrappers.retrying import RetryingObjectStore
 from vaultfs.domain.errors import InvalidField
 from vaultfs.ports.objects import (

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.ceph import Bucket
+from tests.clouds import KINDS, Cloud
 from tests.entrypoints.cli_calls import Cli, call, copy_of, new_vault
 from tests.entrypoints.test_http_server import Running, serve
 
@@ -47,3 +49,15 @@ def served(hub: Running) -> Cli:
 def cli(request: pytest.FixtureRequest) -> Cli:
     found: Cli = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture(params=KINDS)
+def cloud(request: pytest.FixtureRequest) -> Cloud:
+    """A store of each kind, with nothing in it."""
+    kind: str = request.param
+    if kind == "s3":
+        bucket: Bucket = request.getfixturevalue("bucket")
+        return Cloud(kind, bucket, bucket.ceph.port, bucket.url)
+    names = {"azure": ("container", "azurite"), "gs": ("gcs_bucket", "fakegcs")}
+    box, server = (request.getfixturevalue(name) for name in names[kind])
+    return Cloud(kind, box, server.port, lambda prefix: box.url(f"/{prefix}"))

@@ -17,7 +17,6 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from aiohttp import ClientConnectorError
@@ -25,13 +24,16 @@ from attrs import field, frozen
 
 from vaultfs.adapters.clouds import (
     BucketUrl,
+    PartsPayload,
     asked_once,
     bad_url,
     delete_each,
     parsed_url,
     retry_after,
+    told,
 )
 from vaultfs.adapters.probing import probe_objects
+from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import Unsupported
 from vaultfs.ports.objects import (
     MAX_OBJECT,
@@ -73,8 +75,6 @@ _PAGE: Final = 5000
 _CONNECT_LIMIT: Final = 20
 _SILENCE_LIMIT: Final = 60
 """Seconds; for who sets no limit of their own."""
-_CHUNKED: Final = 64 << 10
-"""Bytes above which a body is handed over in pieces."""
 
 
 class _PastTheEnd(StoreError):
@@ -111,6 +111,9 @@ _STATUSES: Final[Mapping[int, type[StoreError]]] = {
     429: Throttled,
     507: OutOfSpace,
 }
+_CREDENTIALS: Final = (
+    "set AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN"
+)
 _SELF_EXPLAINED: Final = (ObjectNotFound, ObjectExists)
 
 
@@ -183,10 +186,10 @@ class AzureObjectStore(ObjectStore):
         blob = self._blob("put", key)
         if size_of(data) > MAX_OBJECT:
             raise ObjectTooLarge(backend=self.name, operation="put", key=key)
-        whole = b"".join(parts_of(data))  # the client library takes nothing else
+        body: Any = _Body(parts_of(data))
         with self._edge("put", key):
             await self._client.upload_blob(
-                blob, whole, length=len(whole), overwrite=mode is PutMode.OVERWRITE
+                blob, body, length=len(body), overwrite=mode is PutMode.OVERWRITE
             )
 
     async def delete(self, key: str) -> None:
@@ -271,9 +274,13 @@ class AzureObjectStore(ObjectStore):
                 detail = _first_line(exc)
             case _:  # not in its own words: the address may be in them, with its signature
                 detail = f"the connection broke off ({type(inner).__name__})"
+        detail = self._told(kind, detail)
         return kind(
             detail, backend=self.name, operation=operation, key=key, outcome_unknown=unknown
         )
+
+    def _told(self, kind: type[StoreError], detail: str) -> str:
+        return told(kind, detail, f"container {self._client.container_name}", _CREDENTIALS)
 
     def _refused(self, exc: "HttpResponseError", operation: str, key: str) -> StoreError:
         """The error that an answer of the service stands for."""
@@ -287,7 +294,7 @@ class AzureObjectStore(ObjectStore):
             return Throttled(
                 detail, backend=self.name, operation=operation, key=key, retry_after=after
             )
-        return kind(detail, backend=self.name, operation=operation, key=key)
+        return kind(self._told(kind, detail), backend=self.name, operation=operation, key=key)
 
 
 @frozen
@@ -362,28 +369,54 @@ def _credential(account: _Account) -> Any:
     except ModuleNotFoundError as error:
         raise bad_url(
             _SCHEME,
-            "no credentials: set AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY or "
-            "AZURE_STORAGE_SAS_TOKEN, or install azure-identity",
+            f"no credentials: {_CREDENTIALS}, or install azure-identity",
         ) from error
     if not account.endpoint.startswith("https://"):
         raise bad_url(_SCHEME, "azure-identity's tokens are for an endpoint with https only")
     return identity.DefaultAzureCredential()
 
 
+class _Body:
+    """A body to read, in one piece, that stays in its parts.
+
+    The client library takes nothing but bytes, all at once. It is given some that know no
+    more than how many they are; `_WholeAnswers` sends the parts in their place.
+    """
+
+    def __init__(self, parts: tuple[Buffer, ...]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return size_of(self._parts)
+
+    def read(self, _: int = -1) -> bytes:
+        stand_in = _StandIn()
+        stand_in.parts = self._parts
+        return stand_in
+
+
+class _StandIn(bytes):
+    """Passes for the bytes of `parts`."""
+
+    parts: tuple[Buffer, ...]
+
+    def __len__(self) -> int:
+        return size_of(self.parts)
+
+
 class _WholeAnswers:
     """A transport that has read an answer whole when it returns it.
 
     The client library reads bodies itself otherwise, and asks again, by itself and after
-    a second, for those that break off. Large bodies are sent from a stream: aiohttp
-    would hand all of one to the socket at once, even what is cancelled meanwhile.
+    a second, for those that break off.
     """
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
 
     async def send(self, request: Any, **options: Any) -> Any:
-        if isinstance(request.data, bytes) and len(request.data) > _CHUNKED:
-            request.data = BytesIO(request.data)
+        if isinstance(request.data, _StandIn):
+            request.data = PartsPayload(request.data.parts)
         options |= {"stream": False, "middlewares": (asked_once,)}
         return await self._inner.send(request, **options)
 

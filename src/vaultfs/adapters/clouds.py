@@ -1,13 +1,16 @@
-"""What the stores in clouds have in common: addresses, how aiohttp behaves, deletes one by one.
+"""What the stores in clouds have in common: addresses, bodies, aiohttp, deletes one by one.
 
 An address, `scheme://bucket/prefix?field=value`, says where a store is, never who may
 use it: it stands in logs, and a message about it names fields, not what they hold.
 """
 
+import io
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import accumulate
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -20,12 +23,24 @@ from aiohttp import (
     ClientResponse,
     ServerDisconnectedError,
 )
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
 from anyio import create_task_group
 from attrs import frozen
 
-from vaultfs.ports.objects import Deleted, ObjectStore, StoreError, StoreMisconfigured
+from vaultfs.domain.digests import Buffer
+from vaultfs.ports.objects import (
+    Deleted,
+    ObjectStore,
+    PermissionDenied,
+    StoreError,
+    StoreMisconfigured,
+    Unauthenticated,
+)
 
 _AT_ONCE: Final = 16
+_PIECE: Final = 64 << 10
+"""Bytes that are handed to a socket at a time."""
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _PREFIX: Final = re.compile(r"([A-Za-z0-9._-]*[A-Za-z0-9_-][A-Za-z0-9._-]*/)*")
 _LONGEST_PREFIX: Final = 400
@@ -68,6 +83,16 @@ def bad_url(scheme: str, detail: str) -> StoreMisconfigured:
     return StoreMisconfigured(detail, backend=scheme, operation="open")
 
 
+def told(kind: type[StoreError], detail: str, place: str, credentials: str) -> str:
+    """`detail` of an error that somebody has to mend, with the `place` that it is about.
+
+    `credentials` says where they come from.
+    """
+    if issubclass(kind, Unauthenticated | PermissionDenied):
+        return f"{place}: {detail or 'refused'}: {credentials}"
+    return f"{place}: {detail}" if issubclass(kind, StoreMisconfigured) else detail
+
+
 def _checked(
     scheme: str, pairs: list[tuple[str, str]], fields: frozenset[str]
 ) -> Mapping[str, str]:
@@ -96,6 +121,70 @@ def _prefix(scheme: str, path: str) -> str:
     if not _PREFIX.fullmatch(prefix) or len(prefix) > _LONGEST_PREFIX:
         raise bad_url(scheme, f"{path!r} is no prefix: letters, digits, '.', '_', '-' and '/'")
     return prefix
+
+
+class Parts(io.RawIOBase):
+    """Buffers one after the other, read without being joined."""
+
+    def __init__(self, parts: tuple[Buffer, ...]) -> None:
+        super().__init__()
+        self._parts = tuple(memoryview(part) for part in parts)
+        self._ends = list(accumulate(map(len, parts)))
+        self._at = 0
+
+    @property
+    def parts(self) -> tuple[Buffer, ...]:
+        return self._parts
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self)}[whence]
+        self._at = min(max(0, base + offset), len(self))
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = len(self) if size is None or size < 0 else min(self._at + size, len(self))
+        return b"".join(self._pieces(stop))
+
+    def _pieces(self, stop: int) -> Generator[memoryview, None, None]:
+        """What is between here and `stop`; here is then there."""
+        while self._at < stop:
+            index = bisect_right(self._ends, self._at)
+            start = self._ends[index] - len(self._parts[index])
+            piece = self._parts[index][self._at - start : stop - start]
+            self._at += len(piece)
+            yield piece
+
+
+class PartsPayload(Payload):
+    """The same as what aiohttp sends: piece by piece, as the socket takes it, never joined.
+
+    It would join parts, read files in threads, and hand large bytes over all at once.
+    """
+
+    def __init__(self, parts: tuple[Buffer, ...]) -> None:
+        super().__init__(parts, content_type="application/octet-stream")
+        self._parts = tuple(memoryview(part) for part in parts)
+        self._size = sum(map(len, parts))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return b"".join(self._parts).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for part in self._parts:
+            for at in range(0, len(part), _PIECE):
+                await writer.write(part[at : at + _PIECE])
 
 
 async def delete_each(store: ObjectStore, keys: Sequence[str]) -> tuple[Deleted, ...]:

@@ -11,12 +11,14 @@ look-alikes honour it for multipart uploads only. The client library's packages 
 extra, and are imported when a store is opened.
 """
 
+import json
 import os
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
+from uuid import uuid4
 
 import anyio
 from aiohttp import (
@@ -28,8 +30,17 @@ from aiohttp import (
     DummyCookieJar,
 )
 
-from vaultfs.adapters.clouds import asked_once, bad_url, delete_each, parsed_url, retry_after
+from vaultfs.adapters.clouds import (
+    PartsPayload,
+    asked_once,
+    bad_url,
+    delete_each,
+    parsed_url,
+    retry_after,
+    told,
+)
 from vaultfs.adapters.probing import probe_objects
+from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import Unsupported
 from vaultfs.domain.packs import crc32c_of
 from vaultfs.ports.objects import (
@@ -178,15 +189,11 @@ class GcsObjectStore(ObjectStore):
         parts = parts_of(data)
         crc = b64encode(crc32c_of(parts).to_bytes(4, "big")).decode()
         with self._edge("put", key):
-            await self._connection.storage.upload(
+            await self._connection.upload(
                 self._bucket,
-                name,
-                b"".join(parts),  # the client library joins it to a body in any case
-                content_type="application/octet-stream",
-                parameters={"ifGenerationMatch": "0"} if mode is PutMode.CREATE else {},
-                metadata={"crc32c": crc},
-                force_resumable_upload=False,
-                timeout=_LIMIT,
+                {"name": name, "crc32c": crc},
+                parts,
+                {"ifGenerationMatch": "0"} if mode is PutMode.CREATE else {},
             )
 
     async def delete(self, key: str) -> None:
@@ -267,9 +274,14 @@ class GcsObjectStore(ObjectStore):
                 detail = "an answer cannot be read"
             case _:
                 detail = f"the connection broke off ({type(exc).__name__})"
+        detail = self._told(kind, detail)
         return kind(
             detail, backend=self.name, operation=operation, key=key, outcome_unknown=unknown
         )
+
+    def _told(self, kind: type[StoreError], detail: str) -> str:
+        remedy = f"{_CREDENTIALS} has to name a file with credentials that are good"
+        return told(kind, detail, f"bucket {self._bucket}", remedy)
 
     def _refused(self, exc: ClientResponseError, operation: str, key: str) -> StoreError:
         """The error that an answer of the service stands for."""
@@ -280,7 +292,7 @@ class GcsObjectStore(ObjectStore):
             return Throttled(
                 detail, backend=self.name, operation=operation, key=key, retry_after=after
             )
-        return kind(detail, backend=self.name, operation=operation, key=key)
+        return kind(self._told(kind, detail), backend=self.name, operation=operation, key=key)
 
 
 class _NoTokenError(Exception):
@@ -351,6 +363,39 @@ class _Connection:
             api_root=self._endpoint,
             api_is_dev=self._bearer.anonymous,
         )
+
+    async def upload(
+        self,
+        bucket: str,
+        metadata: Mapping[str, str],
+        parts: tuple[Buffer, ...],
+        params: Mapping[str, str],
+    ) -> None:
+        """Put an object with one multipart upload.
+
+        The client library would copy the object twice: to one piece, and to a body.
+        """
+        token = await self._bearer.get()
+        boundary = uuid4().hex
+        head = f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
+        between = f"\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
+        start = f"{head}{json.dumps(metadata)}{between}".encode()
+        body = (start, *parts, f"\r\n--{boundary}--\r\n".encode())
+        headers = {
+            "Content-Type": f"multipart/related; boundary={boundary}",
+            "Content-Length": str(size_of(body)),
+            "Accept": "application/json",
+        }
+        answer = await self.storage.session.post(
+            f"{self._endpoint}/upload/storage/v1/b/{bucket}/o",
+            headers=headers
+            if self._bearer.anonymous
+            else headers | {"Authorization": f"Bearer {token}"},
+            data=cast("Any", PartsPayload(body)),
+            timeout=_LIMIT,
+            params={"uploadType": "multipart", **params},
+        )
+        json.loads(await answer.read())  # else it was somebody else who took it
 
     async def aclose(self) -> None:
         if self._session is not None:

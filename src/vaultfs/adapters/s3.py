@@ -12,16 +12,13 @@ refuses what was damaged on its way. The checksums that AWS has added since are 
 they are used where no endpoint is named, for other servers refuse some of them.
 """
 
-import io
 import re
 import socket
 from base64 import b64encode
-from bisect import bisect_right
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from datetime import datetime
 from hashlib import md5
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -49,6 +46,7 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 
+from vaultfs.adapters.clouds import Parts, PartsPayload, told
 from vaultfs.adapters.probing import probe_objects
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import InvalidField
@@ -97,6 +95,9 @@ _SMALL: Final = 256 << 10
 _LONGEST_KEY: Final = 1024
 _ENCRYPTIONS: Final = ("AES256", "aws:kms", "aws:kms:dsse")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_CREDENTIALS: Final = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; else the machine's role counts"
+)
 _REGION: Final = "us-east-1"
 """What servers that have none answer to."""
 
@@ -195,8 +196,12 @@ class S3Address:
 
     @classmethod
     def parse(cls, url: str) -> "S3Address":
-        """Raises `InvalidField` for what is no address of a bucket."""
+        """Raises `InvalidField` for what is no address of a bucket.
+
+        What it says leaves out the fields: somebody may have put a secret there.
+        """
         parts = urlsplit(url)
+        url = url.partition("?")[0]
         if parts.scheme != "s3" or parts.fragment:
             raise InvalidField(f"{url}: an S3 store is written s3://BUCKET/PREFIX?region=...")
         if "@" in parts.netloc:
@@ -298,7 +303,7 @@ class S3ObjectStore(ObjectStore):
         """The store at `address`."""
         session: Any = AioSession(profile=address.profile)  # its types are those of all services
         closing = AsyncExitStack()
-        with _edge(name, "open"):
+        with _edge(name, f"bucket {address.bucket}", "open"):
             region = address.region or session.get_config_variable("region") or _REGION
             try:
                 client = await closing.enter_async_context(
@@ -400,7 +405,7 @@ class S3ObjectStore(ObjectStore):
         return self._prefix + key
 
     def _edge(self, operation: str, key: str) -> AbstractContextManager[None]:
-        return _edge(self.name, operation, key)
+        return _edge(self.name, f"bucket {self._bucket}", operation, key)
 
     async def _see(self, where: str, key: str) -> None:
         """Raise `ObjectNotFound` unless the object is there."""
@@ -444,50 +449,8 @@ class S3ObjectStore(ObjectStore):
 # Bodies
 
 
-class Parts(io.RawIOBase):
-    """Buffers one after the other, read without being joined."""
-
-    def __init__(self, parts: tuple[Buffer, ...]) -> None:
-        super().__init__()
-        self._parts = tuple(memoryview(part) for part in parts)
-        self._ends = list(accumulate(map(len, parts)))
-        self._at = 0
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self)}[whence]
-        self._at = min(max(0, base + offset), len(self))
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        stop = len(self) if size is None or size < 0 else min(self._at + size, len(self))
-        return b"".join(self._pieces(stop))
-
-    def _pieces(self, stop: int) -> Generator[memoryview, None, None]:
-        """What is between here and `stop`; here is then there."""
-        while self._at < stop:
-            index = bisect_right(self._ends, self._at)
-            start = self._ends[index] - len(self._parts[index])
-            piece = self._parts[index][self._at - start : stop - start]
-            self._at += len(piece)
-            yield piece
-
-
-def _body(parts: tuple[Buffer, ...]) -> bytes | bytearray | Parts:
+def _body(parts: tuple[Buffer, ...]) -> bytes | Parts:
     """What the library takes as a body: large parts stay where they are."""
-    if len(parts) == 1 and not isinstance(parts[0], memoryview):
-        return parts[0]
     if sum(map(len, parts)) <= _SMALL:
         return b"".join(parts)
     return Parts(parts)
@@ -497,11 +460,18 @@ def _body(parts: tuple[Buffer, ...]) -> bytes | bytearray | Parts:
 
 
 class _Session(AIOHTTPSession):
-    """Without the second try of aiohttp when a connection breaks.
+    """Without the second try of aiohttp when a connection breaks, and with bodies that stay
+    in their parts.
 
     A create that was carried out by the first try would be refused at the second, and
     nobody would know that the object is ours.
     """
+
+    async def send(self, request: Any) -> Any:
+        if isinstance(request.body, Parts):  # once more in pieces, signed and all
+            request.body = PartsPayload(request.body.parts)
+        known: Any = super()
+        return await known.send(request)
 
     async def _get_session(self, proxy_url: str | None) -> Any:
         known: Any = super()
@@ -556,23 +526,23 @@ def _micros(when: datetime) -> int:
 
 
 @contextmanager
-def _edge(backend: str, operation: str, key: str = "") -> Generator[None, None, None]:
+def _edge(backend: str, place: str, operation: str, key: str = "") -> Generator[None, None, None]:
     try:
         yield
     except ClientError as error:
-        raise _refused(error, backend, operation, key) from error
+        raise _refused(error, backend, place, operation, key) from error
     except _RAISED as error:
-        raise _failed(error, backend, operation, key) from error
+        raise _failed(error, backend, place, operation, key) from error
 
 
 def _status_of(error: ClientError) -> int:
     return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
-def _refused(error: ClientError, backend: str, operation: str, key: str) -> StoreError:
+def _refused(error: ClientError, backend: str, place: str, operation: str, key: str) -> StoreError:
     """An error that the server has answered with."""
-    told = error.response.get("Error", {})
-    code, status = told.get("Code", ""), _status_of(error)
+    answer = error.response.get("Error", {})
+    code, status = answer.get("Code", ""), _status_of(error)
     kind = _CODES.get(code) or _STATUSES.get(status)
     if kind is None:
         kind = StoreUnavailable if status >= 500 else StoreMisconfigured
@@ -580,11 +550,12 @@ def _refused(error: ClientError, backend: str, operation: str, key: str) -> Stor
         return ObjectExists(backend=backend, operation=operation, key=key)
     if kind is ObjectNotFound:
         return ObjectNotFound(backend=backend, operation=operation, key=key)
-    detail = f"{code}: {told.get('Message') or ''}".rstrip(": ")
+    detail = f"{code}: {answer.get('Message') or ''}".rstrip(": ")
     if kind is Throttled:
         wait = _seconds(error)
         return Throttled(detail, backend=backend, operation=operation, key=key, retry_after=wait)
     unknown = kind.outcome_unknown and status >= 500
+    detail = told(kind, detail, place, _CREDENTIALS)
     return kind(detail, backend=backend, operation=operation, key=key, outcome_unknown=unknown)
 
 
@@ -595,10 +566,11 @@ def _seconds(error: ClientError) -> float | None:
     return float(text) if text.isdecimal() else None
 
 
-def _failed(error: Exception, backend: str, operation: str, key: str) -> StoreError:
+def _failed(error: Exception, backend: str, place: str, operation: str, key: str) -> StoreError:
     """An error without an answer."""
     fitting = ((kind, unknown) for raised, kind, unknown in _FAILURES if isinstance(error, raised))
     kind, unknown = next(fitting, (StoreUnavailable, True))
     if isinstance(error, EndpointConnectionError):
         unknown = not isinstance(error.kwargs.get("error"), _NEVER_SENT)
-    return kind(str(error), backend=backend, operation=operation, key=key, outcome_unknown=unknown)
+    detail = told(kind, str(error), place, _CREDENTIALS)
+    return kind(detail, backend=backend, operation=operation, key=key, outcome_unknown=unknown)

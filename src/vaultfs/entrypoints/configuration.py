@@ -9,10 +9,10 @@ environment, `--trash-days` on the command line. A name that is not known is ref
 for it is a mistyped one.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 from vaultfs.domain.errors import InvalidField, NotFound
 
@@ -37,7 +37,7 @@ class Effective(NamedTuple):
 SETTINGS: Final[dict[str, Setting]] = {
     "vault": Setting(None, str, "The vault's folder."),
     "database": Setting(None, str, "For many servers: postgresql://USER@HOST/NAME."),
-    "store": Setting(None, str, "The object store: file:///FOLDER or s3://BUCKET."),
+    "store": Setting(None, str, "The object store: file:///, s3://, azure:// or gs://."),
     "host": Setting("127.0.0.1", str, "The address to listen on."),
     "port": Setting(8333, int, "The port; 0 takes any that is free."),
     "tls_cert": Setting(None, str, "A certificate (PEM), for https."),
@@ -58,6 +58,9 @@ class Named(NamedTuple):
     database: str | None
     store: str | None
 
+
+_PASSWORDS: Final = re.compile(r"(://[^/?#:@&]*):[^/?#&]*@")
+_SECRET_FIELDS: Final = re.compile(r"([?&](?:\w*(?:password|secret|token|credential)|sig)=)[^&]*")
 
 PLACE: Final = Named._fields
 
@@ -123,11 +126,7 @@ def _distance(setting: Effective) -> int:
 def without_password(value: Any) -> Any:
     """A setting as it may be shown."""
     if isinstance(value, str) and "://" in value:
-        parts = urlsplit(value)
-        if parts.password is not None:
-            user, _, host = parts.netloc.rpartition("@")
-            netloc = f"{user.partition(':')[0]}:***@{host}"
-            return parts._replace(netloc=netloc).geturl()
+        return _SECRET_FIELDS.sub(r"\1***", _PASSWORDS.sub(r"\1:***@", value))
     return value
 
 

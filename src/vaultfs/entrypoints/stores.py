@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from vaultfs.domain.errors import InvalidField, Unsupported
+from vaultfs.entrypoints.configuration import without_password
 
 if TYPE_CHECKING:
     from vaultfs.ports.objects import ObjectStore
@@ -104,13 +105,14 @@ def remember(folder: Path, url: str) -> None:
 
 def check_remembered(folder: Path, url: str, *, catalog: Path) -> None:
     """Raise `InvalidField` if the vault in `folder` has its objects elsewhere than at `url`."""
+    shown = without_password(url)
     if folder_of(url) is not None:
         raise InvalidField(
-            f"--store {url}: a vault in a folder has its objects there or in another kind of"
+            f"--store {shown}: a vault in a folder has its objects there or in another kind of"
             " store; beside a --database, a folder will do"
         )
     found = remembered(folder)
     if found is None and catalog.exists():
-        raise InvalidField(f"--store {url}: the vault in {folder} has its objects there")
+        raise InvalidField(f"--store {shown}: the vault in {folder} has its objects there")
     if found not in {None, url}:
-        raise InvalidField(f"--store {url}: the vault in {folder} has its objects in {found}")
+        raise InvalidField(f"--store {shown}: the vault in {folder} has its objects in {found}")

@@ -44,7 +44,8 @@ StoreOption = Annotated[
     typer.Option(
         "--store",
         metavar="URL",
-        help="The object store: file:///DIR, s3://BUCKET. [env: VAULTFS_STORE]",
+        help="The object store: file:///DIR, s3://BUCKET, azure://CONTAINER, gs://BUCKET."
+        " [env: VAULTFS_STORE]",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]

@@ -316,13 +316,13 @@ def _refusal(scope: Scope, headers: dict[str, str], seen: _Seen, error: Exceptio
     extra = {"Connection": "close"} if _has_body(headers) else {}
     if isinstance(error, OffsetMismatch):
         extra["Upload-Offset"] = str(error.offset)
-    if isinstance(error, RateLimited):
-        extra["Retry-After"] = str(max(1, round(error.retry_after + 0.5)))
     if isinstance(error, _MethodNotAllowedError):
         found = problems.problem(405, "method_not_allowed", error.message, seen.request_id)
         extra["Allow"] = error.allowed
     else:
         found = problems.problem_of(error, seen.request_id)
+    if (wait := problems.retry_after(error)) is not None:
+        extra["Retry-After"] = str(wait)
     answer = problems.answer(found, extra)
     if scope["method"] == "HEAD":
         answer.body = b""

@@ -15,11 +15,10 @@ from vaultfs.entrypoints.http.statuses import (
     link_out,
     status_of,
 )
-from vaultfs.ports.objects import StoreError
+from vaultfs.ports.objects import StoreError, Throttled
 
 PRIVATE: Final = (StoreError, errors.CatalogUnavailable, errors.NotAVault, errors.Corrupt)
 """What these say names folders and objects of the server: it goes into the log alone."""
-
 
 ERROR_HEADER: Final = "Vaultfs-Error"
 """The code of a problem, for answers to HEAD, which have no body."""
@@ -58,6 +57,15 @@ def problem_of(error: Exception, request_id: str) -> Problem:
     if isinstance(error, errors.DeadlockFound):
         found.circle = list(map(link_out, error.circle))
     return found
+
+
+def retry_after(error: Exception) -> int | None:
+    """Seconds after which the same request may work; None if waiting is of no use."""
+    if isinstance(error, errors.RateLimited | Throttled):
+        return max(1, round((error.retry_after or 0) + 0.5))
+    if not isinstance(error, VaultError) or status_of(error) != HTTPStatus.SERVICE_UNAVAILABLE:
+        return None
+    return None if isinstance(error, StoreError) and not error.retryable else 1
 
 
 def problem(status: int, code: str, detail: str, request_id: str) -> Problem:
