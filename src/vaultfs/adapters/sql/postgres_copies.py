@@ -16,11 +16,11 @@ from vaultfs.adapters.sql.postgres_dialect import LOCATE, native
 from vaultfs.adapters.sql.postgres_driver import Driver, Ids
 from vaultfs.adapters.sql.postgres_locks import NO_WRITERS
 from vaultfs.adapters.sql.programs import run_unit
-from vaultfs.adapters.sql.schema import DUMPED
+from vaultfs.adapters.sql.schema import DUMPED, MORE_NUMBERS, PACKS_HIGHER, PINS_HIGHER
 from vaultfs.adapters.sql.statements import to_location
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain.digests import Digest
-from vaultfs.domain.errors import Conflict
+from vaultfs.domain.errors import Conflict, Doomed
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import RecordPack, Unit
 from vaultfs.ports.catalog import Location, Reindexing
@@ -177,7 +177,9 @@ class PostgresReindexing(Reindexing):
             await self._connection.execute(
                 f"BEGIN; {NO_WRITERS};"
                 " CREATE TABLE chunks_anew (LIKE chunks INCLUDING ALL);"
-                " DELETE FROM pack_locations"
+                " DELETE FROM pack_locations;"
+                # One statement: pins refer to packs, and that is looked at behind it.
+                f" WITH pinned AS ({PINS_HIGHER}) {PACKS_HIGHER}; {MORE_NUMBERS}"
             )
 
     async def add_pack(self, pack: RecordPack) -> None:
@@ -185,7 +187,8 @@ class PostgresReindexing(Reindexing):
         own = evolve(pack, claims=((_NOBODY, entries),))
         unit = Unit(_NOBODY, 0, "reindex", (own,))
         async with self._using:
-            with translated(self._name):
+            # One that is being deleted is left out: nothing is to be read from there.
+            with translated(self._name), suppress(Doomed):
                 await self._driver.drive(run_unit(Transaction(), unit, []))
 
     async def locate(self, digests: Sequence[Digest]) -> dict[Digest, Location]:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -12,11 +13,12 @@ from attrs import define, evolve, field
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.connections import drive, translated
 from vaultfs.adapters.sql.programs import run_unit
-from vaultfs.adapters.sql.schema import CHUNKS
+from vaultfs.adapters.sql.schema import CHUNKS, MORE_NUMBERS, PACKS_HIGHER, PINS_HIGHER
 from vaultfs.adapters.sql.statements import to_location
 from vaultfs.adapters.sql.stock import claim
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain.digests import Digest
+from vaultfs.domain.errors import Doomed
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import RecordPack, Unit
 from vaultfs.ports.catalog import Location, Reindexing
@@ -46,7 +48,8 @@ class SqliteReindexing(Reindexing):
         entries = tuple(range(len(pack.entries)))
         own = evolve(pack, claims=((_NOBODY, entries),))
         unit = Unit(_NOBODY, 0, "reindex", (own,))
-        await self._run(lambda connection: drive(connection, run_unit(Transaction(), unit, [])))
+        with suppress(Doomed):  # it is being deleted: nothing is to be read from there
+            await self._run(lambda connection: drive(connection, run_unit(Transaction(), unit, [])))
 
     async def locate(self, digests: Sequence[Digest]) -> dict[Digest, Location]:
         rows = await self._run(partial(queries.by_digest, queries.LOCATE, _NOBODY, digests))
@@ -70,6 +73,8 @@ def _begin(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE chunks RENAME TO chunks_before")
     connection.execute(CHUNKS)
     connection.execute("DELETE FROM pack_locations")
+    for sql in (PINS_HIGHER, PACKS_HIGHER, MORE_NUMBERS):
+        connection.execute(sql)
 
 
 def _end(connection: sqlite3.Connection) -> None:

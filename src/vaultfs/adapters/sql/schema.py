@@ -20,6 +20,12 @@ CREATE TABLE chunks(
 ) WITHOUT ROWID
 """
 
+_HIGHER: Final = "(SELECT next FROM counters WHERE name = 'packs')"
+# A new index gives packs other numbers, so that nobody relies on one for what is elsewhere now.
+PINS_HIGHER: Final = f"UPDATE pins SET pack = pack + {_HIGHER}"
+PACKS_HIGHER: Final = f"UPDATE packs SET id = id + {_HIGHER}, rewritten = 0"
+MORE_NUMBERS: Final = "UPDATE counters SET next = 2 * next WHERE name = 'packs'"
+
 TABLES: Final = (
     """
     CREATE TABLE meta(
@@ -319,6 +325,7 @@ COLLECTIONS: Final = (
     # What was needed of it was put into another: chunks of it may be anywhere.
     "ALTER TABLE packs ADD COLUMN rewritten INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX packs_condemned ON packs(id) WHERE condemned IS NOT NULL",
+    "CREATE INDEX packs_rewritten ON packs(id) WHERE rewritten = 1",
     # One row for each collection. Not in dumps.
     """
     CREATE TABLE collections(

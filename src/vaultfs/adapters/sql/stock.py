@@ -56,8 +56,15 @@ def record_pack(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[Resu
     if rows:
         [(new,)] = yield RunMany(INSERT_CHUNKS, rows)
         if new != len(rows):  # others have put them meanwhile: theirs are what is read
+            yield RunMany(_FROM_HERE, [(*row[2:], *row[:2]) for row in rows])
             packs |= yield from _packs_of(rows)
     return Result(count=len(rows), packs=tuple(packs))
+
+
+_FROM_HERE: Final = (  # but nobody can rely on a pack that was rewritten
+    "UPDATE chunks SET pack = $1, start = $2, size = $3, length = $4"
+    " WHERE digest = $5 AND user = $6 AND pack IN (SELECT id FROM packs WHERE rewritten = 1)"
+)
 
 
 def _packs_of(chunks: Sequence[tuple[Any, ...]]) -> Program[set[int]]:
@@ -72,7 +79,8 @@ def _packs_of(chunks: Sequence[tuple[Any, ...]]) -> Program[set[int]]:
 def _pack_id(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[int]:
     """The id of the pack's row, made if need be, with a location on the backend."""
     rows = yield Run(
-        "SELECT id, condemned FROM packs WHERE key = $1"
+        "SELECT id, condemned FROM packs WHERE key = $1 AND rewritten = 0"
+        " UNION ALL SELECT 0, 0 FROM packs WHERE key = $1 AND rewritten = 1"
         " UNION ALL SELECT 0, 0 FROM doomed WHERE key = $1",
         (op.key,),
     )

@@ -73,7 +73,8 @@ class Scrubber:
         try:
             while most is None or run.looked < most:
                 rows = await self.integrity.catalog.to_scrub(before, cheap=cheap, limit=NOTED)
-                if not rows:
+                rows = [row for row in rows if row.number not in run.seen]
+                if not rows:  # or clocks differ, and those had their turn
                     break
                 await run.look(rows)
                 await pace.rest()
@@ -81,7 +82,7 @@ class Scrubber:
             with anyio.CancelScope(shield=True):
                 files = await self.integrity.hit_by(run.bad)
                 await self.step(steps.EndScrub(run.number, _written(run.problems, files)))
-        return Scrub(run.number, run.packs, run.read, tuple(run.problems), files)
+        return Scrub(run.number, len(run.seen), run.read, tuple(run.problems), files)
 
     async def step(self, step: steps.Step) -> int:
         """Execute a step of a scrub."""
@@ -95,7 +96,8 @@ class _Run:
     cheap: bool
     progress: Progress
     number: int
-    packs: int = 0
+    seen: set[int] = field(factory=set[int])
+    """Numbers of packs."""
     looked: int = 0
     """Bytes of the packs that were looked at."""
     problems: list[str] = field(factory=list[str])
@@ -112,7 +114,7 @@ class _Run:
             found.append((row.number, await self._is_right(row)))
             self.looked += row.size
             self.progress(row.size)
-        self.packs += len(rows)
+        self.seen.update(row.number for row in rows)
         size = 0 if self.cheap else sum(row.size for row in rows)
         await self.of.step(steps.NoteScrubbed(self.number, tuple(found), size))
 
