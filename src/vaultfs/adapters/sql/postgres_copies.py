@@ -16,7 +16,7 @@ from vaultfs.adapters.sql.postgres_dialect import LOCATE, native
 from vaultfs.adapters.sql.postgres_driver import Driver, Ids
 from vaultfs.adapters.sql.postgres_locks import NO_WRITERS
 from vaultfs.adapters.sql.programs import run_unit
-from vaultfs.adapters.sql.schema import DUMPED, MORE_NUMBERS, PACKS_HIGHER, PINS_HIGHER
+from vaultfs.adapters.sql.schema import DUMPED
 from vaultfs.adapters.sql.statements import to_location
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain.digests import Digest
@@ -177,10 +177,21 @@ class PostgresReindexing(Reindexing):
             await self._connection.execute(
                 f"BEGIN; {NO_WRITERS};"
                 " CREATE TABLE chunks_anew (LIKE chunks INCLUDING ALL);"
-                " DELETE FROM pack_locations;"
-                # One statement: pins refer to packs, and that is looked at behind it.
-                f" WITH pinned AS ({PINS_HIGHER}) {PACKS_HIGHER}; {MORE_NUMBERS}"
+                " DELETE FROM pack_locations"
             )
+            await self._renumber()
+
+    async def _renumber(self) -> None:
+        """Give packs other numbers, so that nobody relies on one for what is elsewhere now."""
+        low, high = await self._connection.fetchrow("SELECT MIN(id), MAX(id) FROM packs")
+        if low is None:
+            return
+        by = await self._ids.take("packs", high - low + 1) - low
+        # One statement: pins refer to packs, and that is looked at behind it.
+        await self._connection.execute(
+            f"WITH pinned AS (UPDATE pins SET pack = pack + {by})"
+            f" UPDATE packs SET id = id + {by}, rewritten = 0"
+        )
 
     async def add_pack(self, pack: RecordPack) -> None:
         entries = tuple(range(len(pack.entries)))

@@ -126,7 +126,7 @@ CHUNK_ROWS: Final = """
     WHERE c.digest > $1 AND c.digest <= (
         SELECT digest FROM (
             SELECT digest FROM chunks WHERE digest > $1 ORDER BY digest LIMIT $2
-        ) some ORDER BY digest DESC LIMIT 1
+        ) page ORDER BY digest DESC LIMIT 1
     )
     ORDER BY c.digest, c.pack
 """

@@ -13,7 +13,7 @@ from attrs import define, evolve, field
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.connections import drive, translated
 from vaultfs.adapters.sql.programs import run_unit
-from vaultfs.adapters.sql.schema import CHUNKS, MORE_NUMBERS, PACKS_HIGHER, PINS_HIGHER
+from vaultfs.adapters.sql.schema import CHUNKS
 from vaultfs.adapters.sql.statements import to_location
 from vaultfs.adapters.sql.stock import claim
 from vaultfs.adapters.sql.transaction import Transaction
@@ -73,8 +73,19 @@ def _begin(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE chunks RENAME TO chunks_before")
     connection.execute(CHUNKS)
     connection.execute("DELETE FROM pack_locations")
-    for sql in (PINS_HIGHER, PACKS_HIGHER, MORE_NUMBERS):
-        connection.execute(sql)
+    _renumber(connection)
+
+
+def _renumber(connection: sqlite3.Connection) -> None:
+    """Give packs other numbers, so that nobody relies on one for what is elsewhere now."""
+    low, high = connection.execute("SELECT MIN(id), MAX(id) FROM packs").fetchone()
+    if low is None:
+        return
+    more = "UPDATE counters SET next = next + ? WHERE name = 'packs' RETURNING next"
+    [(stop,)] = connection.execute(more, (high - low + 1,)).fetchall()
+    by = stop - 1 - high
+    connection.execute("UPDATE packs SET id = id + ?, rewritten = 0", (by,))
+    connection.execute("UPDATE pins SET pack = pack + ?", (by,))
 
 
 def _end(connection: sqlite3.Connection) -> None:

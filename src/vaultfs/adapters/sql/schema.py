@@ -20,12 +20,6 @@ CREATE TABLE chunks(
 ) WITHOUT ROWID
 """
 
-_HIGHER: Final = "(SELECT next FROM counters WHERE name = 'packs')"
-# A new index gives packs other numbers, so that nobody relies on one for what is elsewhere now.
-PINS_HIGHER: Final = f"UPDATE pins SET pack = pack + {_HIGHER}"
-PACKS_HIGHER: Final = f"UPDATE packs SET id = id + {_HIGHER}, rewritten = 0"
-MORE_NUMBERS: Final = "UPDATE counters SET next = 2 * next WHERE name = 'packs'"
-
 TABLES: Final = (
     """
     CREATE TABLE meta(
