@@ -256,6 +256,48 @@ class CollectionContract:
         assert await gc.record("p", "ab") == pack
         assert not await gc.is_condemned(pack)
 
+    async def test_recording_a_pack_rescues_others_that_have_its_chunks(
+        self, gc: Collecting
+    ) -> None:
+        """What is committed with it is read from there, and cannot say so."""
+        pack = await gc.record("p", "ab")
+        await gc.condemned(pack)
+        recorded = await gc.me.do(pack_of("q", "bc", gc.me.user.id))
+        assert pack in recorded.packs
+        assert len(recorded.packs) == 2
+        assert not await gc.is_condemned(pack)
+
+    async def test_a_commit_waits_for_a_pack_that_may_be_refused(self, gc: Collecting) -> None:
+        """Both stand in one transaction, and no refusal holds up what comes behind it."""
+        me = gc.me
+        await gc.begin()
+        await gc.step(steps.Doom(gc.number, (digest("p"),)))
+        for name, kind in (("p", Refused), ("q", Done)):
+            record = me.unit(pack_of(name, "ab", me.user.id))
+            puts = [
+                evolve(me.unit(me.put_op(f"/{name}{number}")), recorded=(digest(name),))
+                for number in range(6)
+            ]
+            outcomes = await gc.catalog.apply([record, *puts])
+            assert {type(outcome) for outcome in outcomes} == {kind}
+        assert await me.names() == [f"q{number}" for number in range(6)]
+        again = evolve(me.unit(me.put_op("/again")), recorded=(digest("q"),))
+        assert isinstance((await gc.catalog.apply([again]))[0], Done)
+        assert await gc.catalog.check() == []
+
+    async def test_puts_together_are_charged_once_though_one_is_refused(
+        self, gc: Collecting
+    ) -> None:
+        me, pack = gc.me, await gc.record("p", "ab")
+        units = [
+            evolve(me.unit(me.put_op(f"/f{number}")), relies=(999 if number == 5 else pack,))
+            for number in range(8)
+        ]
+        outcomes = await gc.catalog.apply(units)
+        assert [isinstance(each, Done) for each in outcomes] == [n != 5 for n in range(8)]
+        assert await me.used() == 70
+        assert await gc.catalog.check() == []
+
     # Discarding
 
     async def test_a_discarded_pack_is_forgotten_and_doomed(self, gc: Collecting) -> None:

@@ -484,7 +484,7 @@ def test_no_chunk_of_a_version_is_ever_lost(seed: int) -> None:
 def no_reliance(patch: pytest.MonkeyPatch) -> None:
     """Commits do not look whether the packs are there."""
 
-    def rely(_: Unit) -> Program[None]:
+    def rely(_: Transaction, __: Unit) -> Program[None]:
         return
         yield
 

@@ -507,6 +507,9 @@ class Unit:
     """Numbers of packs in which chunks of its contents were found, or put. Refused with
     `PacksGone` if one is there no longer, or was rewritten; one that is condemned is condemned
     no more. See `domain.collection`."""
+    recorded: tuple[Digest, ...] = ()
+    """Keys of packs that units before this one are to record, which may be refused: then this
+    one is, with `PacksGone`."""
 
     def __attrs_post_init__(self) -> None:
         if not self.op_id or len(self.op_id) > 64:

@@ -14,11 +14,14 @@ from vaultfs.domain.operations import Result, Unit
 from vaultfs.domain.packs import NO_CIPHER
 
 
-def rely(unit: Unit) -> Program[None]:
+def rely(tx: Transaction, unit: Unit) -> Program[None]:
     """See that the packs are there that `unit` relies on; none is condemned any more then.
 
     Raises `PacksGone`, also for one that was rewritten: see `domain.collection`.
     """
+    for key in unit.recorded:
+        if key not in tx.recorded and not (yield Run(_RECORDED, (key,))):
+            raise PacksGone(f"pack {key.hex()} could not be recorded")
     if not unit.relies:
         return
     numbers = f"[{','.join(map(str, unit.relies))}]"
@@ -31,6 +34,7 @@ def rely(unit: Unit) -> Program[None]:
     yield from rescue(row[0] for row in rows if row[1] is not None)
 
 
+_RECORDED: Final = "SELECT 1 FROM packs WHERE key = $1 AND rewritten = 0"
 _RELIED: Final = (
     "SELECT p.id, p.condemned FROM json_each($1) e"
     " JOIN packs p ON p.id = CAST(e.value AS INTEGER) WHERE p.rewritten = 0"
@@ -53,11 +57,14 @@ def record_pack(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[Resu
         for entry in map(op.entries.__getitem__, indexes)
     ]
     packs = {pack}
+    tx.recorded.add(op.key)
     if rows:
         [(new,)] = yield RunMany(INSERT_CHUNKS, rows)
         if new != len(rows):  # others have put them meanwhile: theirs are what is read
             yield RunMany(_FROM_HERE, [(*row[2:], *row[:2]) for row in rows])
-            packs |= yield from _packs_of(rows)
+            others = (yield from _packs_of(rows)) - packs
+            yield from rescue(others)  # who commits in this transaction cannot say so
+            packs |= others
     return Result(count=len(rows), packs=tuple(packs))
 
 

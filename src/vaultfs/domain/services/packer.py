@@ -303,7 +303,9 @@ class Packer:
         )
         op_id = f"pack-{sealed.key.hex()[:32]}"
         unit = Unit(UserId(0), micros(self.clock.now()), op_id, (record,))
-        units = [unit, *(unit for commit in pack.commits for unit in commit.units)]
+        # Some of them need the pack, which may be refused while they are not.
+        waiting = [unit for commit in pack.commits for unit in commit.units]
+        units = [unit, *(evolve(each, recorded=(sealed.key,)) for each in waiting)]
         outcomes = await self.catalog.apply(units)
         if isinstance(outcomes[0], Refused):
             raise outcomes[0].error

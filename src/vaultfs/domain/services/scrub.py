@@ -72,9 +72,8 @@ class Scrubber:
         files: tuple[DamagedFile, ...] = ()
         try:
             while most is None or run.looked < most:
-                rows = await self.integrity.catalog.to_scrub(before, cheap=cheap, limit=NOTED)
-                rows = [row for row in rows if row.number not in run.seen]
-                if not rows:  # or clocks differ, and those had their turn
+                rows = await run.next(before)
+                if not rows:
                     break
                 await run.look(rows)
                 await pace.rest()
@@ -106,6 +105,18 @@ class _Run:
     @property
     def read(self) -> int:
         return 0 if self.cheap else self.looked
+
+    async def next(self, before_us: int) -> Sequence[ScrubRow]:
+        """Some packs that are due, and had no turn in this run: clocks may differ."""
+        rows: list[ScrubRow] = []
+        for limit in (NOTED, len(self.seen) + NOTED):
+            found = await self.of.integrity.catalog.to_scrub(
+                before_us, cheap=self.cheap, limit=limit
+            )
+            rows = [row for row in found if row.number not in self.seen]
+            if rows or not found:
+                break
+        return rows
 
     async def look(self, rows: Sequence[ScrubRow]) -> None:
         """Look at some packs, and note that."""
