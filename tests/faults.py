@@ -288,6 +288,13 @@ class CountingCatalog(CatalogAround):
         self._effect(f"after catalog apply {kinds[:80]}")
         return outcomes
 
+    async def collect(self, step: CollectStep, actor: UserId, at_us: int) -> int:
+        kind = type(step).__name__
+        self._effect(f"before catalog collect {kind}")
+        answer = await super().collect(step, actor, at_us)
+        self._effect(f"after catalog collect {kind}")
+        return answer
+
     @asynccontextmanager
     async def reindex(self) -> AsyncGenerator[Reindexing, None]:
         self._effect("before catalog reindex")

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from tests.contracts.callers import Caller, add_user, pack_of, pieces_of, state_of
 from tests.contracts.catalog import CatalogContract
+from tests.contracts.catalog_collections import OutOfLease
 from tests.contracts.catalog_stock import dump_of
 from tests.postgres import Postgres
 
@@ -37,6 +38,13 @@ class TestContract(CatalogContract):
         catalog = await PostgresCatalog.open(database, create=True)
         yield catalog
         await catalog.aclose()
+
+    @pytest.fixture
+    def out_of_lease(self, postgres: Postgres, database: str) -> OutOfLease:
+        async def wait(_: Caller) -> None:
+            postgres.run("UPDATE collections SET seen = 0", database.rpartition("/")[2])
+
+        return wait
 
     @pytest.fixture
     async def empty(self, postgres: Postgres) -> AsyncIterator[Catalog]:

@@ -9,6 +9,7 @@ from tests.contracts.callers import Caller, add_user
 from tests.contracts.catalog_accounts import AccountContract
 from tests.contracts.catalog_batches import BatchContract
 from tests.contracts.catalog_calls import CallContract
+from tests.contracts.catalog_collections import CollectionContract
 from tests.contracts.catalog_deltas import DeltaContract
 from tests.contracts.catalog_stock import StockContract
 from tests.contracts.catalog_trees import TreeContract
@@ -25,6 +26,7 @@ class CatalogContract(
     AccountContract,
     BatchContract,
     CallContract,
+    CollectionContract,
 ):
     @pytest.fixture
     def catalog(self) -> Catalog:

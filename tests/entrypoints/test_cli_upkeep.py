@@ -329,6 +329,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sync": ("{tmp}/folder", "/d"),
     "batch": ("{tmp}/batch.json",),
     "access": ("/f",),
+    "gc": ("--grace", "0"),
+    "repack": (),
+    "scrub": ("--period", "0"),
+    "reconcile": (),
 }
 WITHOUT_VAULT = {"init"}
 

@@ -484,7 +484,7 @@ def test_no_chunk_of_a_version_is_ever_lost(seed: int) -> None:
 def no_reliance(patch: pytest.MonkeyPatch) -> None:
     """Commits do not look whether the packs are there."""
 
-    def rely(_: Unit) -> Program[None]:
+    def rely(_: Transaction, __: Unit) -> Program[None]:
         return
         yield
 
@@ -607,13 +607,15 @@ def test_a_pack_that_was_rewritten_is_relied_on_no_more(
     wanted, other, third = map(chunk, range(3))
     relies = ended(store(world, user, (wanted, other, third)))
 
-    def put(name: str) -> ops.PutFile:
-        content = Content(Manifest(0, ((wanted, SIZE),)), None, DigestState.ABSENT)
-        return ops.PutFile(TreeId(user), (name,), content)
+    def put(name: str, *chunks: Digest, by: UserId = user) -> ops.PutFile:
+        entries = tuple((each, SIZE) for each in chunks)
+        content = Content(Manifest(0, entries), None, DigestState.ABSENT)
+        return ops.PutFile(TreeId(by), (name,), content)
 
-    world.apply(user, put("first"), relies=relies)
+    world.apply(user, put("first", wanted), relies=relies)
     ended(collector(world, 1))  # moves what is needed
-    world.apply(user, ops.PinChunks(user, holder_of(user), (other,), world.now + IDLE_US))
+    claim = ops.ClaimChunks(UserId(2), (other, third))
+    world.apply(UserId(2), claim, put("kept", other, third, by=UserId(2)))
     gone = world.apply(user, ops.Delete(TreeId(user), ("first",))).node
     assert gone is not None
     world.apply(user, ops.Purge(TreeId(user), gone.id))
@@ -622,10 +624,10 @@ def test_a_pack_that_was_rewritten_is_relied_on_no_more(
     assert not world.rows("SELECT 1 FROM chunks WHERE digest = ?", wanted)
     if rule:
         with pytest.raises(PacksGone):
-            world.apply(user, put("second"), relies=relies)
+            world.apply(user, put("second", wanted), relies=relies)
         world.check()
         return
-    world.apply(user, put("second"), relies=relies)
+    world.apply(user, put("second", wanted), relies=relies)
     with pytest.raises(Lost):
         world.check()
 

@@ -60,7 +60,9 @@ class MoveChunks:
     """Chunks that were copied into the pack `record` are read from there, whoever has them.
 
     `moves` are indexes of entries of `record`, each with the number of a pack that it is in so
-    far. All packs in `sources` are condemned, and rewritten. Refused with `Doomed`.
+    far. All packs in `sources` are condemned, and rewritten: what is left in them is as good as
+    unknown, and nobody can rely on it. Nothing happens if one of them is pinned, or gone; the
+    answer is how many chunks were moved. Refused with `Doomed`.
     """
 
     collection: int

@@ -36,8 +36,9 @@ key.
 The grace period and the clock have no part in this: they are for people who change their
 minds, and for transfers that would have to begin anew.
 
-`Marks` is a Bloom filter (Bloom 1970): it may take a chunk for needed that is not, about one
-in a thousand, another one each time, and never the opposite. Memory: 4 bytes a chunk.
+`Marks` is a Bloom filter (Bloom 1970): it may take a chunk for needed that is not, one in
+100,000 or less, another one each time, and never the opposite. A pack may have thousands of
+chunks, and one of them keeps it, so it has to be that few. Memory: 4 to 8 bytes a chunk.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,8 +68,11 @@ FULL: Final = 16 << 20
 LEASE_US: Final = 600 * 1_000_000
 """A collection that was not heard of for so long is over."""
 CHUNK_BITS: Final = 32
+HASHES: Final = 8
+"""Bits that a chunk sets, but fewer where there are too many chunks for `CHUNK_BITS`."""
 _MOST_BITS: Final = 1 << 29
 _GOLDEN: Final = 0x9E3779B97F4A7C15
+_MIXING: Final = 0xD6E8FEB86659FD93
 _WORD: Final = (1 << 64) - 1
 
 
@@ -80,35 +84,46 @@ class Marks:
     """About how many are to be noted."""
     salt: int = 0
     """Another one makes other mistakes."""
-    _mask: int = field(init=False)
+    _shift: int = field(init=False)
+    _hashes: int = field(init=False)
     _bits: bytearray = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         wanted = min(max(self.chunks * CHUNK_BITS, 1 << 16), _MOST_BITS)
-        self._mask = (1 << (wanted - 1).bit_length()) - 1
-        self._bits = bytearray((self._mask + 1) // 8)
+        width = (wanted - 1).bit_length()
+        self._shift = 64 - width
+        self._hashes = max(1, min(HASHES, (1 << width) * 7 // (10 * max(self.chunks, 1))))
+        self._bits = bytearray((1 << width) // 8)
+
+    # Parts of a digest, which is as good as random, are multiplied by an odd number (Dietzfelbinger
+    # 1997), which makes others collide for each user and salt, and added (Kirsch and Mitzenmacher
+    # 2006). The two loops are written out: they run for every chunk that there is.
 
     def add(self, owner: UserId, digests: Iterable[bytes]) -> None:
-        """Note that `owner` needs the chunks `digests`. CPU work: a microsecond for each."""
-        bits, mask, salt = self._bits, self._mask, self._salt(owner)
+        """Note that `owner` needs the chunks `digests`. CPU work: 2 microseconds for each."""
+        bits, shift, factor, hashes = self._bits, self._shift, self._factor(owner), self._hashes
         for digest in digests:
-            # Digests are as good as random: parts of one are so many independent hashes.
-            first = (int.from_bytes(digest[:8], "little") ^ salt) & mask
-            second = (int.from_bytes(digest[8:16], "little") ^ salt) & mask
-            bits[first >> 3] |= 1 << (first & 7)
-            bits[second >> 3] |= 1 << (second & 7)
+            at = int.from_bytes(digest[:8], "little") * factor & _WORD
+            step = int.from_bytes(digest[8:16], "little") * factor & _WORD
+            for _ in range(hashes):
+                place = at >> shift
+                bits[place >> 3] |= 1 << (place & 7)
+                at = at + step & _WORD
 
     def has(self, owner: UserId, digest: bytes) -> bool:
         """Whether it was noted, or seems so."""
-        bits, mask, salt = self._bits, self._mask, self._salt(owner)
-        first = (int.from_bytes(digest[:8], "little") ^ salt) & mask
-        if not bits[first >> 3] >> (first & 7) & 1:
-            return False
-        second = (int.from_bytes(digest[8:16], "little") ^ salt) & mask
-        return bool(bits[second >> 3] >> (second & 7) & 1)
+        bits, shift, factor = self._bits, self._shift, self._factor(owner)
+        at = int.from_bytes(digest[:8], "little") * factor & _WORD
+        step = int.from_bytes(digest[8:16], "little") * factor & _WORD
+        for _ in range(self._hashes):
+            place = at >> shift
+            if not bits[place >> 3] >> (place & 7) & 1:
+                return False
+            at = at + step & _WORD
+        return True
 
-    def _salt(self, owner: UserId) -> int:
-        return ((owner + 1) * _GOLDEN + self.salt * 0xD6E8FEB86659FD93) & _WORD
+    def _factor(self, owner: UserId) -> int:
+        return ((owner + 1) * _GOLDEN + self.salt * _MIXING) & _WORD | 1
 
 
 class ChunkRow(NamedTuple):
@@ -214,8 +229,9 @@ def plan(
         young = now_us - pack.created_us < young_us
         fate = _fate(pack, collection, now_us, grace_us, sparse, young=young)
         fates[fate].append(pack)
-    tiny = fates[_Fate.MERGE] if len(fates[_Fate.MERGE]) >= MERGED else []
-    rewrite = _groups(fates[_Fate.REWRITE] + tiny) if sparse else ()
+    emptyish, tiny = fates[_Fate.REWRITE], fates[_Fate.MERGE]
+    groups = _groups(emptyish + (tiny if len(tiny) >= MERGED else [])) if sparse else ()
+    rewrite = [group for group in groups if len(group) > 1 or group[0] in emptyish]
     return Plan(
         tuple(fates[_Fate.CONDEMN]),
         tuple(fates[_Fate.REVIVE]),

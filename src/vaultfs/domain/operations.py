@@ -283,7 +283,8 @@ class RecordPack:
     """Say that a pack is durable in the store `backend`, and whose its chunks are.
 
     `claims` gives for a user the indexes in `entries` of the chunks that the user
-    sent. Recording a pack again adds what is new in it.
+    sent. Recording a pack again adds what is new in it. Refused with `Doomed` if a pack with
+    that key was let go of, or rewritten.
     """
 
     key: Digest
@@ -406,7 +407,8 @@ class ExpireUploads:
 class PinChunks:
     """Keep the packs in which `user` has `digests` until `until_us`, for `holder`.
 
-    Refused with `ChunksMissing`, which names those that the user does not have (any more).
+    Refused with `ChunksMissing`, which names those that the user does not have (any more), or
+    has in a pack alone that was rewritten.
     A pin that is there already lasts until the later of the two times.
     """
 
@@ -505,6 +507,9 @@ class Unit:
     """Numbers of packs in which chunks of its contents were found, or put. Refused with
     `PacksGone` if one is there no longer, or was rewritten; one that is condemned is condemned
     no more. See `domain.collection`."""
+    recorded: tuple[Digest, ...] = ()
+    """Keys of packs that units before this one are to record, which may be refused: then this
+    one is, with `PacksGone`."""
 
     def __attrs_post_init__(self) -> None:
         if not self.op_id or len(self.op_id) > 64:

@@ -365,7 +365,7 @@ class Catalog(ABC):
 
     @abstractmethod
     async def known(self, user: UserId, digests: Sequence[Digest]) -> Known:
-        """Which of `digests` need not be stored again."""
+        """Which of `digests` need not be stored again: see `Unit.relies`."""
 
     @abstractmethod
     async def locate(self, user: UserId, digests: Sequence[Digest]) -> dict[Digest, Location]:

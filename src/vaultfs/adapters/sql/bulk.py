@@ -77,9 +77,9 @@ def _put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outco
         return None
     if (yield from any_locked(tx, folder.tree, units)):
         return None
+    for unit in units:  # before anything is charged, which would be done again one by one
+        yield from rely(tx, unit)
     yield from charge(tx, folder.tree, sum(put.content.manifest.size for put in puts))
-    for unit in units:
-        yield from rely(unit)
     # Nothing can be refused from here on.
     folder = yield from folder_at(tx, units[0], folder.tree, puts[0].path[:-1], make=True)
     return (yield from _insert(tx, folder, units, puts))

@@ -134,6 +134,10 @@ def _revive(tx: Transaction, unit: Unit, _now: int, step: steps.Revive) -> Progr
 
 def _move(tx: Transaction, unit: Unit, now: int, step: steps.MoveChunks) -> Program[int]:
     yield from _must_be_newest(step.collection, now)
+    for number in step.sources:
+        source = yield from _use(number, now)
+        if source is None or source.pinned:  # since it was planned
+            return 0
     [pack] = (yield from record_pack(tx, unit, step.record)).packs
     moved = [
         (pack, entry.offset, entry.size, entry.length, entry.digest, source)
@@ -144,7 +148,7 @@ def _move(tx: Transaction, unit: Unit, now: int, step: steps.MoveChunks) -> Prog
         " WHERE digest = $5 AND pack = $6",
         moved,
     )
-    sources = [(now, step.collection, number) for number in step.sources]
+    sources = [(now, step.collection, number) for number in step.sources if number != pack]
     yield RunMany(
         "UPDATE packs SET condemned = $1, collection = $2, rewritten = 1 WHERE id = $3", sources
     )

@@ -20,7 +20,7 @@ from vaultfs.adapters.sql.schema import DUMPED
 from vaultfs.adapters.sql.statements import to_location
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain.digests import Digest
-from vaultfs.domain.errors import Conflict
+from vaultfs.domain.errors import Conflict, Doomed
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import RecordPack, Unit
 from vaultfs.ports.catalog import Location, Reindexing
@@ -179,13 +179,27 @@ class PostgresReindexing(Reindexing):
                 " CREATE TABLE chunks_anew (LIKE chunks INCLUDING ALL);"
                 " DELETE FROM pack_locations"
             )
+            await self._renumber()
+
+    async def _renumber(self) -> None:
+        """Give packs other numbers, so that nobody relies on one for what is elsewhere now."""
+        [(low, high)] = await self._connection.fetch("SELECT MIN(id), MAX(id) FROM packs")
+        if low is None:
+            return
+        by = await self._ids.take("packs", high - low + 1) - low
+        # One statement: pins refer to packs, and that is looked at behind it.
+        await self._connection.execute(
+            f"WITH pinned AS (UPDATE pins SET pack = pack + {by})"
+            f" UPDATE packs SET id = id + {by}, rewritten = 0"
+        )
 
     async def add_pack(self, pack: RecordPack) -> None:
         entries = tuple(range(len(pack.entries)))
         own = evolve(pack, claims=((_NOBODY, entries),))
         unit = Unit(_NOBODY, 0, "reindex", (own,))
         async with self._using:
-            with translated(self._name):
+            # One that is being deleted is left out: nothing is to be read from there.
+            with translated(self._name), suppress(Doomed):
                 await self._driver.drive(run_unit(Transaction(), unit, []))
 
     async def locate(self, digests: Sequence[Digest]) -> dict[Digest, Location]:

@@ -68,7 +68,8 @@ def native_table(sql: str) -> str:
 
 KNOWN: Final = (
     'SELECT digest, max(pack) FILTER (WHERE "user" = $1) FROM chunks'
-    " WHERE digest = ANY($2::bytea[]) GROUP BY digest"
+    " WHERE digest = ANY($2::bytea[])"
+    " AND pack NOT IN (SELECT id FROM packs WHERE rewritten = 1) GROUP BY digest"
 )
 LOCATE: Final = (
     "SELECT c.digest, p.key, c.start, c.size, c.length, c.pack FROM chunks c"

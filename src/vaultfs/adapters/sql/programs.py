@@ -21,7 +21,7 @@ def run_unit(tx: Transaction, unit: Unit, results: list[Result]) -> Program[None
     Raises the error of the first that is refused, for which there is no result.
     """
     yield from locking.guard(tx, unit)
-    yield from stock.rely(unit)
+    yield from stock.rely(tx, unit)
     tx.copied = 0
     for operation in unit.operations:
         result = yield from PROGRAMS[type(operation)](tx, unit, operation)

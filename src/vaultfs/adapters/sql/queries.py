@@ -38,7 +38,8 @@ def _wide(sql: str, width: int) -> str:
 
 KNOWN: Final = (
     "SELECT c.digest, MAX(CASE WHEN c.user = ? THEN c.pack END) FROM chunks c"
-    " WHERE c.digest IN ({}) GROUP BY c.digest"
+    " WHERE c.digest IN ({}) AND c.pack NOT IN (SELECT id FROM packs WHERE rewritten = 1)"
+    " GROUP BY c.digest"
 )
 LOCATE: Final = (
     "SELECT c.digest, p.key, c.start, c.size, c.length, c.pack FROM chunks c"
@@ -125,7 +126,7 @@ CHUNK_ROWS: Final = """
     WHERE c.digest > $1 AND c.digest <= (
         SELECT digest FROM (
             SELECT digest FROM chunks WHERE digest > $1 ORDER BY digest LIMIT $2
-        ) AS page ORDER BY digest DESC LIMIT 1
+        ) page ORDER BY digest DESC LIMIT 1
     )
     ORDER BY c.digest, c.pack
 """

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from vaultfs.adapters.sql.statements import to_location
 from vaultfs.adapters.sql.stock import claim
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain.digests import Digest
+from vaultfs.domain.errors import Doomed
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import RecordPack, Unit
 from vaultfs.ports.catalog import Location, Reindexing
@@ -46,7 +48,8 @@ class SqliteReindexing(Reindexing):
         entries = tuple(range(len(pack.entries)))
         own = evolve(pack, claims=((_NOBODY, entries),))
         unit = Unit(_NOBODY, 0, "reindex", (own,))
-        await self._run(lambda connection: drive(connection, run_unit(Transaction(), unit, [])))
+        with suppress(Doomed):  # it is being deleted: nothing is to be read from there
+            await self._run(lambda connection: drive(connection, run_unit(Transaction(), unit, [])))
 
     async def locate(self, digests: Sequence[Digest]) -> dict[Digest, Location]:
         rows = await self._run(partial(queries.by_digest, queries.LOCATE, _NOBODY, digests))
@@ -70,6 +73,19 @@ def _begin(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE chunks RENAME TO chunks_before")
     connection.execute(CHUNKS)
     connection.execute("DELETE FROM pack_locations")
+    _renumber(connection)
+
+
+def _renumber(connection: sqlite3.Connection) -> None:
+    """Give packs other numbers, so that nobody relies on one for what is elsewhere now."""
+    low, high = connection.execute("SELECT MIN(id), MAX(id) FROM packs").fetchone()
+    if low is None:
+        return
+    more = "UPDATE counters SET next = next + ? WHERE name = 'packs' RETURNING next"
+    [(stop,)] = connection.execute(more, (high - low + 1,)).fetchall()
+    by = stop - 1 - high
+    connection.execute("UPDATE packs SET id = id + ?, rewritten = 0", (by,))
+    connection.execute("UPDATE pins SET pack = pack + ?", (by,))
 
 
 def _end(connection: sqlite3.Connection) -> None:

@@ -319,6 +319,7 @@ COLLECTIONS: Final = (
     # What was needed of it was put into another: chunks of it may be anywhere.
     "ALTER TABLE packs ADD COLUMN rewritten INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX packs_condemned ON packs(id) WHERE condemned IS NOT NULL",
+    "CREATE INDEX packs_rewritten ON packs(id) WHERE rewritten = 1",
     # One row for each collection. Not in dumps.
     """
     CREATE TABLE collections(

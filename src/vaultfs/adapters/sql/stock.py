@@ -14,11 +14,14 @@ from vaultfs.domain.operations import Result, Unit
 from vaultfs.domain.packs import NO_CIPHER
 
 
-def rely(unit: Unit) -> Program[None]:
+def rely(tx: Transaction, unit: Unit) -> Program[None]:
     """See that the packs are there that `unit` relies on; none is condemned any more then.
 
     Raises `PacksGone`, also for one that was rewritten: see `domain.collection`.
     """
+    for key in unit.recorded:
+        if key not in tx.recorded and not (yield Run(_RECORDED, (key,))):
+            raise PacksGone(f"pack {key.hex()} could not be recorded")
     if not unit.relies:
         return
     numbers = f"[{','.join(map(str, unit.relies))}]"
@@ -31,6 +34,7 @@ def rely(unit: Unit) -> Program[None]:
     yield from rescue(row[0] for row in rows if row[1] is not None)
 
 
+_RECORDED: Final = "SELECT 1 FROM packs WHERE key = $1 AND rewritten = 0"
 _RELIED: Final = (
     "SELECT p.id, p.condemned FROM json_each($1) e"
     " JOIN packs p ON p.id = CAST(e.value AS INTEGER) WHERE p.rewritten = 0"
@@ -53,11 +57,21 @@ def record_pack(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[Resu
         for entry in map(op.entries.__getitem__, indexes)
     ]
     packs = {pack}
+    tx.recorded.add(op.key)
     if rows:
         [(new,)] = yield RunMany(INSERT_CHUNKS, rows)
         if new != len(rows):  # others have put them meanwhile: theirs are what is read
-            packs |= yield from _packs_of(rows)
+            yield RunMany(_FROM_HERE, [(*row[2:], *row[:2]) for row in rows])
+            others = (yield from _packs_of(rows)) - packs
+            yield from rescue(others)  # who commits in this transaction cannot say so
+            packs |= others
     return Result(count=len(rows), packs=tuple(packs))
+
+
+_FROM_HERE: Final = (  # but nobody can rely on a pack that was rewritten
+    "UPDATE chunks SET pack = $1, start = $2, size = $3, length = $4"
+    " WHERE digest = $5 AND user = $6 AND pack IN (SELECT id FROM packs WHERE rewritten = 1)"
+)
 
 
 def _packs_of(chunks: Sequence[tuple[Any, ...]]) -> Program[set[int]]:
@@ -72,7 +86,8 @@ def _packs_of(chunks: Sequence[tuple[Any, ...]]) -> Program[set[int]]:
 def _pack_id(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[int]:
     """The id of the pack's row, made if need be, with a location on the backend."""
     rows = yield Run(
-        "SELECT id, condemned FROM packs WHERE key = $1"
+        "SELECT id, condemned FROM packs WHERE key = $1 AND rewritten = 0"
+        " UNION ALL SELECT 0, 0 FROM packs WHERE key = $1 AND rewritten = 1"
         " UNION ALL SELECT 0, 0 FROM doomed WHERE key = $1",
         (op.key,),
     )

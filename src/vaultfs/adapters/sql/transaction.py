@@ -21,6 +21,7 @@ from vaultfs.adapters.sql.statements import (
     to_node,
 )
 from vaultfs.domain.access import Action, Role, require, role_on
+from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import (
     Exists,
     Forbidden,
@@ -71,6 +72,8 @@ class Transaction:
         dict[tuple[UserId, TreeId], dict[NodeId, Role]]
     )
     """What users were granted in trees of others."""
+    recorded: set[Digest] = field(factory=set[Digest])
+    """Keys of packs that were recorded."""
     copied: int = 0
     """Nodes of folders that the request has copied so far."""
 

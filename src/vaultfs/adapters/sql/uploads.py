@@ -178,7 +178,9 @@ def pin_chunks(_tx: Transaction, _unit: Unit, op: ops.PinChunks) -> Program[Resu
     missing: list[bytes] = []
     for digest in op.digests:
         rows = yield Run(
-            "SELECT pack FROM chunks WHERE digest = $1 AND user = $2", (digest, op.user)
+            "SELECT c.pack FROM chunks c JOIN packs p ON p.id = c.pack AND p.rewritten = 0"
+            " WHERE c.digest = $1 AND c.user = $2",
+            (digest, op.user),
         )
         if rows:
             packs[rows[0][0]] = None

@@ -32,7 +32,7 @@ from vaultfs.domain.collection import (
     plan,
 )
 from vaultfs.domain.digests import Digest, digest_from_hex
-from vaultfs.domain.errors import Conflict, Corrupt, InvalidField, Unsupported
+from vaultfs.domain.errors import Conflict, Corrupt, Doomed, InvalidField, Unsupported
 from vaultfs.domain.manifests import Entry, Manifest, unpack_entries
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import RecordPack
@@ -501,7 +501,13 @@ class _Run:
         of = self.of
         sealed = await to_thread.run_sync(made.builder.seal, limiter=of.workers)
         await of.packer.put(sealed)
-        await self._step(_moving(self.number, sealed, made, of.objects.name))
+        try:
+            moved = await self._step(_moving(self.number, sealed, made, of.objects.name))
+        except Doomed:  # there was a pack of the same bytes before
+            sealed = await of.packer.renamed(sealed)
+            moved = await self._step(_moving(self.number, sealed, made, of.objects.name))
+        if made.moves and not moved:
+            return
         now = self.report
         self.report = evolve(
             now,

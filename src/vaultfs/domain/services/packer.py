@@ -222,7 +222,7 @@ class Packer:
             try:
                 await self._record(pack, sealed)
             except Doomed:
-                await self._record(pack, await self._renamed(sealed))
+                await self._record(pack, await self.renamed(sealed))
             error = None
         except Exception as failure:  # noqa: BLE001 whoever waits for the pack raises it
             error = failure
@@ -274,7 +274,7 @@ class Packer:
             return False
         return await to_thread.run_sync(digest_of, data, limiter=self.workers) == digest
 
-    async def _renamed(self, sealed: SealedPack) -> SealedPack:
+    async def renamed(self, sealed: SealedPack) -> SealedPack:
         """The same pack, stored under another key: one chunk more, which nobody asks for.
 
         A pack of these bytes is being deleted, or was lately. Raises `Busy` if that has already
@@ -303,7 +303,9 @@ class Packer:
         )
         op_id = f"pack-{sealed.key.hex()[:32]}"
         unit = Unit(UserId(0), micros(self.clock.now()), op_id, (record,))
-        units = [unit, *(unit for commit in pack.commits for unit in commit.units)]
+        # Some of them need the pack, which may be refused while they are not.
+        waiting = [unit for commit in pack.commits for unit in commit.units]
+        units = [unit, *(evolve(each, recorded=(sealed.key,)) for each in waiting)]
         outcomes = await self.catalog.apply(units)
         if isinstance(outcomes[0], Refused):
             raise outcomes[0].error
