@@ -46,7 +46,7 @@ from vaultfs.domain.packs import (
     read_chunk,
 )
 from vaultfs.domain.services.budget import Use
-from vaultfs.domain.services.packer import PACK_PREFIX, Packer, pack_key
+from vaultfs.domain.services.packer import PACK_PREFIX, Packer, Stored, pack_key
 from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.tables import read_table
 from vaultfs.domain.services.tasks import task_group
@@ -500,8 +500,8 @@ class _Run:
             return
         of = self.of
         sealed = await to_thread.run_sync(made.builder.seal, limiter=of.workers)
-        await of.packer.put(sealed)
-        await self._step(_moving(self.number, sealed, made, of.objects.name))
+        stored = await of.packer.put(sealed)
+        await self._step(_moving(self.number, sealed, made, stored))
         now = self.report
         self.report = evolve(
             now,
@@ -543,8 +543,9 @@ class _Made:
         self.sources.append(number)
 
 
-def _moving(collection: int, sealed: SealedPack, made: _Made, backend: str) -> steps.MoveChunks:
-    record = RecordPack(sealed.key, sealed.size, sealed.crc32c, backend, sealed.entries, ())
+def _moving(collection: int, sealed: SealedPack, made: _Made, stored: Stored) -> steps.MoveChunks:
+    head = (sealed.key, sealed.size, sealed.crc32c, stored.store, sealed.entries, ())
+    record = RecordPack(*head, stored.also, stored.epoch)
     return steps.MoveChunks(collection, record, tuple(made.moves), tuple(made.sources))
 
 

@@ -32,6 +32,8 @@ GRACE: Final = 30
 """Seconds that requests under way have, once the server is told to stop."""
 KEEP_ALIVE: Final = 75
 UPKEEP_EVERY: Final = 3600
+FOLLOW_EVERY: Final = 1.0
+"""Seconds between two looks at how a migration goes."""
 MAX_HEAD: Final = 256 << 10
 """Bytes of a request's line and headers, or of its trailers, that are not yet whole."""
 MOST_PIPELINED: Final = 32
@@ -99,6 +101,9 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
             tasks.start_soon(server.serve, [listener])
             upkeep = anyio.CancelScope()
             tasks.start_soon(_keep_up, vault, where.plan, upkeep)
+            moving = anyio.CancelScope()
+            tasks.start_soon(_follow, vault, moving)
+            tasks.start_soon(_copy, vault, moving)
             try:
                 while not server.started:  # noqa: ASYNC110 uvicorn has no event for it
                     await anyio.sleep(0.005)
@@ -107,6 +112,33 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
                 # The task group waits until uvicorn has finished what is under way.
                 server.should_exit = True
                 upkeep.cancel()
+                moving.cancel()
+
+
+async def _follow(vault: Vault, scope: anyio.CancelScope) -> None:
+    """Where there is more than one store, learn soon which is for what by now."""
+    with scope:
+        while vault.placed:
+            try:
+                await vault.objects.refresh()
+            except VaultError as error:
+                log.warning("placement unknown", extra={"error": error.message})
+            await anyio.sleep(FOLLOW_EVERY)
+
+
+async def _copy(vault: Vault, scope: anyio.CancelScope) -> None:
+    """Copy what a migration wants copied, beside other servers that do."""
+    with scope:
+        while vault.placed:
+            try:
+                mover = await vault.migrator()
+                if await mover.run():
+                    await mover.advance()
+            except VaultError as error:
+                log.warning("copying failed", extra={"error": f"{type(error).__name__}: {error}"})
+            except Exception:
+                log.exception("copying failed")
+            await anyio.sleep(FOLLOW_EVERY)
 
 
 async def _keep_up(vault: Vault, plan: Plan, scope: anyio.CancelScope) -> None:
