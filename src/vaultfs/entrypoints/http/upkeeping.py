@@ -77,6 +77,8 @@ async def change_migration(call: Call) -> Response:
     wanted = await call.body(MigrationIn)
     if wanted.command not in COMMANDS:
         raise InvalidField(f"command={wanted.command!r}: one of {', '.join(COMMANDS)}")
+    if wanted.command == "retry" and not call.server.vault.placed:
+        return await get_migration(call)  # nothing was copied that could have failed
     mover = await call.server.vault.migrator()
     await _carry_out(mover, wanted)
     return call.json(migration_out(await mover.status()))
