@@ -33,6 +33,9 @@ from vaultfs.domain.digests import Buffer, Digest, digest_of
 from vaultfs.domain.errors import CatalogUnavailable, NotFound, OutcomeUnknown, VaultError
 from vaultfs.domain.integrity import Depth
 from vaultfs.domain.manifests import Entry, Manifest
+from vaultfs.domain.migrating import Claimed, Counts, Failure
+from vaultfs.domain.migrating import Step as MigrationStep
+from vaultfs.domain.migration import Level, Placement
 from vaultfs.domain.names import Address, Path, parse_address, parse_path
 from vaultfs.domain.nodes import Node, NodeId, Origin, TreeId, User, UserId, Version, VersionId
 from vaultfs.domain.operations import AddUser, Done, Outcome, Unit
@@ -100,6 +103,27 @@ class CatalogAround(Catalog):
 
     async def collect(self, step: CollectStep, actor: UserId, at_us: int) -> int:
         return await self.inner.collect(step, actor, at_us)
+
+    async def placement(self) -> Placement | None:
+        return await self.inner.placement()
+
+    async def migrate(self, step: MigrationStep, actor: UserId, at_us: int) -> int:
+        return await self.inner.migrate(step, actor, at_us)
+
+    async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> list[Claimed]:
+        return await self.inner.claim_copies(store, at_us, limit=limit)
+
+    async def to_read_back(self, store: str, level: int, *, limit: int = 16) -> list[Claimed]:
+        return await self.inner.to_read_back(store, level, limit=limit)
+
+    async def unread(self, store: str, level: Level) -> int:
+        return await self.inner.unread(store, level)
+
+    async def copy_failures(self, store: str, *, limit: int = 1000) -> list[Failure]:
+        return await self.inner.copy_failures(store, limit=limit)
+
+    async def copy_counts(self, store: str) -> Counts:
+        return await self.inner.copy_counts(store)
 
     async def namings(self) -> AsyncGenerator[Sequence[Naming], None]:
         async with aclosing(self.inner.namings()) as namings:

@@ -22,7 +22,7 @@ CASES = [(name, each) for name, examples in EXAMPLES.items() for each in example
 async def prepare(api: Client) -> dict[str, str]:
     """What the examples say is there: two notes, one with two versions; a file in the trash,
     the user bob, who may read /lines.txt, a token, a lock on /reports, an upload with half of
-    its bytes; and what they call those with ids here."""
+    its bytes, one collection; and what they call those with ids here."""
     for path, text in (("today.txt", "first"), ("today.txt", "second"), ("other.txt", "x")):
         await api.ok("PUT", f"/v1/files/me/notes/{path}?parents=true", content=text.encode())
     await api.ok("PUT", "/v1/files/me/old.txt", content=b"old")
@@ -42,6 +42,7 @@ async def prepare(api: Client) -> dict[str, str]:
         await api.ok("PUT", "/v1/files/me/lines.txt", content=text.encode())
     grant = {"user": "bob", "role": "reader"}
     await api.ok("PUT", "/v1/access/me/lines.txt", json=grant)
+    await api.vault.collector().run()
     return {
         "node": str(gone["id"]),
         "token": token["id"],

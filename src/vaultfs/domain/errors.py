@@ -120,6 +120,14 @@ class Doomed(Conflict):
     """An object of that name is being deleted: what has its bytes needs another name."""
 
 
+class PlacementChanged(Conflict):
+    """Packs are to be in other stores than when this one was stored: `stores` lack it."""
+
+    def __init__(self, message: str, *, stores: frozenset[str]) -> None:
+        super().__init__(message)
+        self.stores = stores
+
+
 class PacksGone(Conflict):
     """What the content was to share with others was collected meanwhile: send it again."""
 

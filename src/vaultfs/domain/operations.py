@@ -295,6 +295,16 @@ class RecordPack:
     claims: tuple[tuple[UserId, tuple[int, ...]], ...] = field(
         repr=lambda claims: f"<of {len(claims)} users>"
     )
+    also: tuple[str, ...] = ()
+    """Other stores that it is durable in."""
+    epoch: int = 0
+    """Of the placement that said which: see `domain.migration`. Refused with `PlacementChanged`
+    if that is another by now, and the pack not in all stores that it has to be in."""
+
+    @property
+    def written(self) -> frozenset[str]:
+        """All stores that it is durable in."""
+        return frozenset((self.backend, *self.also))
 
 
 @frozen

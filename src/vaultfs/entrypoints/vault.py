@@ -14,6 +14,7 @@ ever used with another's.
 """
 
 import json
+import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from attrs import define, evolve, frozen
 from vaultfs.adapters.sql import replacing
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.system import SystemClock
-from vaultfs.domain.errors import Corrupt, Exists, NotAVault, Unsupported
+from vaultfs.domain.errors import Corrupt, Exists, InvalidField, NotAVault, Unsupported
 from vaultfs.domain.nodes import User, UserId, micros
 from vaultfs.domain.operations import AddUser, Refused, Unit
 from vaultfs.domain.services.budget import Budget
@@ -48,6 +49,7 @@ from vaultfs.entrypoints.opening import (
     has_objects,
     open_database,
 )
+from vaultfs.entrypoints.placing import named_stores, placed_around
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.stores import ELSEWHERE, remember, remembered
 from vaultfs.entrypoints.stores import open_store as open_at
@@ -61,6 +63,7 @@ if TYPE_CHECKING:  # most commands need no locks
     from vaultfs.domain.services.collector import Collector
     from vaultfs.domain.services.deltas import Deltas
     from vaultfs.domain.services.locks import Locks
+    from vaultfs.domain.services.migrator import Migrator
     from vaultfs.domain.services.scrub import Scrubber
     from vaultfs.domain.services.upkeep import Upkeep
     from vaultfs.domain.services.uploads import Uploads
@@ -209,6 +212,25 @@ class Vault:
         from vaultfs.domain.services.scrub import Scrubber
 
         return Scrubber(self.integrity, self.clock)
+
+    @property
+    def placed(self) -> bool:
+        """Whether there is more than one store, by settings or by what the catalog says."""
+        from vaultfs.adapters.wrappers.placed import PlacedObjectStore
+
+        return isinstance(self.objects, PlacedObjectStore)
+
+    async def migrator(self, rate: int | None = None) -> "Migrator":
+        """What moves the vault to another store."""
+        from vaultfs.adapters.wrappers.placed import PlacedObjectStore
+        from vaultfs.domain.services.migrator import Migrator
+        from vaultfs.entrypoints.placing import VARIABLE, VaultStores
+
+        if not isinstance(self.objects, PlacedObjectStore):
+            raise InvalidField(f"there is one store: name another with {VARIABLE}='NAME=URL'")
+        primary = self.objects.placement.source
+        stores = VaultStores(self.objects, await self.catalog.vault_id(), primary)
+        return Migrator(stores, self.catalog, self.clock, self.workers, rate)
 
     def presenting(self, *presented: "Presented") -> "Vault":
         """The same vault, for a caller whose changes come with these locks."""
@@ -453,9 +475,12 @@ async def open_vault(settings: Settings) -> AsyncGenerator[Vault, None]:
     async with AsyncExitStack() as stack:
         catalog = await catalog_of(settings)
         stack.push_async_callback(catalog.aclose)
-        store = await store_of(settings)
-        stack.push_async_callback(store.aclose)
-        await check_marker(store, await catalog.vault_id())
+        own = await store_of(settings)
+        stack.push_async_callback(own.aclose)
+        urls = await to_thread.run_sync(named_stores, settings.folder, os.environ)
+        store = await placed_around(own, urls, catalog, stack)
+        for each in store.readable():
+            await check_marker(each, await catalog.vault_id())
         async with compose(settings, store, catalog, SystemClock()) as vault:
             yield vault
 

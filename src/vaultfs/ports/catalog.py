@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # readers of a catalog need not load the operations and all t
     from vaultfs.domain.batches import Outcome as BatchOutcome
     from vaultfs.domain.collecting import Step as CollectStep
     from vaultfs.domain.collection import ChunkRow, PackUse
+    from vaultfs.domain.migrating import Claimed, Counts, Failure
+    from vaultfs.domain.migrating import Step as MigrationStep
+    from vaultfs.domain.migration import Level, Placement
     from vaultfs.domain.operations import Outcome, RecordPack, Unit
     from vaultfs.domain.uploads import Upload
     from vaultfs.ports.locks import LockStore
@@ -398,6 +401,39 @@ class Catalog(ABC):
 
         Durable on return. Raises what the step is refused with, and what `apply` raises.
         """
+
+    @abstractmethod
+    async def placement(self) -> "Placement | None":
+        """Where packs are put and looked for; None where there never was but one store."""
+
+    @abstractmethod
+    async def migrate(self, step: "MigrationStep", actor: UserId, at_us: int) -> int:
+        """Execute a step of a migration; what it answers (`domain.migrating`).
+
+        Durable on return. Raises what the step is refused with, and what `apply` raises.
+        """
+
+    @abstractmethod
+    async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> "list[Claimed]":
+        """Up to `limit` packs that `store` lacks, for the caller to copy: nobody else is given
+        them for `migrating.CLAIM_US`.
+        """
+
+    @abstractmethod
+    async def to_read_back(self, store: str, level: int, *, limit: int = 16) -> "list[Claimed]":
+        """Up to `limit` packs that were copied to `store` and verified below `level`, by key."""
+
+    @abstractmethod
+    async def unread(self, store: str, level: "Level") -> int:
+        """How many packs are to be read back from `store` yet, as `level` has it."""
+
+    @abstractmethod
+    async def copy_failures(self, store: str, *, limit: int = 1000) -> "list[Failure]":
+        """Packs that could not be copied to `store`, by key."""
+
+    @abstractmethod
+    async def copy_counts(self, store: str) -> "Counts":
+        """How many packs there are, and how many of them are in `store`; linear in them."""
 
     @abstractmethod
     def namings(self) -> AsyncGenerator["Sequence[Naming]", None]:

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from enum import Enum
 from typing import Final
 
@@ -233,6 +233,17 @@ class ObjectStore(ABC):
     def capabilities(self) -> Capabilities:
         """What it can do; after `probe`, what it was seen to do."""
 
+    def targets(self) -> "Targets":
+        """Where packs are to be put now, and what that goes by."""
+        return Targets(0, {self.name: self}, self.name)
+
+    def readable(self) -> "tuple[ObjectStore, ...]":
+        """The stores that this one is made of, in the order in which they are read."""
+        return (self,)
+
+    async def refresh(self) -> None:  # noqa: B027 nothing to look at where there is one store
+        """Look whether `targets` are others by now."""
+
     @abstractmethod
     async def head(self, key: str) -> ObjectInfo:
         """Size, time and native digests. Raises `ObjectNotFound`."""
@@ -286,3 +297,15 @@ class ObjectStore(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Let go of connections and threads. Nothing may be called afterwards."""
+
+
+@frozen
+class Targets:
+    """The stores that a pack is to be put into: see `domain.migration`."""
+
+    epoch: int
+    """What they go by."""
+    stores: Mapping[str, ObjectStore]
+    primary: str
+    degrades: bool = False
+    """The primary is enough where others cannot be reached."""

@@ -35,7 +35,7 @@ def execute(step: steps.Step, unit: Unit, tx: Transaction) -> Program[int]:
     yield Run("SAVEPOINT step")
     try:
         yield Run("UPDATE epochs SET value = value + 1 WHERE name = 'gc'")
-        answer = yield from _PROGRAMS[type(step)](tx, unit, _now(tx, unit), step)
+        answer = yield from _PROGRAMS[type(step)](tx, unit, now_of(tx, unit), step)
     except VaultError:
         yield Run("ROLLBACK TO SAVEPOINT step")
         yield Run("RELEASE SAVEPOINT step")
@@ -44,7 +44,7 @@ def execute(step: steps.Step, unit: Unit, tx: Transaction) -> Program[int]:
     return answer
 
 
-def _now(tx: Transaction, unit: Unit) -> int:
+def now_of(tx: Transaction, unit: Unit) -> int:
     """Microseconds since 1970: by the database's clock, where several machines share one."""
     return int(tx.locks.now * 1_000_000) if tx.locks.boot == SHARED_CLOCK else unit.at_us
 

@@ -36,7 +36,7 @@ TABLES: Final = (
     *("packs", "pack_locations", "chunks", "pins"),
     *("uploads", "upload_entries", "upload_tails"),
     *("lock_state", "lock_sessions", "answers"),
-    *("collections", "doomed", "scrubs"),
+    *("collections", "doomed", "scrubs", "placement"),
 )
 
 

@@ -1,9 +1,9 @@
 """What a catalog in SQL answers: the questions that are one text for every database."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
 from vaultfs.adapters.sql import queries
@@ -51,12 +51,19 @@ from vaultfs.ports.catalog import (
 
 if TYPE_CHECKING:  # those who only read files need not know what an upload is
     from vaultfs.adapters.sql.grouping import Job
+    from vaultfs.adapters.sql.statements import Program
+    from vaultfs.adapters.sql.transaction import Transaction
     from vaultfs.domain.batches import Batch
     from vaultfs.domain.batches import Outcome as BatchOutcome
     from vaultfs.domain.collecting import Step as CollectStep
     from vaultfs.domain.collection import ChunkRow, PackUse
+    from vaultfs.domain.migrating import Claimed, Counts, Failure
+    from vaultfs.domain.migrating import Step as MigrationStep
+    from vaultfs.domain.migration import Level, Placement
+    from vaultfs.domain.operations import Unit
     from vaultfs.domain.uploads import Upload
 
+T = TypeVar("T")
 ROWS_AT_ONCE = 16
 """Rows of a session's entries that are read at once."""
 
@@ -95,14 +102,67 @@ class SqlCatalog(Catalog):
 
     async def collect(self, step: "CollectStep", actor: UserId, at_us: int) -> int:
         from vaultfs.adapters.sql.collections import execute  # noqa: PLC0415 rare
+
+        answer: int = await self._program(partial(execute, step), actor, at_us)
+        return answer
+
+    async def placement(self) -> "Placement | None":
+        from vaultfs.adapters.sql.stock import PLACEMENT, to_placement  # noqa: PLC0415 rare
+
+        rows = await self._rows(PLACEMENT)
+        return to_placement(rows[0]) if rows else None
+
+    async def migrate(self, step: "MigrationStep", actor: UserId, at_us: int) -> int:
+        from vaultfs.adapters.sql.placements import execute  # noqa: PLC0415
+
+        answer: int = await self._program(partial(execute, step), actor, at_us)
+        return answer
+
+    async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> "list[Claimed]":
+        from vaultfs.adapters.sql.placements import claim  # noqa: PLC0415
+
+        claimed: list[Claimed] = await self._program(partial(claim, store, limit), UserId(0), at_us)
+        return claimed
+
+    async def _program(
+        self, program: "Callable[[Unit, Transaction], Program[T]]", actor: UserId, at_us: int
+    ) -> T:
         from vaultfs.adapters.sql.grouping import Job  # noqa: PLC0415
         from vaultfs.domain.operations import Unit  # noqa: PLC0415
 
-        unit = Unit(actor, at_us, f"collect-{uuid4().hex}", ())
-        job = Job(program=partial(execute, step, unit), op_id=unit.op_id)
+        unit = Unit(actor, at_us, f"program-{uuid4().hex}", ())
+        job = Job(program=partial(program, unit), op_id=unit.op_id)
         await self._do(job)
-        answer: int = job.result
-        return answer
+        result: T = job.result
+        return result
+
+    async def to_read_back(self, store: str, level: int, *, limit: int = 16) -> "list[Claimed]":
+        from vaultfs.adapters.sql.placements import TO_READ  # noqa: PLC0415
+        from vaultfs.domain.migrating import Claimed  # noqa: PLC0415
+
+        return [Claimed(*row) for row in await self._rows(TO_READ, store, level, limit)]
+
+    async def unread(self, store: str, level: "Level") -> int:
+        from vaultfs.adapters.sql.placements import COPIED, READ_BACK, still_unread  # noqa: PLC0415
+
+        [(copied,)] = await self._rows(COPIED, store)
+        [(read,)] = await self._rows(READ_BACK, store, 2)
+        return still_unread(copied, read, level)
+
+    async def copy_failures(self, store: str, *, limit: int = 1000) -> "list[Failure]":
+        from vaultfs.adapters.sql.placements import FAILURES  # noqa: PLC0415
+        from vaultfs.domain.migrating import MOST_ATTEMPTS, Failure  # noqa: PLC0415
+
+        return [Failure(*row) for row in await self._rows(FAILURES, store, MOST_ATTEMPTS, limit)]
+
+    async def copy_counts(self, store: str) -> "Counts":
+        from vaultfs.adapters.sql.placements import COUNTS  # noqa: PLC0415
+        from vaultfs.domain.migrating import Counts  # noqa: PLC0415
+
+        [row] = await self._rows(COUNTS, store)
+        packs, size, there, there_size, read_back = map(int, row)
+        failed = len(await self.copy_failures(store))
+        return Counts(packs, size, there, there_size, failed, read_back)
 
     async def chunk_rows(
         self, *, after: Digest | None = None, limit: int = 8192

@@ -356,9 +356,25 @@ COLLECTIONS: Final = (
     """,
 )
 
+PLACEMENTS: Final = (
+    # Where packs are put and looked for; no row: in the one store that there is. Not in dumps.
+    """
+    CREATE TABLE placement(
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        epoch INTEGER NOT NULL,
+        phase TEXT NOT NULL,
+        source TEXT NOT NULL,
+        target TEXT,
+        paused INTEGER NOT NULL,
+        level TEXT NOT NULL,
+        changed INTEGER NOT NULL
+    )
+    """,
+)
+
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     *(TABLES, ACCOUNTS, PLACEMENT, LOCKS, UPLOADS),
-    *(DELTAS, BATCHES, COLLECTIONS),
+    *(DELTAS, BATCHES, COLLECTIONS, PLACEMENTS),
 )
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 from vaultfs.adapters.sql.statements import INSERT_CHUNKS, Program, Run, RunMany
 from vaultfs.adapters.sql.transaction import Transaction, next_id
 from vaultfs.domain import operations as ops
-from vaultfs.domain.errors import Doomed, NotFound, PacksGone
+from vaultfs.domain.errors import Doomed, NotFound, PacksGone, PlacementChanged, listed
+from vaultfs.domain.migration import Level, Phase, Placement
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import Result, Unit
 from vaultfs.domain.packs import NO_CIPHER
@@ -84,18 +85,21 @@ def _packs_of(chunks: Sequence[tuple[Any, ...]]) -> Program[set[int]]:
 
 
 def _pack_id(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[int]:
-    """The id of the pack's row, made if need be, with a location on the backend."""
+    """The id of the pack's row, made if need be, with a location in each store."""
     rows = yield Run(
-        "SELECT id, condemned FROM packs WHERE key = $1 AND rewritten = 0"
+        "SELECT -1, value FROM epochs WHERE name = 'placement'"
+        " UNION ALL SELECT id, condemned FROM packs WHERE key = $1 AND rewritten = 0"
         " UNION ALL SELECT 0, 0 FROM packs WHERE key = $1 AND rewritten = 1"
         " UNION ALL SELECT 0, 0 FROM doomed WHERE key = $1",
         (op.key,),
     )
-    if rows:
-        pack: int = rows[0][0]
-        if not pack:
-            raise Doomed(f"pack {op.key.hex()} is being deleted, or was")
-        if rows[0][1] is not None:
+    found: dict[int, int | None] = {row[0]: row[1] for row in rows}
+    stores = yield from _stores(op, found.pop(-1))
+    if 0 in found:
+        raise Doomed(f"pack {op.key.hex()} is being deleted, or was")
+    if found:
+        [(pack, condemned)] = found.items()
+        if condemned is not None:
             yield from rescue((pack,))
     else:
         pack = yield from next_id(tx, "packs")
@@ -104,12 +108,39 @@ def _pack_id(tx: Transaction, unit: Unit, op: ops.RecordPack) -> Program[int]:
             " VALUES ($1, $2, $3, $4, $5, $6)",
             (pack, op.key, op.size, op.crc32c, NO_CIPHER, unit.at_us),
         )
-    yield Run(
-        "INSERT INTO pack_locations(pack, backend, state, verified_level, attempts)"
-        " VALUES ($1, $2, 'present', 0, 0) ON CONFLICT DO NOTHING",
-        (pack, op.backend),
-    )
+    yield RunMany(_LOCATE, [(pack, store) for store in sorted(stores)])
     return pack
+
+
+_LOCATE: Final = (
+    "INSERT INTO pack_locations(pack, backend, state, verified_level, attempts)"
+    " VALUES ($1, $2, 'present', 0, 0) ON CONFLICT (pack, backend) DO UPDATE"
+    " SET state = 'present' WHERE pack_locations.state IN ('intent', 'corrupt')"
+)
+PLACEMENT: Final = "SELECT epoch, phase, source, target, paused, level FROM placement"
+
+
+def to_placement(row: Sequence[Any]) -> Placement:
+    """A placement from the columns `PLACEMENT`."""
+    epoch, phase, source, target, paused, level = row
+    return Placement(epoch, Phase(phase), source, target, bool(paused), Level(level))
+
+
+def _stores(op: ops.RecordPack, epoch: int | None) -> Program[frozenset[str]]:
+    """Those of the stores that the pack is in where it is to be noted now.
+
+    Raises `PlacementChanged` if it is not in all where it has to be.
+    """
+    if epoch == op.epoch:
+        return op.written
+    rows = yield Run(PLACEMENT)
+    if not rows:
+        return op.written
+    placement = to_placement(rows[0])
+    if not placement.covered(op.written):
+        lacking = placement.write_set - op.written
+        raise PlacementChanged(f"the pack is to be in {listed(lacking)} too", stores=lacking)
+    return placement.write_set & op.written
 
 
 def claim_chunks(_tx: Transaction, _unit: Unit, op: ops.ClaimChunks) -> Program[Result]:

@@ -46,7 +46,7 @@ from vaultfs.domain.packs import (
     read_chunk,
 )
 from vaultfs.domain.services.budget import Use
-from vaultfs.domain.services.packer import PACK_PREFIX, Packer, pack_key
+from vaultfs.domain.services.packer import PACK_PREFIX, Packer, Stored, pack_key
 from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.tables import read_table
 from vaultfs.domain.services.tasks import task_group
@@ -500,12 +500,12 @@ class _Run:
             return
         of = self.of
         sealed = await to_thread.run_sync(made.builder.seal, limiter=of.workers)
-        await of.packer.put(sealed)
+        stored = await of.packer.put(sealed)
         try:
-            moved = await self._step(_moving(self.number, sealed, made, of.objects.name))
+            moved = await self._step(_moving(self.number, sealed, made, stored))
         except Doomed:  # there was a pack of the same bytes before
-            sealed = await of.packer.renamed(sealed)
-            moved = await self._step(_moving(self.number, sealed, made, of.objects.name))
+            sealed, stored = await of.packer.renamed(sealed)
+            moved = await self._step(_moving(self.number, sealed, made, stored))
         if made.moves and not moved:
             return
         now = self.report
@@ -549,8 +549,9 @@ class _Made:
         self.sources.append(number)
 
 
-def _moving(collection: int, sealed: SealedPack, made: _Made, backend: str) -> steps.MoveChunks:
-    record = RecordPack(sealed.key, sealed.size, sealed.crc32c, backend, sealed.entries, ())
+def _moving(collection: int, sealed: SealedPack, made: _Made, stored: Stored) -> steps.MoveChunks:
+    head = (sealed.key, sealed.size, sealed.crc32c, stored.store, sealed.entries, ())
+    record = RecordPack(*head, stored.also, stored.epoch)
     return steps.MoveChunks(collection, record, tuple(made.moves), tuple(made.sources))
 
 

@@ -10,7 +10,7 @@ versions that waited for it. A crash leaves at most an object that no row names.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio
 from anyio import to_thread
@@ -18,12 +18,13 @@ from anyio.abc import TaskGroup
 from attrs import define, evolve, field
 
 from vaultfs.domain.digests import Digest, digest_of
-from vaultfs.domain.errors import Busy, Doomed, OutcomeUnknown
+from vaultfs.domain.errors import Busy, Doomed, OutcomeUnknown, PlacementChanged
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import Done, Outcome, RecordPack, Refused, Unit
 from vaultfs.domain.packs import PackBuilder, SealedPack, StoredChunk, raw_chunk, read_chunk
 from vaultfs.domain.services.budget import MIB, Budget, Charge
 from vaultfs.domain.services.buffers import Rooms
+from vaultfs.domain.services.tasks import task_group
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.objects import (
@@ -32,9 +33,12 @@ from vaultfs.ports.objects import (
     ObjectNotFound,
     ObjectStore,
     PutMode,
+    StoreError,
 )
 
 PACK_PREFIX = "packs/"
+ATTEMPTS: Final = 5
+"""To record a pack, each under another key or in other stores."""
 GATHERED: Final = 4 * MIB
 """Packs of so many bytes are gathered in one piece of memory before they are hashed and put."""
 
@@ -42,6 +46,15 @@ GATHERED: Final = 4 * MIB
 def pack_key(digest: Digest) -> str:
     """The key under which the pack `digest` is stored."""
     return PACK_PREFIX + digest.hex()
+
+
+class Stored(NamedTuple):
+    """Where a pack is."""
+
+    epoch: int
+    """Of what said where it was to be put."""
+    store: str
+    also: tuple[str, ...]
 
 
 @define(eq=False)
@@ -217,12 +230,9 @@ class Packer:
         """Make `pack` durable and record it with the commits that joined."""
         error: Exception | None = Busy("the vault was closed before this was stored")
         try:
-            sealed = await self._sealed_and_put(pack)
+            sealed, stored = await self._sealed_and_put(pack)
             pack.accepts = False
-            try:
-                await self._record(pack, sealed)
-            except Doomed:
-                await self._record(pack, await self.renamed(sealed))
+            await self._record_somehow(pack, sealed, stored)
             error = None
         except Exception as failure:  # noqa: BLE001 whoever waits for the pack raises it
             error = failure
@@ -240,41 +250,85 @@ class Packer:
                 charge.release()
             self._poke()
 
-    async def _sealed_and_put(self, pack: OpenPack) -> SealedPack:
+    async def _sealed_and_put(self, pack: OpenPack) -> "tuple[SealedPack, Stored]":
         """The pack, durable in the store; large ones are gathered, and their blocks let go of."""
         room = self._rooms.take() if pack.builder.size >= GATHERED else None
         if room is None:
             sealed = await to_thread.run_sync(pack.builder.seal, limiter=self.workers)
-            await self.put(sealed)
-            return sealed
+            return sealed, await self.put(sealed)
         try:
             view = memoryview(room)
             sealed = await to_thread.run_sync(pack.builder.seal, view, limiter=self.workers)
             for charge in pack.charges:
                 charge.let_go()
-            await self.put(sealed)
+            return sealed, await self.put(sealed)
         finally:
             self._rooms.give(room)
-        return sealed
 
-    async def put(self, sealed: SealedPack) -> None:
-        """Store a pack; one that is there already is looked at."""
+    async def put(self, sealed: SealedPack) -> "Stored":
+        """Store a pack wherever it has to be; one that is there already is looked at.
+
+        Raises why it could not be stored.
+        """
+        targets = self.objects.targets()
+        if len(targets.stores) == 1:
+            [(name, store)] = targets.stores.items()
+            await self._put_into(store, sealed)
+            return Stored(targets.epoch, name, ())
+        missed: dict[str, StoreError] = {}
+
+        async def one(name: str, store: ObjectStore) -> None:
+            try:
+                await self._put_into(store, sealed)
+            except StoreError as error:
+                missed[name] = error
+
+        async with task_group() as tasks:
+            for name, store in targets.stores.items():
+                tasks.start_soon(one, name, store)
+        for name, error in missed.items():
+            if name == targets.primary or not targets.degrades:
+                raise error
+        also = targets.stores.keys() - {targets.primary} - missed.keys()
+        return Stored(targets.epoch, targets.primary, tuple(also))
+
+    async def _put_into(self, store: ObjectStore, sealed: SealedPack) -> None:
         key = pack_key(sealed.key)
         try:
-            await self.objects.put(key, sealed.parts)
+            await store.put(key, sealed.parts)
         except ObjectExists:
-            if not await self._is_whole(key, sealed.key):
-                await self.objects.put(key, sealed.parts, mode=PutMode.OVERWRITE)
+            if not await self._is_whole(store, key, sealed.key):
+                await store.put(key, sealed.parts, mode=PutMode.OVERWRITE)
 
-    async def _is_whole(self, key: str, digest: Digest) -> bool:
+    async def _is_whole(self, store: ObjectStore, key: str, digest: Digest) -> bool:
         """Whether the object that is there has its digest, as keys promise: disks decay."""
         try:
-            data = await self.objects.get(key)
+            data = await store.get(key)
         except (ObjectNotFound, IntegrityError):
             return False
         return await to_thread.run_sync(digest_of, data, limiter=self.workers) == digest
 
-    async def renamed(self, sealed: SealedPack) -> SealedPack:
+    async def _record_somehow(self, pack: OpenPack, sealed: SealedPack, stored: "Stored") -> None:
+        """Record a pack, under another key or in other stores if need be."""
+        for _ in range(ATTEMPTS):
+            try:
+                await self._record(pack, sealed, stored)
+            except Doomed:
+                sealed, stored = await self.renamed(sealed)
+            except PlacementChanged:
+                await self.objects.refresh()
+                sealed, stored = await self._again(sealed)
+            else:
+                return
+        raise Busy("where packs are put has changed again and again: try later")
+
+    async def _again(self, sealed: SealedPack) -> "tuple[SealedPack, Stored]":
+        """Have a pack, whose bytes are let go of, in all stores that it has to be in by now."""
+        data = await self.objects.get(pack_key(sealed.key))
+        whole = evolve(sealed, parts=(data,))
+        return whole, await self.put(whole)
+
+    async def renamed(self, sealed: SealedPack) -> "tuple[SealedPack, Stored]":
         """The same pack, stored under another key: one chunk more, which nobody asks for.
 
         A pack of these bytes is being deleted, or was lately. Raises `Busy` if that has already
@@ -288,18 +342,19 @@ class Packer:
         renamed = await to_thread.run_sync(
             _with_one_more, sealed, data, extra, limiter=self.workers
         )
-        await self.put(renamed)
-        return renamed
+        return renamed, await self.put(renamed)
 
-    async def _record(self, pack: OpenPack, sealed: SealedPack) -> None:
+    async def _record(self, pack: OpenPack, sealed: SealedPack, stored: "Stored") -> None:
         claims = tuple((user, tuple(indexes)) for user, indexes in pack.owners.items())
         record = RecordPack(
             sealed.key,
             sealed.size,
             sealed.crc32c,
-            self.objects.name,
+            stored.store,
             sealed.entries,
             claims,
+            stored.also,
+            stored.epoch,
         )
         op_id = f"pack-{sealed.key.hex()[:32]}"
         unit = Unit(UserId(0), micros(self.clock.now()), op_id, (record,))

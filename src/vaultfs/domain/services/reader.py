@@ -201,16 +201,22 @@ class Reader:
             ]
 
     async def _read_or_name(self, fetch: Fetch, digest: Digest, take: Take) -> list[Buffer]:
-        try:
-            return await self._read(fetch, take)
-        except UNREADABLE as error:
-            raise DamagedContent(
-                f"chunk {digest.hex()} in pack {fetch.pack.hex()} is damaged: {error}",
-                digest=digest,
-            ) from error
+        """From whichever store has it right."""
+        first: Exception | None = None
+        for store in self.objects.readable():
+            try:
+                return await self._read(fetch, take, store)
+            except UNREADABLE as error:
+                first = first or error
+        raise DamagedContent(
+            f"chunk {digest.hex()} in pack {fetch.pack.hex()} is damaged: {first}", digest=digest
+        ) from first
 
-    async def _read(self, fetch: Fetch, take: Take) -> list[Buffer]:
-        data = await self.objects.get(pack_key(fetch.pack), Span(fetch.start, fetch.stop))
+    async def _read(
+        self, fetch: Fetch, take: Take, store: ObjectStore | None = None
+    ) -> list[Buffer]:
+        objects = store or self.objects
+        data = await objects.get(pack_key(fetch.pack), Span(fetch.start, fetch.stop))
         return await to_thread.run_sync(take, fetch, data, limiter=self.workers)
 
 

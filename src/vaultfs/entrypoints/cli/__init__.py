@@ -15,6 +15,7 @@ from vaultfs.entrypoints.cli import (
     credentials,
     locking,
     looking,
+    migrating,
     nodes,
     server,
     session,
@@ -116,7 +117,18 @@ def options(
 
 
 for module in (
-    *(upkeep, contents, looking, nodes, batching, stepping, locking, uploads, collecting),
+    *(
+        upkeep,
+        contents,
+        looking,
+        nodes,
+        batching,
+        stepping,
+        locking,
+        uploads,
+        collecting,
+        migrating,
+    ),
     *(server, credentials),
 ):
     module.add_to(app)

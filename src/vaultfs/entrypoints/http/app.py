@@ -53,6 +53,7 @@ from vaultfs.entrypoints.http import (
     pages,
     problems,
     sharing,
+    upkeeping,
     uploads,
 )
 from vaultfs.entrypoints.http.calls import Answer, Call, Route, read_headers
@@ -74,6 +75,7 @@ ROUTES: Final = (
     *locks.ROUTES,
     *keeping.ROUTES,
     *accounts.ROUTES,
+    *upkeeping.ROUTES,
     *operating.ROUTES,
     *pages.ROUTES,
 )

@@ -18,6 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from vaultfs.adapters.wrappers.placed import PlacedObjectStore
 from vaultfs.domain.batches import KEPT_US, MAX_BYTES, MAX_ERRORS, MAX_STEP, MAX_STEPS
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import MAX_DEPTH, MAX_NAME, MAX_PATH
@@ -32,6 +33,14 @@ READY_FOR: Final = 2.0
 """Seconds for which a look at the store and the catalog is good."""
 
 
+UPKEEP: Final = {
+    "gc_condemned_packs": "Packs that nothing needed any more.",
+    "gc_freed_bytes": "Bytes of packs that went.",
+    "scrubbed_bytes": "Stored bytes that were read again.",
+    "upkeep_problems": "What scrubs found, and collections that were stopped.",
+    "migration_copied_bytes": "Bytes that were copied to another store.",
+}
+"""Counters of upkeep, with what they count."""
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 """Seconds that requests are counted by."""
 
@@ -63,6 +72,8 @@ class Metrics(Collector):
     def __init__(self, vault: Vault) -> None:
         self.vault = vault
         self.active = 0
+        self.upkeep = dict.fromkeys(UPKEEP, 0)
+        """What upkeep has done since the start of the process."""
         self._figures: dict[tuple[str, str], Figures] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -97,6 +108,13 @@ class Metrics(Collector):
         yield CounterMetricFamily("vaultfs_http_received_bytes", "Bytes of bodies.", received)
         yield CounterMetricFamily("vaultfs_http_sent_bytes", "Bytes of answers.", sent)
         yield GaugeMetricFamily("vaultfs_http_active_requests", "Requests under way.", self.active)
+        for name, text in UPKEEP.items():
+            yield CounterMetricFamily(f"vaultfs_{name}", text, self.upkeep[name])
+        if isinstance(self.vault.objects, PlacedObjectStore):
+            epoch, missed = self.vault.objects.placement.epoch, self.vault.objects.fallbacks
+            yield GaugeMetricFamily("vaultfs_placement_epoch", "Which placement it goes by.", epoch)
+            text = "Reads that another store than the first answered."
+            yield CounterMetricFamily("vaultfs_store_fallbacks", text, missed)
         held = self.vault.budget.total - self.vault.budget.free
         yield GaugeMetricFamily("vaultfs_budget_bytes", "Bytes that transfers hold.", held)
 

@@ -24,6 +24,7 @@ from vaultfs.domain.services.upkeep import Plan
 from vaultfs.domain.tokens import ALL_SCOPES, Identity
 from vaultfs.entrypoints.http.app import DEFAULT_RATE, Api, JsonLines, Server
 from vaultfs.entrypoints.http.joining import Joining
+from vaultfs.entrypoints.http.operating import Metrics
 from vaultfs.entrypoints.vault import Vault
 
 log = logging.getLogger("vaultfs.server")
@@ -32,6 +33,8 @@ GRACE: Final = 30
 """Seconds that requests under way have, once the server is told to stop."""
 KEEP_ALIVE: Final = 75
 UPKEEP_EVERY: Final = 3600
+FOLLOW_EVERY: Final = 1.0
+"""Seconds between two looks at how a migration goes."""
 MAX_HEAD: Final = 256 << 10
 """Bytes of a request's line and headers, or of its trailers, that are not yet whole."""
 MOST_PIPELINED: Final = 32
@@ -90,7 +93,8 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
     are cut, which stores nothing of them. Raises `InvalidField` where nobody can listen.
     """
     listener = _bind(where)
-    server = _Server(_config(vault, where))
+    shared = Server(vault, where.rate)
+    server, metrics = _Server(_config(shared, where)), shared.metrics
     port = listener.getsockname()[1]
     scheme = "http" if where.certificate is None else "https"
     host = f"[{where.host}]" if ":" in where.host else where.host
@@ -98,7 +102,10 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
         async with task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
             upkeep = anyio.CancelScope()
-            tasks.start_soon(_keep_up, vault, where.plan, upkeep)
+            tasks.start_soon(_keep_up, vault, where.plan, upkeep, metrics)
+            moving = anyio.CancelScope()
+            tasks.start_soon(_follow, vault, moving)
+            tasks.start_soon(_copy, vault, moving, metrics)
             try:
                 while not server.started:  # noqa: ASYNC110 uvicorn has no event for it
                     await anyio.sleep(0.005)
@@ -107,9 +114,40 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
                 # The task group waits until uvicorn has finished what is under way.
                 server.should_exit = True
                 upkeep.cancel()
+                moving.cancel()
 
 
-async def _keep_up(vault: Vault, plan: Plan, scope: anyio.CancelScope) -> None:
+async def _follow(vault: Vault, scope: anyio.CancelScope) -> None:
+    """Where there is more than one store, learn soon which is for what by now."""
+    with scope:
+        while vault.placed:
+            try:
+                await vault.objects.refresh()
+            except VaultError as error:
+                log.warning("placement unknown", extra={"error": error.message})
+            await anyio.sleep(FOLLOW_EVERY)
+
+
+async def _copy(vault: Vault, scope: anyio.CancelScope, metrics: Metrics) -> None:
+    """Copy what a migration wants copied, beside other servers that do."""
+
+    def copied(size: int) -> None:
+        metrics.upkeep["migration_copied_bytes"] += size
+
+    with scope:
+        while vault.placed:
+            try:
+                mover = await vault.migrator()
+                if await mover.run(progress=copied):
+                    await mover.advance()
+            except VaultError as error:
+                log.warning("copying failed", extra={"error": f"{type(error).__name__}: {error}"})
+            except Exception:
+                log.exception("copying failed")
+            await anyio.sleep(FOLLOW_EVERY)
+
+
+async def _keep_up(vault: Vault, plan: Plan, scope: anyio.CancelScope, metrics: Metrics) -> None:
     """Do what is due, now and then; what goes wrong is logged and tried again."""
     upkeep = vault.upkeep()
     with scope:
@@ -122,6 +160,10 @@ async def _keep_up(vault: Vault, plan: Plan, scope: anyio.CancelScope) -> None:
                 log.exception("upkeep failed")  # which is no reason to serve nobody
             else:
                 log.info("upkeep", extra=asdict(done))
+                metrics.upkeep["gc_condemned_packs"] += done.condemned
+                metrics.upkeep["gc_freed_bytes"] += done.freed
+                metrics.upkeep["scrubbed_bytes"] += done.scrubbed
+                metrics.upkeep["upkeep_problems"] += len(done.problems)
             await anyio.sleep(UPKEEP_EVERY)
 
 
@@ -192,12 +234,12 @@ def _bind(where: Listening) -> socket.socket:
     return listener
 
 
-def _config(vault: Vault, where: Listening) -> uvicorn.Config:
+def _config(shared: Server, where: Listening) -> uvicorn.Config:
     configure_log(where)
     if where.max_chain_depth != MAX_CHAIN_DEPTH:
-        vault.deltas.max_depth = where.max_chain_depth
+        shared.vault.deltas.max_depth = where.max_chain_depth
     return uvicorn.Config(
-        Api(Server(vault, where.rate)),
+        Api(shared),
         loop="asyncio",
         http=BoundedHead,
         ws="none",

@@ -188,6 +188,71 @@ class AuditList(msgspec.Struct):
     next_cursor: str | None
 
 
+class CollectionOut(msgspec.Struct):
+    """A collection of what nothing needed any more."""
+
+    number: int
+    begun: datetime | None
+    ended: datetime | None
+    complete: bool
+    report: dict[str, Any]
+    """What was condemned, discarded and rewritten: packs, and bytes."""
+
+
+class CollectionList(msgspec.Struct):
+    """The newest collections, newest first."""
+
+    entries: list[CollectionOut]
+
+
+class ScrubOut(msgspec.Struct):
+    """A scrub."""
+
+    number: int
+    begun: datetime | None
+    ended: datetime | None
+    packs: int
+    bytes_read: int
+    findings: list[dict[str, Any]]
+
+
+class ScrubList(msgspec.Struct):
+    """The newest scrubs, newest first."""
+
+    entries: list[ScrubOut]
+
+
+class MigrationIn(msgspec.Struct, forbid_unknown_fields=True):
+    """What is to become of the move to another store."""
+
+    command: str
+    """`start`, `pause`, `resume`, `dual`, `cutover`, `rollback`, `detach`, `retire`, `abort`,
+    `end` or `retry`."""
+    store: str | None = None
+    """Its name: of the store to move to, or of the one to retire."""
+    level: str = "V2"
+    """How sure cutover has to be: `V0` to `V3`."""
+    if_epoch: int | None = None
+    """Only if the migration is at this epoch."""
+
+
+class MigrationOut(msgspec.Struct):
+    """How far the move to another store is; packs and bytes are counted, never guessed."""
+
+    phase: str
+    epoch: int
+    source: str
+    target: str | None
+    paused: bool = False
+    level: str = "V2"
+    packs: int = 0
+    size: int = 0
+    copied_packs: int = 0
+    copied_size: int = 0
+    read_back: int = 0
+    failed: int = 0
+
+
 class Limits(msgspec.Struct):
     """What the server accepts."""
 

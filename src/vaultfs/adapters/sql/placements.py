@@ -1,0 +1,220 @@
+"""What the steps of a migration do to the tables, and what is asked of them."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from vaultfs.adapters.sql.accounts import audit
+from vaultfs.adapters.sql.collections import now_of
+from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from vaultfs.adapters.sql.stock import PLACEMENT, to_placement
+from vaultfs.adapters.sql.transaction import Transaction
+from vaultfs.domain import migrating as steps
+from vaultfs.domain.errors import Conflict, VaultError
+from vaultfs.domain.migration import (
+    Command,
+    Facts,
+    Level,
+    Phase,
+    Placement,
+    follow,
+    pause,
+    propose,
+)
+from vaultfs.domain.operations import Unit
+
+THERE: Final = "('present', 'verified')"
+"""The states of a pack that is in a store."""
+LACKING: Final = (
+    "SELECT COUNT(*) FROM packs p WHERE NOT EXISTS (SELECT 1 FROM pack_locations l"
+    f" WHERE l.pack = p.id AND l.backend = $1 AND l.state IN {THERE})"
+)
+READ_BACK: Final = (
+    "SELECT COUNT(*) FROM pack_locations WHERE backend = $1 AND state = 'verified'"
+    " AND verified_level >= $2"
+)
+COPIED: Final = "SELECT COUNT(*) FROM pack_locations WHERE backend = $1 AND state = 'verified'"
+SAMPLE: Final = 1000
+"""Packs that are read back at the least, where a sample is; else one in a hundred."""
+CANDIDATES: Final = (
+    "SELECT p.id, p.key, p.size, p.crc32c FROM packs p LEFT JOIN pack_locations l"
+    " ON l.pack = p.id AND l.backend = $1 WHERE p.id > $5 AND (l.pack IS NULL"
+    f" OR l.state NOT IN {THERE} AND l.attempts < $2 AND COALESCE(l.seen, 0) <= $3)"
+    " ORDER BY p.id LIMIT $4"
+)
+CLAIM: Final = (
+    "INSERT INTO pack_locations(pack, backend, state, verified_level, attempts, seen)"
+    " SELECT id, $2, 'intent', 0, 1, $3 FROM packs WHERE id = $1"
+    " ON CONFLICT (pack, backend) DO UPDATE SET state = 'intent', seen = $3,"
+    " attempts = pack_locations.attempts + 1"
+    f" WHERE pack_locations.state NOT IN {THERE} AND COALESCE(pack_locations.seen, 0) <= $4"
+    " RETURNING pack"
+)
+TO_READ: Final = (
+    "SELECT p.id, p.key, p.size, p.crc32c FROM pack_locations l JOIN packs p ON p.id = l.pack"
+    " WHERE l.backend = $1 AND l.state = 'verified' AND l.verified_level < $2 ORDER BY p.key"
+    " LIMIT $3"
+)
+FAILURES: Final = (
+    "SELECT p.key, l.attempts, COALESCE(l.last_error, '') FROM pack_locations l"
+    " JOIN packs p ON p.id = l.pack"
+    f" WHERE l.backend = $1 AND l.state NOT IN {THERE} AND l.attempts >= $2 ORDER BY p.key LIMIT $3"
+)
+COUNTS: Final = (
+    "SELECT COUNT(*), COALESCE(SUM(p.size), 0), COUNT(l.pack),"
+    " COALESCE(SUM(CASE WHEN l.pack IS NOT NULL THEN p.size ELSE 0 END), 0),"
+    " COALESCE(SUM(CASE WHEN l.verified_level >= 2 THEN 1 ELSE 0 END), 0)"
+    " FROM packs p LEFT JOIN pack_locations l"
+    f" ON l.pack = p.id AND l.backend = $1 AND l.state IN {THERE}"
+)
+
+
+def execute(step: steps.Step, unit: Unit, tx: Transaction) -> Program[int]:
+    """The answer of `step`. Raises what it is refused with."""
+    yield Run("SAVEPOINT step")
+    try:
+        answer = yield from _PROGRAMS[type(step)](tx, unit, step)
+    except VaultError:
+        yield Run("ROLLBACK TO SAVEPOINT step")
+        yield Run("RELEASE SAVEPOINT step")
+        raise
+    yield Run("RELEASE SAVEPOINT step")
+    return answer
+
+
+def claim(store: str, limit: int, unit: Unit, tx: Transaction) -> Program[list[steps.Claimed]]:
+    """Packs that `store` lacks, claimed for whoever asks."""
+    now = now_of(tx, unit)
+    stale, after = now - steps.CLAIM_US, 0
+    claimed: list[steps.Claimed] = []
+    while len(claimed) < limit:
+        rows = yield Run(CANDIDATES, (store, steps.MOST_ATTEMPTS, stale, limit, after))
+        if not rows:
+            break
+        for number, key, size, crc32c in rows:
+            after = number
+            if len(claimed) < limit and (yield Run(CLAIM, (number, store, now, stale))):
+                claimed.append(steps.Claimed(number, key, size, crc32c))
+    return claimed
+
+
+def _current() -> Program[Placement]:
+    rows = yield Run(PLACEMENT)
+    if not rows:
+        raise Conflict(
+            "there is no migration: begin one with `vaultfs migrate start --to NAME=URL`"
+        )
+    return to_placement(rows[0])
+
+
+def _raise_epoch() -> Program[None]:
+    """Wait for the commits that go by the placement as it is, and have others wait."""
+    yield Run("UPDATE epochs SET value = value + 1 WHERE name = 'placement'")
+
+
+def _write(tx: Transaction, unit: Unit, placement: Placement) -> Program[int]:
+    yield Run("UPDATE epochs SET value = $1 WHERE name = 'placement'", (placement.epoch,))
+    yield Run("DELETE FROM placement")
+    yield Run(
+        "INSERT INTO placement(id, epoch, phase, source, target, paused, level, changed)"
+        " VALUES (1, $1, $2, $3, $4, $5, $6, $7)",
+        (
+            *(placement.epoch, str(placement.phase), placement.source, placement.target),
+            *(int(placement.paused), str(placement.level), now_of(tx, unit)),
+        ),
+    )
+    text = f"{placement.phase}: {placement.source} -> {placement.target}"
+    yield from audit(tx, unit, "migrate", text + (", paused" if placement.paused else ""))
+    return placement.epoch
+
+
+def _must_be(placement: Placement, epoch: int | None) -> None:
+    if epoch not in {None, placement.epoch}:
+        raise Conflict(
+            f"the migration is at epoch {placement.epoch}, not {epoch}: somebody else was faster"
+        )
+
+
+def _propose(tx: Transaction, unit: Unit, step: steps.Propose) -> Program[int]:
+    yield from _raise_epoch()
+    rows = yield Run(PLACEMENT)
+    [(epoch,)] = yield Run("SELECT value FROM epochs WHERE name = 'placement'")
+    now = to_placement(rows[0]) if rows else Placement(epoch, Phase.SETTLED, step.source)
+    if rows and now.source != step.source:
+        raise Conflict(f"everything is in {now.source}, not in {step.source}")
+    return (yield from _write(tx, unit, propose(step.source, step.target, step.level, now)))
+
+
+def _follow(tx: Transaction, unit: Unit, step: steps.Follow) -> Program[int]:
+    yield from _raise_epoch()
+    now = yield from _current()
+    _must_be(now, step.if_epoch)
+    placement = follow(now, step.command, (yield from _facts(now)))
+    if step.command is Command.END:
+        gone = now.source if now.phase is Phase.RETIRED else now.target
+        yield Run("DELETE FROM pack_locations WHERE backend = $1", (gone,))
+    return (yield from _write(tx, unit, placement))
+
+
+def _facts(now: Placement) -> Program[Facts]:
+    if now.target is None:
+        return Facts({now.source: 0})
+    lacking: dict[str, int] = {}
+    for store in (now.source, now.target):
+        rows = yield Run(LACKING, (store,))
+        lacking[store] = int(rows[0][0])
+    return Facts(lacking, (yield from _unread(now.target, now.level)))
+
+
+def _unread(store: str, level: Level) -> Program[int]:
+    [(copied,)] = yield Run(COPIED, (store,))
+    [(read,)] = yield Run(READ_BACK, (store, 2))
+    return still_unread(copied, read, level)
+
+
+def still_unread(copied: int, read: int, level: Level) -> int:
+    """How many of the packs that `level` wants read back were not."""
+    if level in {Level.SIZE, Level.DIGEST}:
+        return 0
+    wanted = copied if level is Level.ALL else min(copied, max(SAMPLE, copied // 100))
+    return max(0, wanted - read)
+
+
+def _pause(tx: Transaction, unit: Unit, step: steps.Pause) -> Program[int]:
+    yield from _raise_epoch()
+    now = yield from _current()
+    _must_be(now, step.if_epoch)
+    return (yield from _write(tx, unit, pause(now, paused=step.paused)))
+
+
+def _note_copied(_tx: Transaction, _unit: Unit, step: steps.NoteCopied) -> Program[int]:
+    good = [(level, number, step.store) for number, level, error in step.packs if error is None]
+    bad = [(error, number, step.store) for number, _, error in step.packs if error is not None]
+    yield RunMany(
+        "UPDATE pack_locations SET state = 'verified', verified_level = $1, last_error = NULL"
+        " WHERE pack = $2 AND backend = $3",
+        good,
+    )
+    yield RunMany(
+        "UPDATE pack_locations SET state = 'intent', seen = 0, last_error = $1"
+        " WHERE pack = $2 AND backend = $3",
+        bad,
+    )
+    return len(good)
+
+
+def _retry(_tx: Transaction, _unit: Unit, step: steps.Retry) -> Program[int]:
+    rows = yield Run(
+        "UPDATE pack_locations SET attempts = 0, seen = 0 WHERE backend = $1"
+        f" AND state NOT IN {THERE} RETURNING pack",
+        (step.store,),
+    )
+    return len(rows)
+
+
+_PROGRAMS: Final[dict[type, Callable[[Transaction, Unit, Any], Program[int]]]] = {
+    steps.Propose: _propose,
+    steps.Follow: _follow,
+    steps.Pause: _pause,
+    steps.NoteCopied: _note_copied,
+    steps.Retry: _retry,
+}

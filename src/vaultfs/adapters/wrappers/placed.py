@@ -1,0 +1,169 @@
+"""One store made of two while a vault moves from one to the other.
+
+What is put goes to all stores that the placement says, what is read comes from the first of
+them that has it. Packs are put by whoever asks for `targets`, for a commit has to know in
+which stores they are; what else is put, backups and the like, has to be in all of them.
+"""
+
+import heapq
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from typing import TypeVar
+
+from vaultfs.domain.migration import Placement
+from vaultfs.ports.objects import (
+    Capabilities,
+    Deleted,
+    IntegrityError,
+    ObjectExists,
+    ObjectInfo,
+    ObjectNotFound,
+    ObjectStore,
+    Payload,
+    PutMode,
+    Span,
+    StoreMisconfigured,
+    StoreTimeout,
+    StoreUnavailable,
+    Targets,
+)
+
+T = TypeVar("T")
+PASSED_OVER = (ObjectNotFound, IntegrityError, StoreUnavailable, StoreTimeout)
+"""What leads to the next store."""
+
+
+class PlacedObjectStore(ObjectStore):
+    """The stores of a vault, by name, and which of them are to be used for what.
+
+    `load` gives the placement as it is in the catalog; `refresh` asks for it.
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, ObjectStore],
+        placement: Placement,
+        load: Callable[[], Awaitable[Placement]],
+    ) -> None:
+        self.stores = dict(stores)
+        self.placement = placement
+        self.fallbacks = 0
+        """Reads that the first store did not answer."""
+        self._load = load
+        self._check(placement)
+
+    def _check(self, placement: Placement) -> None:
+        for name in sorted(placement.stores - self.stores.keys()):
+            raise StoreMisconfigured(
+                f"the vault keeps objects in a store called {name}, and nothing says where that"
+                f" is: name it with --stores {name}=URL",
+                backend=name,
+                operation="open",
+            )
+
+    async def refresh(self) -> None:
+        """Go by what the catalog says now. Raises `StoreMisconfigured` for an unknown store."""
+        placement = await self._load()
+        if placement.epoch > self.placement.epoch:
+            self._check(placement)
+            self.placement = placement
+
+    def targets(self) -> Targets:
+        now = self.placement
+        stores = {name: self.stores[name] for name in now.write_set}
+        return Targets(now.epoch, stores, now.primary, degrades=now.degrades)
+
+    def readable(self) -> tuple[ObjectStore, ...]:
+        return tuple(self.stores[name] for name in self.placement.read_order)
+
+    @property
+    def _first(self) -> ObjectStore:
+        return self.stores[self.placement.primary]
+
+    @property
+    def name(self) -> str:
+        return self.placement.primary
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._first.capabilities
+
+    async def _any(self, call: Callable[[ObjectStore], Awaitable[T]]) -> T:
+        """What the first store answers that can; else why the first one could not."""
+        first: Exception | None = None
+        for store in self.readable():
+            try:
+                return await call(store)
+            except PASSED_OVER as error:
+                first = first or error
+                self.fallbacks += 1
+        self.fallbacks -= 1
+        assert first is not None
+        raise first
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._any(lambda store: store.head(key))
+
+    async def get(self, key: str, span: Span | None = None) -> bytes:
+        return await self._any(lambda store: store.get(key, span))
+
+    async def put(self, key: str, data: Payload, *, mode: PutMode = PutMode.CREATE) -> None:
+        exists: ObjectExists | None = None
+        for store in self.targets().stores.values():
+            try:
+                await store.put(key, data, mode=mode)
+            except ObjectExists as error:
+                exists = error
+        if exists is not None:
+            raise exists
+
+    async def delete(self, key: str) -> None:
+        for store in self._all():
+            await store.delete(key)
+
+    async def delete_many(self, keys: Sequence[str]) -> tuple[Deleted, ...]:
+        outcomes: tuple[Deleted, ...] = ()
+        for store in self._all():
+            found = await store.delete_many(keys)
+            pairs = (
+                zip(outcomes, found, strict=True) if outcomes else ((each, each) for each in found)
+            )
+            outcomes = tuple(other if one.error is None else one for one, other in pairs)
+        return outcomes
+
+    def _all(self) -> tuple[ObjectStore, ...]:
+        return tuple(self.stores[name] for name in sorted(self.placement.stores))
+
+    async def list(
+        self, prefix: str = "", *, start_after: str = ""
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        """What is in any of the stores, each key once; the store that is read first is believed."""
+        async with AsyncExitStack() as stack:
+            listings = [
+                await stack.enter_async_context(
+                    aclosing(store.list(prefix, start_after=start_after))
+                )
+                for store in self.readable()
+            ]
+            heads: list[tuple[str, int, ObjectInfo]] = []
+            for order, listing in enumerate(listings):
+                info = await anext(listing, None)
+                if info is not None:
+                    heapq.heappush(heads, (info.key, order, info))
+            last = ""
+            while heads:
+                key, order, info = heapq.heappop(heads)
+                if key != last:
+                    yield info
+                last = key
+                following = await anext(listings[order], None)
+                if following is not None:
+                    heapq.heappush(heads, (following.key, order, following))
+
+    async def probe(self) -> None:
+        for store in self._all():
+            await store.probe()
+
+    async def aclose(self) -> None:
+        for store in self.stores.values():
+            await store.aclose()

@@ -1,0 +1,95 @@
+"""The steps of a migration that change a catalog, each a transaction of its own.
+
+`Catalog.migrate` executes them. Those that change the placement raise its epoch first, which
+waits for commits that go by the one before; `if_epoch` refuses them with `Conflict` where
+somebody else was faster.
+"""
+
+from attrs import field, frozen
+
+from vaultfs.domain.digests import Digest
+from vaultfs.domain.migration import Command, Level
+
+MOST_ATTEMPTS = 5
+"""To copy a pack; it is listed as failed then, and blocks the cutover."""
+CLAIM_US = 300 * 1_000_000
+"""A pack that somebody began to copy so long ago is anybody's again."""
+
+
+@frozen
+class Propose:
+    """Begin a migration in its first phase. Answers the epoch."""
+
+    source: str
+    target: str
+    level: Level
+
+
+@frozen
+class Follow:
+    """Go on to the phase that `command` leads to. Answers the epoch."""
+
+    command: Command
+    if_epoch: int | None = None
+
+
+@frozen
+class Pause:
+    """Stop copying, or go on. Answers the epoch."""
+
+    paused: bool
+    if_epoch: int | None = None
+
+
+@frozen
+class NoteCopied:
+    """What became of packs that were claimed for the store `store`: number, level, error.
+
+    One that is there no longer is passed over. Answers how many are there now.
+    """
+
+    store: str
+    packs: tuple[tuple[int, int, str | None], ...]
+
+
+@frozen
+class Retry:
+    """Give packs that could not be copied as many attempts again. Answers how many."""
+
+    store: str
+
+
+Step = Propose | Follow | Pause | NoteCopied | Retry
+
+
+@frozen
+class Claimed:
+    """A pack to be copied, by whoever claimed it."""
+
+    number: int
+    key: Digest
+    size: int
+    crc32c: int | None
+
+
+@frozen
+class Failure:
+    """A pack that could not be copied."""
+
+    key: Digest = field(repr=lambda key: key.hex()[:12])
+    attempts: int
+    error: str
+
+
+@frozen
+class Counts:
+    """How far a migration is, in packs and bytes: counted, never guessed."""
+
+    packs: int
+    size: int
+    """Bytes of all packs."""
+    there: int
+    """Packs that are in the store that is copied to."""
+    there_size: int
+    failed: int
+    read_back: int

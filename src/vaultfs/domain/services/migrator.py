@@ -1,0 +1,293 @@
+"""Carrying out a migration: copying packs from store to store, and going from phase to phase.
+
+    claim -> get from the one -> digest -> put into the other -> head -> note
+
+What is to be copied is asked of the catalog, a few packs at a time, by any number of workers;
+what is done is a row for each pack. So there is nothing to be lost: a crash leaves packs that
+are claimed, which are anybody's again a few minutes later. Nothing is counted as copied that
+did not have its digest on the way, and the size, and the checksum if there is one, that the
+other store says. What fails is a row too, is tried again, and blocks the cutover.
+"""
+
+from contextlib import aclosing
+from typing import Final
+
+import anyio
+from anyio import to_thread
+from attrs import define, field, frozen
+
+from vaultfs.domain import migrating as steps
+from vaultfs.domain.digests import digest_of
+from vaultfs.domain.errors import Conflict, InvalidField
+from vaultfs.domain.migrating import Claimed, Counts, Failure
+from vaultfs.domain.migration import Command, Level, Phase, Placement
+from vaultfs.domain.nodes import UserId, micros
+from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
+from vaultfs.domain.services.tasks import task_group
+from vaultfs.ports.catalog import Catalog
+from vaultfs.ports.clock import Clock
+from vaultfs.ports.objects import (
+    IntegrityError,
+    ObjectExists,
+    ObjectNotFound,
+    ObjectStore,
+    PutMode,
+    StoreError,
+)
+from vaultfs.ports.progress import Progress, no_progress
+from vaultfs.ports.stores import Stores
+
+LEAST: Final = 2
+"""Packs that are copied at a time at first, and at the least."""
+MOST: Final = 6
+"""And at the most: each takes 16 MiB."""
+LOOSE: Final = ("backups/",)
+"""Other objects that move along: they have no rows, and are copied when a phase ends."""
+NOBODY: Final = UserId(0)
+READ_BACK: Final = 2
+"""The level that says that a pack was read back."""
+
+
+@frozen
+class Status:
+    """How far a migration is."""
+
+    placement: Placement
+    counts: Counts | None
+    """Of the store that is copied to; None where nothing is copied."""
+    unread: int = 0
+    failures: tuple[Failure, ...] = ()
+
+
+@define(eq=False)
+class Migrator:
+    """One of these serves a process."""
+
+    stores: Stores
+    catalog: Catalog
+    clock: Clock
+    workers: anyio.CapacityLimiter
+    rate: int | None = None
+    """Bytes a second that this process copies at the most."""
+    _at_once: int = field(default=LEAST)
+
+    # Operating it
+
+    async def start(self, target: str, level: Level = Level.SAMPLE) -> Placement:
+        """Begin to move everything to the store `target`, which is empty or this vault's.
+
+        Raises what is wrong with that store, `WrongStore` among it, and `Conflict`.
+        """
+        now = await self.catalog.placement()
+        source = self.stores.primary if now is None else now.source
+        if now is not None and now.phase is not Phase.SETTLED:
+            raise Conflict(f"a migration from {now.source} to {now.target} is {now.phase} already")
+        store = self.stores.store(target)
+        await store.probe()
+        await self.stores.claim(target)
+        await self._step(steps.Propose(source, target, level))
+        return await self.follow(Command.START)
+
+    async def follow(self, command: Command, if_epoch: int | None = None) -> Placement:
+        """Go on to another phase. Raises `Blocked` with what is in the way, and `Conflict`."""
+        now = await self._placement()
+        if command in {Command.CUTOVER, Command.DETACH, Command.RETIRE, Command.ROLLBACK}:
+            await self._copy_loose(now)
+        await self._step(steps.Follow(command, if_epoch))
+        await self.stores.refresh()
+        return await self._placement()
+
+    async def pause(self, *, paused: bool, if_epoch: int | None = None) -> Placement:
+        """Stop copying, or go on."""
+        await self._step(steps.Pause(paused, if_epoch))
+        await self.stores.refresh()
+        return await self._placement()
+
+    async def retire(self, name: str, if_epoch: int | None = None) -> int:
+        """Give up the source, whose name has to be said; how many objects were deleted from it."""
+        now = await self._placement()
+        if name != now.source:
+            raise InvalidField(f"{name} is not what is given up: that is {now.source}")
+        if now.phase is not Phase.RETIRED:
+            now = await self.follow(Command.RETIRE, if_epoch)
+        gone = await self._empty(now.source)
+        await self.follow(Command.END)
+        return gone
+
+    async def retry(self) -> int:
+        """Try again what could not be copied; how many packs."""
+        now = await self._placement()
+        if now.copies is None:
+            return 0
+        return await self._step(steps.Retry(now.copies[1]))
+
+    async def status(self) -> Status:
+        """How far it is."""
+        now = await self.catalog.placement()
+        if now is None:
+            return Status(Placement(0, Phase.SETTLED, self.stores.primary), None)
+        if now.target is None:
+            return Status(now, None)
+        to = now.copies[1] if now.copies is not None else now.target
+        failures = await self.catalog.copy_failures(to)
+        return Status(now, await self.catalog.copy_counts(to), 0, tuple(failures))
+
+    async def _placement(self) -> Placement:
+        now = await self.catalog.placement()
+        if now is None:
+            raise Conflict(
+                "there is no migration: `vaultfs migrate start --to NAME=URL` begins one"
+            )
+        return now
+
+    async def _step(self, step: steps.Step) -> int:
+        return await self.catalog.migrate(step, NOBODY, micros(self.clock.now()))
+
+    # Copying
+
+    async def run(self, *, progress: Progress = no_progress) -> bool:
+        """Copy until nothing is left to copy now; whether all of it is there.
+
+        `progress` is told bytes. Memory: `MOST` packs. Raises what a catalog raises; what a
+        store does is in the rows.
+        """
+        while True:
+            now = await self.catalog.placement()
+            if now is None or now.copies is None or now.paused:
+                return False
+            source, target = map(self.stores.store, now.copies)
+            claimed = await self.catalog.claim_copies(
+                now.copies[1], micros(self.clock.now()), limit=self._at_once
+            )
+            if claimed:
+                await self._copy_all(claimed, source, target, now.copies[1], progress)
+                continue
+            if not await self._read_some_back(target, now, now.copies[1]):
+                break
+        counts = await self.catalog.copy_counts(now.copies[1])
+        return counts.there == counts.packs
+
+    async def advance(self) -> None:
+        """Go on to the phase that follows by itself once all is copied."""
+        now = await self._placement()
+        following = {Phase.COPYING: Command.DUAL, Phase.REVERSING: Command.REVERSED}
+        command = following.get(now.phase)
+        if command is not None:
+            await self.follow(command, now.epoch)
+
+    async def _copy_all(
+        self,
+        claimed: list[Claimed],
+        source: ObjectStore,
+        target: ObjectStore,
+        name: str,
+        progress: Progress,
+    ) -> None:
+        noted: list[tuple[int, int, str | None]] = []
+        begun = anyio.current_time()
+
+        async def one(pack: Claimed) -> None:
+            try:
+                await self._copy(pack, source, target)
+            except StoreError as error:
+                noted.append((pack.number, 0, error.message))
+            else:
+                noted.append((pack.number, 1, None))
+                progress(pack.size)
+
+        async with task_group() as tasks:
+            for pack in claimed:
+                tasks.start_soon(one, pack)
+        await self._step(steps.NoteCopied(name, tuple(noted)))
+        failed = any(error is not None for _, _, error in noted)
+        self._at_once = max(LEAST, self._at_once // 2) if failed else min(MOST, self._at_once + 1)
+        if self.rate is not None:
+            wanted = sum(pack.size for pack in claimed) / self.rate
+            await anyio.sleep(max(0.0, wanted - (anyio.current_time() - begun)))
+
+    async def _copy(self, pack: Claimed, source: ObjectStore, target: ObjectStore) -> None:
+        """Copy a pack, seen to be right. Raises a `StoreError` with what is wrong."""
+        key = pack_key(pack.key)
+        data = await source.get(key)
+        if await to_thread.run_sync(digest_of, data, limiter=self.workers) != pack.key:
+            raise _damaged(source, key)
+        try:
+            await target.put(key, data)
+        except ObjectExists:
+            if await self._digest_in(target, key) != pack.key:
+                await target.put(key, data, mode=PutMode.OVERWRITE)
+        await self._see(target, pack)
+
+    async def _see(self, target: ObjectStore, pack: Claimed) -> None:
+        """Compare what the store says of a pack with what it has to be."""
+        info = await target.head(pack_key(pack.key))
+        crc32c = dict(info.digests).get("crc32c")
+        wrong = (
+            crc32c is not None
+            and pack.crc32c is not None
+            and int.from_bytes(crc32c, "big") != pack.crc32c
+        )
+        if info.size != pack.size or wrong:
+            raise _damaged(target, pack_key(pack.key))
+
+    async def _digest_in(self, store: ObjectStore, key: str) -> bytes:
+        try:
+            data = await store.get(key)
+        except ObjectNotFound:
+            return b""
+        return await to_thread.run_sync(digest_of, data, limiter=self.workers)
+
+    async def _read_some_back(self, target: ObjectStore, now: Placement, name: str) -> bool:
+        """Read back some of what the level wants read back; whether there was any."""
+        if now.level not in {Level.SAMPLE, Level.ALL}:
+            return False
+        wanted = await self.catalog.to_read_back(name, READ_BACK, limit=LEAST)
+        if not wanted or not await self.catalog.unread(name, now.level):
+            return False
+        noted: list[tuple[int, int, str | None]] = []
+        for pack in wanted:
+            try:
+                good = await self._digest_in(target, pack_key(pack.key)) == pack.key
+                problem = None if good else "what was read back is damaged"
+            except StoreError as error:
+                problem = error.message
+            noted.append((pack.number, READ_BACK, problem))
+        await self._step(steps.NoteCopied(name, tuple(noted)))
+        return True
+
+    async def _copy_loose(self, now: Placement) -> None:
+        """Have both stores hold what has no rows: backups. What is there already stays."""
+        if now.target is None or now.phase in {Phase.DRAFT, Phase.SETTLED, Phase.RETIRED}:
+            return
+        stores = [self.stores.store(name) for name in (now.source, now.target)]
+        for source, target in (stores, reversed(stores)):
+            for prefix in LOOSE:
+                async with aclosing(source.list(prefix)) as found:
+                    async for info in found:
+                        await self._copy_one(info.key, source, target)
+
+    async def _copy_one(self, key: str, source: ObjectStore, target: ObjectStore) -> None:
+        try:
+            await target.head(key)
+        except ObjectNotFound:
+            try:
+                await target.put(key, await source.get(key))
+            except (ObjectNotFound, ObjectExists):  # removed, or put by somebody, meanwhile
+                return
+
+    async def _empty(self, name: str) -> int:
+        """Delete what the vault has in a store, the marker last."""
+        store, gone = self.stores.store(name), 0
+        for prefix in (PACK_PREFIX, *LOOSE, "marker/"):
+            async with aclosing(store.list(prefix)) as found:
+                keys = [info.key async for info in found]
+            for start in range(0, len(keys), 256):
+                for outcome in await store.delete_many(keys[start : start + 256]):
+                    if outcome.error is not None:
+                        raise outcome.error
+                    gone += 1
+        return gone
+
+
+def _damaged(store: ObjectStore, key: str) -> StoreError:
+    return IntegrityError("does not have its digest", backend=store.name, operation="copy", key=key)

@@ -1,0 +1,293 @@
+"""`migrate`: a vault moves to another object store while it is in use."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from vaultfs.domain.errors import InvalidField
+from vaultfs.entrypoints.cli.errors import ExitCode
+from vaultfs.entrypoints.cli.session import (
+    DatabaseOption,
+    JsonOption,
+    QuietOption,
+    Session,
+    StoreOption,
+    VaultOption,
+    human,
+    opened,
+    run,
+    session,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from vaultfs.domain.migration import Placement
+    from vaultfs.domain.services.migrator import Migrator, Status
+
+migrate = typer.Typer(
+    help="Move the vault to another object store while it is in use.", no_args_is_help=True
+)
+EpochOption = Annotated[
+    int | None,
+    typer.Option("--if-epoch", metavar="N", help="Only if nobody has changed anything since."),
+]
+EVERY: Final = 1.0
+"""Seconds between two looks at a migration that others carry out."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(migrate, name="migrate")
+
+
+def _placement_json(now: "Placement") -> dict[str, Any]:
+    return {
+        "phase": str(now.phase),
+        "epoch": now.epoch,
+        "source": now.source,
+        "target": now.target,
+        "paused": now.paused,
+        "level": str(now.level),
+    }
+
+
+def _placement(now: "Placement") -> str:
+    way = now.source if now.target is None else f"{now.source} -> {now.target}"
+    return f"{now.phase}{', paused' if now.paused else ''} (epoch {now.epoch}): {shown(way)}"
+
+
+@migrate.command("start")
+def start(
+    to: Annotated[
+        str, typer.Option("--to", metavar="NAME=URL", help="Or NAME, if it is named already.")
+    ],
+    level: Annotated[
+        str, typer.Option("--verify", metavar="V0|V1|V2|V3", help="What cutover demands.")
+    ] = "V2",
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Begin to copy everything to another store, which is empty."""
+    call = session(vault, database=database, store=store, as_json=as_json)
+
+    async def work() -> None:
+        from vaultfs.domain.migration import Level
+        from vaultfs.entrypoints.placing import VARIABLE, name_store, parse_store
+
+        if level not in list(Level):
+            raise InvalidField(f"--verify {level}: {', '.join(Level)}")
+        name = to
+        if "=" in to:
+            name, url = parse_store(to)
+            if call.settings.database is not None:
+                raise InvalidField(f"name the store for all servers first: {VARIABLE}='{to}'")
+            name_store(call.settings.home, name, url)
+        async with opened(call) as opened_vault:
+            now = await (await opened_vault.migrator()).start(name, Level(level))
+        call.answer(_placement_json(now), _placement(now))
+
+    run(call, work)
+
+
+@migrate.command("status")
+def status(
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far it is."""
+    call = session(vault, database=database, store=store, as_json=as_json)
+
+    async def work() -> None:
+        async with opened(call) as opened_vault:
+            found = await (await opened_vault.migrator()).status()
+        call.answer(_status_json(found), lambda: _status(found))
+
+    run(call, work)
+
+
+def _status_json(found: "Status") -> dict[str, Any]:
+    from attrs import asdict
+
+    return {
+        **_placement_json(found.placement),
+        "counts": None if found.counts is None else asdict(found.counts),
+        "failures": len(found.failures),
+    }
+
+
+def _status(found: "Status") -> str:
+    lines = [_placement(found.placement)]
+    counts = found.counts
+    if counts is not None:
+        share = counts.there_size / counts.size if counts.size else 1.0
+        lines.append(
+            f"{counts.there} of {counts.packs} packs, {human(counts.there_size)} of"
+            f" {human(counts.size)} ({share:.1%}) are there; {counts.read_back} read back,"
+            f" {counts.failed} failed"
+        )
+    return "\n".join(lines)
+
+
+@migrate.command("watch")
+def watch(
+    rate: Annotated[
+        int | None, typer.Option("--rate", metavar="MB/S", help="Copy no faster than this.")
+    ] = None,
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Copy, with a progress bar, until everything is there; servers that run copy too.
+
+    When all of it is, packs are written to both stores from then on. Breaking it off loses
+    nothing: the next `watch` goes on. 3 if it is paused or nothing is copied in this phase, 4
+    if packs failed.
+    """
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
+
+    async def work() -> ExitCode:
+        async with opened(call) as opened_vault:
+            mover = await opened_vault.migrator(None if rate is None else rate * 1_000_000)
+            before = await mover.status()
+            left = before.counts.size - before.counts.there_size if before.counts else 0
+            with call.progress("migrate", left) as bar:
+                complete = await mover.run(progress=bar.advance)
+            if complete:
+                await mover.advance()
+                await mover.run()
+            found = await mover.status()
+        call.answer(_status_json(found), lambda: _status(found))
+        if found.failures:
+            return ExitCode.ROLLED_BACK
+        return ExitCode.DONE if complete else ExitCode.PARTIAL
+
+    run(call, work)
+
+
+def _following(name: str, text: str) -> None:
+    """Make the command `name`, which goes on to the phase that it leads to."""
+
+    def command(
+        if_epoch: EpochOption = None,
+        vault: VaultOption = None,
+        database: DatabaseOption = None,
+        store: StoreOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        call = session(vault, database=database, store=store, as_json=as_json)
+
+        async def act(mover: "Migrator") -> "Placement":
+            from vaultfs.domain.migration import Command
+
+            return await mover.follow(Command(name), if_epoch)
+
+        run(call, lambda: _act(call, act))
+
+    command.__doc__ = text
+    migrate.command(name)(command)
+
+
+async def _act(call: Session, act: "Callable[[Migrator], Awaitable[Placement]]") -> ExitCode:
+    from vaultfs.domain.migration import Blocked
+
+    async with opened(call) as opened_vault:
+        try:
+            now = await act(await opened_vault.migrator())
+        except Blocked as error:
+            call.answer(
+                {"blocked": list(error.reasons)},
+                "\n".join(f"not yet: {shown(each)}" for each in error.reasons),
+            )
+            return ExitCode.PARTIAL
+    call.answer(_placement_json(now), _placement(now))
+    return ExitCode.DONE
+
+
+for _name, _text in (
+    ("dual", "Write to both stores from now on, whatever is not copied yet."),
+    ("cutover", "Read from the new store; both are written, and the way back is open."),
+    ("rollback", "Read from the old store again."),
+    ("detach", "Write to the new store alone; going back takes copying from then on."),
+    ("abort", "Give it up: everything is in the old store."),
+    ("end", "Forget a migration that was given up."),
+):
+    _following(_name, _text)
+
+
+def _pausing(name: str, text: str, *, paused: bool) -> None:
+    def command(
+        if_epoch: EpochOption = None,
+        vault: VaultOption = None,
+        database: DatabaseOption = None,
+        store: StoreOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        call = session(vault, database=database, store=store, as_json=as_json)
+
+        async def act(mover: "Migrator") -> "Placement":
+            return await mover.pause(paused=paused, if_epoch=if_epoch)
+
+        run(call, lambda: _act(call, act))
+
+    command.__doc__ = text
+    migrate.command(name)(command)
+
+
+_pausing("pause", "Stop copying; where packs go is the same.", paused=True)
+_pausing("resume", "Go on copying.", paused=False)
+
+
+@migrate.command("retire")
+def retire(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the store that is given up.")],
+    if_epoch: EpochOption = None,
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete everything from the old store, whose name has to be said, and be done."""
+    call = session(vault, database=database, store=store, as_json=as_json)
+
+    async def work() -> ExitCode:
+        async with opened(call) as opened_vault:
+            gone = await (await opened_vault.migrator()).retire(name, if_epoch)
+        call.answer({"deleted": gone}, f"{gone} objects were deleted from {shown(name)}")
+        return ExitCode.DONE
+
+    run(call, work)
+
+
+@migrate.command("failures")
+def failures(
+    retry: Annotated[bool, typer.Option("--retry", help="Try them all again.")] = False,
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the packs that could not be copied, and why: 4 if there are any."""
+    call = session(vault, database=database, store=store, as_json=as_json)
+
+    async def work() -> ExitCode:
+        async with opened(call) as opened_vault:
+            mover = await opened_vault.migrator()
+            if retry:
+                count = await mover.retry()
+                call.answer({"retried": count}, f"{count} packs are tried again")
+                return ExitCode.DONE
+            found = (await mover.status()).failures
+        call.answer(
+            [{"pack": each.key.hex(), "error": each.error} for each in found],
+            lambda: "\n".join(f"packs/{each.key.hex()}: {shown(each.error)}" for each in found),
+        )
+        return ExitCode.ROLLED_BACK if found else ExitCode.DONE
+
+    run(call, work)

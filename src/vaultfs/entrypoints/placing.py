@@ -1,0 +1,120 @@
+"""The stores of a vault that has, or is to have, more than one: opened by their names.
+
+Which is used for what stands in the catalog, which knows names alone. Where they are say
+`VAULTFS_STORES` (`NAME=URL`, separated by spaces) and, in the folder of a vault that has one,
+the file `stores`. The store that a vault has without any of that is called by its kind.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from attrs import define
+
+from vaultfs.adapters.wrappers.placed import PlacedObjectStore
+from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.migration import Phase, Placement
+from vaultfs.entrypoints.stores import scheme_of
+from vaultfs.ports.objects import StoreMisconfigured
+from vaultfs.ports.stores import Stores
+
+if TYPE_CHECKING:
+    from vaultfs.ports.catalog import Catalog
+    from vaultfs.ports.objects import ObjectStore
+
+VARIABLE: Final = "VAULTFS_STORES"
+FILE: Final = "stores"
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+def parse_store(text: str) -> tuple[str, str]:
+    """A store as it is named: `NAME=URL`. Raises `InvalidField`, `Unsupported`."""
+    name, equals, url = text.partition("=")
+    if not equals or not _NAME.fullmatch(name):
+        raise InvalidField(f"{text!r}: a store is named NAME=URL, as in archive=s3://bucket/prefix")
+    scheme_of(url)
+    return name, url
+
+
+def named_stores(folder: Path | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """The addresses of the stores that are named for a vault, by name."""
+    found: dict[str, str] = {}
+    if folder is not None and (folder / FILE).is_file():
+        found.update(map(parse_store, (folder / FILE).read_text().split()))
+    found.update(map(parse_store, environment.get(VARIABLE, "").split()))
+    return found
+
+
+def name_store(folder: Path, name: str, url: str) -> None:
+    """Keep in the folder of a vault where a store is; durable afterwards."""
+    kept = named_stores(folder, {})
+    if kept.get(name, url) != url:
+        raise InvalidField(f"{name} is {kept[name]} already: choose another name")
+    kept[name] = url
+    fresh = folder / f"{FILE}.new"
+    with fresh.open("w") as file:
+        file.write("".join(f"{each}={where}\n" for each, where in kept.items()))
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(folder / FILE)
+
+
+@define(eq=False)
+class VaultStores(Stores):
+    """The stores of an open vault."""
+
+    placed: PlacedObjectStore
+    vault_id: str
+    _primary: str
+
+    @property
+    def primary(self) -> str:
+        return self._primary
+
+    def store(self, name: str) -> "ObjectStore":
+        found = self.placed.stores.get(name)
+        if found is None:
+            raise StoreMisconfigured(
+                f"no store is called {name}: name it with {VARIABLE}='{name}=URL'",
+                backend=name,
+                operation="open",
+            )
+        return found
+
+    async def claim(self, name: str) -> None:
+        from vaultfs.entrypoints.vault import write_marker
+
+        await write_marker(self.store(name), self.vault_id)
+
+    async def refresh(self) -> None:
+        await self.placed.refresh()
+
+
+async def placed_around(
+    own: "ObjectStore", urls: Mapping[str, str], catalog: "Catalog", stack: AsyncExitStack
+) -> "ObjectStore":
+    """What a vault uses, whose own store is `own`: that alone where nothing else is named.
+
+    Raises `StoreMisconfigured` for a store that the catalog names and nobody else.
+    """
+    placement = await catalog.placement()
+    if placement is None and not urls:
+        return own
+    from vaultfs.entrypoints.vault import open_objects
+
+    primary = own.name
+    stores: dict[str, ObjectStore] = {primary: own}
+    for name, url in urls.items():
+        if name == primary:
+            raise InvalidField(f"{name} is what the vault's own store is called: choose another")
+        stores[name] = await open_objects(url)
+        stack.push_async_callback(stores[name].aclose)
+    first = placement or Placement(0, Phase.SETTLED, primary)
+
+    async def load() -> Placement:
+        return await catalog.placement() or first
+
+    return PlacedObjectStore(stores, first, load)

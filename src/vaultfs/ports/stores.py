@@ -1,0 +1,28 @@
+"""The port to the object stores of a vault, by the names that its catalog calls them by."""
+
+from abc import ABC, abstractmethod
+
+from vaultfs.ports.objects import ObjectStore
+
+
+class Stores(ABC):
+    """The stores that the settings of a process name."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def primary(self) -> str:
+        """The name of the store that a vault has by its settings alone."""
+
+    @abstractmethod
+    def store(self, name: str) -> ObjectStore:
+        """The store of that name. Raises `StoreMisconfigured` where none was named so."""
+
+    @abstractmethod
+    async def claim(self, name: str) -> None:
+        """Say in a store whose it is. Raises `WrongStore` if it says another vault already."""
+
+    @abstractmethod
+    async def refresh(self) -> None:
+        """Go by what the catalog says now of where packs are."""
