@@ -134,6 +134,10 @@ class Outage:
     def is_away(self) -> bool:
         return self._away.is_set()
 
+    def went_away(self) -> bool:
+        """Whether it is away, or is so soon: connections end a moment before."""
+        return self._away.wait(10)
+
     def go_away(self) -> None:
         """Break all connections, and take no new ones."""
         with self._lock:

@@ -52,7 +52,7 @@ async def test_a_store_that_goes_away_during_a_put(folder: Path, outage: Outage)
             outage.go_away_after(sent=limit)
             with pytest.raises(StoreError) as raised:
                 await vault.put("/large", LARGE)
-            assert outage.is_away
+            assert outage.went_away()
             assert raised.value.retryable
             assert await names(vault) == ["old"]
             outage.back()
@@ -71,13 +71,13 @@ async def test_a_store_that_goes_away_during_a_get(
         outage.go_away_after(answered=0)
         with pytest.raises(StoreError) as raised:
             await vault.get("/large")
-        assert outage.is_away
+        assert outage.went_away()
         assert raised.value.retryable
         outage.back()
         outage.go_away_after(answered=20 * MIB)
         with pytest.raises(StoreError):
             await vault.get_tree("/", tmp_path / "back")
-        assert outage.is_away
+        assert outage.went_away()
         assert not any(path.is_file() for path in (tmp_path / "back").rglob("*"))
         outage.back()
         assert await vault.get("/large") == LARGE
@@ -136,7 +136,7 @@ def test_a_server_whose_store_goes_away(
         assert client.put("/v1/files/me/old", content=SMALL).status_code == 201
         outage.go_away_after(sent=20 * MIB)
         assert refusal(client.put("/v1/files/me/large", content=LARGE)).startswith("store")
-        assert outage.is_away
+        assert outage.went_away()
         assert client.get("/v1/files/me/large").status_code == 404
         assert client.get("/v1/folders/me/").json()["entries"][0]["name"] == "old"
         refusal(client.get("/v1/files/me/old"))
@@ -155,7 +155,7 @@ def _get_that_is_cut(client: httpx.Client, outage: Outage) -> None:
     outage.go_away_after(answered=20 * MIB)
     with pytest.raises(httpx.RemoteProtocolError):
         client.get("/v1/files/me/large")
-    assert outage.is_away
+    assert outage.went_away()
     outage.back()
 
 
