@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -122,7 +122,7 @@ def place(request: pytest.FixtureRequest) -> Place:
     postgres: Postgres = request.getfixturevalue("postgres")
 
     @contextmanager
-    def database(_: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    def database(_: Path) -> Generator[tuple[str, Callable[[], object]], None, None]:
         with postgres.database() as url:
             yield url, lambda: postgres.run(_OVER, url.rpartition("/")[2])
 
@@ -133,7 +133,7 @@ _OVER: Final = "UPDATE collections SET seen = 0"
 
 
 @contextmanager
-def _file(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+def _file(folder: Path) -> Generator[tuple[str, Callable[[], object]], None, None]:
     file = folder / "catalog.db"
 
     def over() -> None:

@@ -229,7 +229,12 @@ def plan(
         fates[_fate(pack, collection, now_us, grace_us, young=young)].append(pack)
     sparse, tiny = fates[_Fate.REWRITE], fates[_Fate.MERGE]
     groups = _groups(sparse + (tiny if len(tiny) >= MERGED else [])) if repack else ()
-    rewrite = [group for group in groups if len(group) > 1 or group[0] in sparse]
+    small = {pack.number for pack in tiny}  # one alone would become itself again
+    rewrite = [
+        group
+        for group in groups
+        if len(group) > 1 or not small.issuperset(pack.number for pack in group)
+    ]
     return Plan(
         tuple(fates[_Fate.CONDEMN]),
         tuple(fates[_Fate.REVIVE]),

@@ -183,7 +183,7 @@ class PostgresReindexing(Reindexing):
 
     async def _renumber(self) -> None:
         """Give packs other numbers, so that nobody relies on one for what is elsewhere now."""
-        low, high = await self._connection.fetchrow("SELECT MIN(id), MAX(id) FROM packs")
+        [(low, high)] = await self._connection.fetch("SELECT MIN(id), MAX(id) FROM packs")
         if low is None:
             return
         by = await self._ids.take("packs", high - low + 1) - low
