@@ -497,7 +497,7 @@ class CollectionContract:
         found: list[tuple[Any, ...]] = []
         after = None
         while rows := await gc.catalog.chunk_rows(after=after, limit=7):
-            found += [tuple(row) for row in rows]
+            found += [(row[0], row[1], row[2], row[3]) for row in rows]
             assert len({row[0] for row in rows}) <= 7
             after = rows[-1][0]
         assert len(found) == await gc.catalog.count_chunks() == 101
@@ -620,7 +620,7 @@ async def named(catalog: Catalog) -> list[tuple[UserId, Digest]]:
                     chunks = Manifest.decode(manifest).entries
                 else:
                     assert entries is not None
-                    chunks = unpack_entries(entries)
+                    chunks = tuple(unpack_entries(entries))
                 found += [(owner, each) for each, _ in chunks]
     return sorted(found)
 

@@ -152,7 +152,7 @@ def fates(found: Plan) -> dict[str, list[int]]:
     return {fate: [each.number for each in packs] for fate, packs in named.items() if packs}
 
 
-CASES = {
+CASES: dict[str, tuple[PackUse, dict[str, list[int]]]] = {
     "needed": (pack(1, 2 * MIB), {}),
     "needed by half": (pack(1, MIB), {}),
     "needed by less": (pack(1, MIB - 1), {"rewrite": [1]}),

@@ -621,7 +621,7 @@ async def test_a_rebuild_between_collections_changes_nothing() -> None:
     async with open_memory_vault(store=faults) as vault:
         for number in range(20):
             await put(vault, f"/f{number}", random_bytes(10_000, number))
-        faults.plan = {("delete_many", faults.calls["delete_many"] + 1): Before()}
+        faults.plan["delete_many", faults.calls["delete_many"] + 1] = Before()
         with pytest.raises(StoreUnavailable):
             await collect(vault)
         assert await vault.catalog.doomed()

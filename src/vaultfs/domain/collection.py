@@ -231,7 +231,12 @@ def plan(
         fates[fate].append(pack)
     emptyish, tiny = fates[_Fate.REWRITE], fates[_Fate.MERGE]
     groups = _groups(emptyish + (tiny if len(tiny) >= MERGED else [])) if sparse else ()
-    rewrite = [group for group in groups if len(group) > 1 or group[0] in emptyish]
+    small = {pack.number for pack in tiny}  # one alone would become itself again
+    rewrite = [
+        group
+        for group in groups
+        if len(group) > 1 or not small.issuperset(pack.number for pack in group)
+    ]
     return Plan(
         tuple(fates[_Fate.CONDEMN]),
         tuple(fates[_Fate.REVIVE]),
