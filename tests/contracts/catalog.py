@@ -10,6 +10,7 @@ from tests.contracts.catalog_accounts import AccountContract
 from tests.contracts.catalog_batches import BatchContract
 from tests.contracts.catalog_calls import CallContract
 from tests.contracts.catalog_deltas import DeltaContract
+from tests.contracts.catalog_placements import PlacementContract
 from tests.contracts.catalog_stock import StockContract
 from tests.contracts.catalog_trees import TreeContract
 from tests.contracts.catalog_uploads import UploadContract
@@ -25,6 +26,7 @@ class CatalogContract(
     AccountContract,
     BatchContract,
     CallContract,
+    PlacementContract,
 ):
     @pytest.fixture
     def catalog(self) -> Catalog:

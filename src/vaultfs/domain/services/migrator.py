@@ -198,7 +198,7 @@ class Migrator:
         async with task_group() as tasks:
             for pack in claimed:
                 tasks.start_soon(one, pack)
-        await self._step(steps.NoteCopied(name, tuple(noted)))
+        await self._step(steps.NoteCopied(name, tuple(noted), claimed[0].since))
         failed = any(error is not None for _, _, error in noted)
         self._at_once = max(LEAST, self._at_once // 2) if failed else min(MOST, self._at_once + 1)
         if self.rate is not None:
@@ -252,7 +252,7 @@ class Migrator:
             except StoreError as error:
                 problem = error.message
             noted.append((pack.number, READ_BACK, problem))
-        await self._step(steps.NoteCopied(name, tuple(noted)))
+        await self._step(steps.NoteCopied(name, tuple(noted), wanted[0].since))
         return True
 
     async def _copy_loose(self, now: Placement) -> None:

@@ -68,12 +68,14 @@ class Scrubber:
         a pack. Raises a `StoreError` only where nothing can be said of the pack in hand.
         """
         number = await self.step(steps.BeginScrub())
-        run, before = _Run(self, cheap, Pace(duty), progress, number), self.clock.now() - period
+        store = self.integrity.objects.name
+        run = _Run(self, cheap, Pace(duty), progress, number, store)
+        before = self.clock.now() - period
         files: tuple[DamagedFile, ...] = ()
         try:
             while most is None or run.looked < most:
                 rows = await self.integrity.catalog.to_scrub(
-                    micros(before), cheap=cheap, limit=NOTED
+                    micros(before), run.store, cheap=cheap, limit=NOTED
                 )
                 if not rows:
                     break
@@ -97,6 +99,7 @@ class _Run:
     pace: Pace
     progress: Progress
     number: int
+    store: str
     packs: int = 0
     looked: int = 0
     """Bytes of the packs that were looked at."""
@@ -117,7 +120,7 @@ class _Run:
             await self.pace.rest()
         self.packs += len(rows)
         size = 0 if self.cheap else sum(row.size for row in rows)
-        await self.of.step(steps.NoteScrubbed(self.number, tuple(found), size))
+        await self.of.step(steps.NoteScrubbed(self.number, tuple(found), size, self.store))
 
     async def _is_right(self, row: ScrubRow) -> bool:
         integrity = self.of.integrity
