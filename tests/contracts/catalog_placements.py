@@ -23,7 +23,7 @@ from vaultfs.domain.migrating import (
 )
 from vaultfs.domain.migration import Blocked, Command, Level, Phase, Placement
 from vaultfs.domain.nodes import UserId
-from vaultfs.domain.operations import RecordPack, Refused
+from vaultfs.domain.operations import RecordPack
 from vaultfs.ports.catalog import Catalog, PackRow
 
 START: Final = 10**15
