@@ -162,16 +162,9 @@ def writer(world: World, server: int) -> Actor:
     yield from wait(world, 3)
     for _ in range(5):
         now = world.servers[server]
-        written: list[str] = []
-        for store in sorted(now.write_set, key=lambda name: name != now.primary):
-            try:
-                world.put(store, key)
-            except Down:
-                if store == now.primary or not now.degrades:
-                    return
-            else:
-                written.append(store)
-            yield from wait(world, 2)
+        written = yield from put(world, key, now)
+        if not now.covered(frozenset(written)):
+            return
         if world.random.random() < 0.05:  # a server that stands still
             yield from wait(world, 1500)
         try:
@@ -188,6 +181,17 @@ def writer(world: World, server: int) -> Actor:
         else:
             world.count("recorded")
             return
+
+
+def put(world: World, key: Digest, now: Placement) -> Generator[None, None, list[str]]:
+    """The stores that `key` was put into, the first one first."""
+    written: list[str] = []
+    for store in sorted(now.write_set, key=lambda name: name != now.primary):
+        with suppress(Down):
+            world.put(store, key)
+            written.append(store)
+        yield from wait(world, 2)
+    return written
 
 
 def refresher(world: World, server: int) -> Actor:

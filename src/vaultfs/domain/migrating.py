@@ -54,6 +54,8 @@ class NoteCopied:
     packs: tuple[tuple[int, int, str | None], ...]
     since: int
     """As `Claimed` says it."""
+    put_off: tuple[tuple[int, str], ...] = ()
+    """Those that a store did not answer about, and what it said: that is no attempt."""
 
 
 @frozen

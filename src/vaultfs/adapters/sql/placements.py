@@ -218,6 +218,11 @@ def _note_copied(_tx: Transaction, _unit: Unit, step: steps.NoteCopied) -> Progr
         " WHERE pack = $2 AND backend = $3",
         bad,
     )
+    yield RunMany(
+        "UPDATE pack_locations SET seen = 0, attempts = attempts - 1, last_error = $1"
+        " WHERE pack = $2 AND backend = $3 AND state = 'intent' AND attempts > 0",
+        [(error, number, step.store) for number, error in step.put_off],
+    )
     return len(good)
 
 
