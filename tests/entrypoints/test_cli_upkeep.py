@@ -329,13 +329,17 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sync": ("{tmp}/folder", "/d"),
     "batch": ("{tmp}/batch.json",),
     "access": ("/f",),
+    "gc": (),
+    "repack": (),
+    "scrub": (),
+    "reconcile": (),
 }
 WITHOUT_VAULT = {"init"}
 
 
 def test_the_table_has_every_command() -> None:
     command: Any = get_command(app)
-    several = {"user", "token", "lock", "upload"}
+    several = {"user", "token", "lock", "upload", "migrate"}
     rest = {"cat", "demo", "serve", "config", "login", "logout", "grant", "revoke"}
     assert {*COMMANDS, *several, *rest} == set(command.commands)
 

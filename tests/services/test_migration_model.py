@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 from attrs import define, evolve, field
@@ -38,6 +38,7 @@ STORES: Final = ("a", "b")
 STEPS: Final = int(os.environ.get("VAULTFS_SIMULATED", "300000"))
 
 Actor = Generator[None, None, None]
+T = TypeVar("T")
 
 
 class Lost(AssertionError):
@@ -99,8 +100,8 @@ class World:
         self.serial += 1
         return Unit(UserId(0), self.now, f"op-{self.serial}", operations)
 
-    def _answer(self, program: Callable[[Transaction], Program[Any]]) -> Any:
-        answers: list[Any] = []
+    def _answer(self, program: Callable[[Transaction], Program[T]]) -> T:
+        answers: list[T] = []
 
         def run(tx: Transaction) -> Program[None]:
             answers.append((yield from program(tx)))
@@ -358,8 +359,8 @@ def no_epoch(patch: pytest.MonkeyPatch) -> None:
     """Commits do not look whether the placement is another by now."""
 
     def stores(op: ops.RecordPack, _: int | None) -> Program[frozenset[str]]:
+        yield from ()
         return op.written
-        yield
 
     patch.setattr(stock, "_stores", stores)
 
@@ -379,8 +380,8 @@ def old_puts_count(patch: pytest.MonkeyPatch) -> None:
     """What was put before a store was emptied counts."""
 
     def kept(op: ops.RecordPack) -> Program[frozenset[str]]:
+        yield from ()
         return op.written
-        yield
 
     patch.setattr(stock, "_kept", kept)
 

@@ -143,7 +143,8 @@ class SqlCatalog(Catalog):
 
         # Asked first: of rows that are newer nothing is noted then.
         [(begun,)] = await self._rows(SINCE, since(store))
-        return [Claimed(*row, begun) for row in await self._rows(TO_READ, store, level, limit)]
+        rows = await self._rows(TO_READ, store, level, limit)
+        return [Claimed(number, key, size, crc, begun) for number, key, size, crc in rows]
 
     async def unread(self, store: str, level: "Level") -> int:
         from vaultfs.adapters.sql.placements import COPIED, READ_BACK, still_unread  # noqa: PLC0415
