@@ -151,9 +151,9 @@ class CatalogAround(Catalog):
         return await self.inner.scrubs(limit=limit)
 
     async def to_scrub(
-        self, before_us: int, *, cheap: bool = False, limit: int = 100
+        self, before_us: int, store: str, *, cheap: bool = False, limit: int = 100
     ) -> list[ScrubRow]:
-        return await self.inner.to_scrub(before_us, cheap=cheap, limit=limit)
+        return await self.inner.to_scrub(before_us, store, cheap=cheap, limit=limit)
 
     async def user(self, name: str) -> User:
         return await self.inner.user(name)

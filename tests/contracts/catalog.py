@@ -11,6 +11,7 @@ from tests.contracts.catalog_batches import BatchContract
 from tests.contracts.catalog_calls import CallContract
 from tests.contracts.catalog_collections import CollectionContract
 from tests.contracts.catalog_deltas import DeltaContract
+from tests.contracts.catalog_placements import PlacementContract
 from tests.contracts.catalog_stock import StockContract
 from tests.contracts.catalog_trees import TreeContract
 from tests.contracts.catalog_uploads import UploadContract
@@ -27,6 +28,7 @@ class CatalogContract(
     BatchContract,
     CallContract,
     CollectionContract,
+    PlacementContract,
 ):
     @pytest.fixture
     def catalog(self) -> Catalog:

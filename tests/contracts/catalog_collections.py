@@ -568,29 +568,32 @@ class CollectionContract:
         packs = [await gc.record(name, name) for name in "pqr"]
         gc.me.now += HOUR // 2
         later = gc.me.now + 1000 * HOUR
-        assert [each.number for each in await gc.catalog.to_scrub(later)] == packs
-        assert await gc.catalog.to_scrub(1) == []
+        assert [each.number for each in await gc.catalog.to_scrub(later, "local")] == packs
+        assert await gc.catalog.to_scrub(1, "local") == []
         number = await gc.step(steps.BeginScrub())
-        assert await gc.step(steps.NoteScrubbed(number, ((packs[0], True),), 1000)) == 1
-        found = await gc.catalog.to_scrub(later)
+        assert await gc.step(steps.NoteScrubbed(number, ((packs[0], True),), 1000, "local")) == 1
+        found = await gc.catalog.to_scrub(later, "local")
         assert [each.number for each in found] == [*packs[1:], packs[0]]
         assert (found[0].key, found[0].size, found[0].crc32c) == (digest("q"), 1000, 7)
         assert (found[0].scrubbed_us, found[0].seen_us) == (None, None)
         assert found[2].scrubbed_us is not None
-        assert len(await gc.catalog.to_scrub(later, limit=2)) == 2
+        assert len(await gc.catalog.to_scrub(later, "local", limit=2)) == 2
 
     async def test_a_cheap_look_does_not_count_as_reading(self, gc: Collecting) -> None:
         first, second = await gc.record("p", "p"), await gc.record("q", "q")
         gc.me.now += HOUR // 2
         later = gc.me.now + 1000 * HOUR
         number = await gc.step(steps.BeginScrub())
-        await gc.step(steps.NoteScrubbed(number, ((first, True),), 0))
-        assert [each.number for each in await gc.catalog.to_scrub(later)] == [first, second]
-        cheap = await gc.catalog.to_scrub(later, cheap=True)
+        await gc.step(steps.NoteScrubbed(number, ((first, True),), 0, "local"))
+        assert [each.number for each in await gc.catalog.to_scrub(later, "local")] == [
+            first,
+            second,
+        ]
+        cheap = await gc.catalog.to_scrub(later, "local", cheap=True)
         assert [each.number for each in cheap] == [second, first]
         gc.me.now += 1
-        await gc.step(steps.NoteScrubbed(number, ((second, True),), 1000))
-        cheap = await gc.catalog.to_scrub(later, cheap=True)
+        await gc.step(steps.NoteScrubbed(number, ((second, True),), 1000, "local"))
+        cheap = await gc.catalog.to_scrub(later, "local", cheap=True)
         assert [each.number for each in cheap] == [first, second]
 
     async def test_scrubs_are_told_of(self, gc: Collecting) -> None:
@@ -598,8 +601,8 @@ class CollectionContract:
         assert await gc.catalog.scrubs() == []
         first, second = [await gc.step(steps.BeginScrub()) for _ in range(2)]
         assert (first, second) == (1, 2)
-        await gc.step(steps.NoteScrubbed(first, ((pack, True),), 1000))
-        await gc.step(steps.NoteScrubbed(first, ((pack, False),), 500))
+        await gc.step(steps.NoteScrubbed(first, ((pack, True),), 1000, "local"))
+        await gc.step(steps.NoteScrubbed(first, ((pack, False),), 500, "local"))
         findings = json.dumps([{"problem": "is gone"}])
         await gc.step(steps.EndScrub(first, findings))
         newer, older = await gc.catalog.scrubs()

@@ -118,6 +118,8 @@ class NoteScrubbed:
     packs: tuple[tuple[int, bool], ...]
     size: int
     """Bytes that were read; none if only sizes and the store's own digests were compared."""
+    store: str
+    """Where they were looked at."""
 
 
 @frozen

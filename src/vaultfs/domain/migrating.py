@@ -45,11 +45,17 @@ class Pause:
 class NoteCopied:
     """What became of packs that were claimed for the store `store`: number, level, error.
 
-    One that is there no longer is passed over. Answers how many are there now.
+    One that is there no longer is passed over, and so are all of them if another migration to
+    the store began after they were claimed: it may have been emptied. Answers how many are
+    there now.
     """
 
     store: str
     packs: tuple[tuple[int, int, str | None], ...]
+    since: int
+    """As `Claimed` says it."""
+    put_off: tuple[tuple[int, str], ...] = ()
+    """Those that a store did not answer about, and what it said: that is no attempt."""
 
 
 @frozen
@@ -70,6 +76,8 @@ class Claimed:
     key: Digest
     size: int
     crc32c: int | None
+    since: int = 0
+    """The epoch from which on what is put into the store counts: see `domain.migration`."""
 
 
 @frozen

@@ -13,7 +13,9 @@ epoch, and waits for the commits that have read the one before. A pack is stored
 stores of the write set, then recorded in a transaction that looks at the epoch again: if it
 is another one by then, the pack is recorded only if it is in all stores that packs now have
 to be in, and only for those. So whatever a server knows of the phase, no pack is recorded that
-is not where readers of the present phase look for it.
+is not where readers of the present phase look for it. A store may have been emptied before a
+migration to it began: what was put into it by an older epoch, or copied for an older
+migration, does not count.
 
 Both sides of the cutover write to both stores, so a server that hears of it late does no
 harm, and the way back loses nothing: that is what SOAK is for. What is to be copied is asked

@@ -18,7 +18,7 @@ from vaultfs.adapters.wrappers.placed import PlacedObjectStore
 from vaultfs.domain.errors import InvalidField
 from vaultfs.domain.migration import Phase, Placement
 from vaultfs.entrypoints.stores import scheme_of
-from vaultfs.ports.objects import StoreMisconfigured
+from vaultfs.ports.objects import StoreError, StoreMisconfigured
 from vaultfs.ports.stores import Stores
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class VaultStores(Stores):
         found = self.placed.stores.get(name)
         if found is None:
             raise StoreMisconfigured(
-                f"no store is called {name}: name it with {VARIABLE}='{name}=URL'",
+                f"no store is called {name}, or it does not open: name it with"
+                f" {VARIABLE}='{name}=URL'",
                 backend=name,
                 operation="open",
             )
@@ -110,7 +111,12 @@ async def placed_around(
     for name, url in urls.items():
         if name == primary:
             raise InvalidField(f"{name} is what the vault's own store is called: choose another")
-        stores[name] = await open_objects(url)
+        try:
+            stores[name] = await open_objects(url)
+        except StoreError:
+            if placement is not None and name in placement.stores:
+                raise
+            continue  # nothing is in it: whoever wants to move there is told
         stack.push_async_callback(stores[name].aclose)
     first = placement or Placement(0, Phase.SETTLED, primary)
 

@@ -470,9 +470,9 @@ class Catalog(ABC):
 
     @abstractmethod
     async def to_scrub(
-        self, before_us: int, *, cheap: bool = False, limit: int = 100
+        self, before_us: int, store: str, *, cheap: bool = False, limit: int = 100
     ) -> list[ScrubRow]:
-        """Up to `limit` packs that were not read since then; if `cheap`, not even looked at.
+        """Up to `limit` packs in `store` that were not read since then; `cheap`: not looked at.
 
         Those first that were not for longest; a pack that never was counts from when it was made.
         """

@@ -34,6 +34,8 @@ def execute(step: steps.Step, unit: Unit, tx: Transaction) -> Program[int]:
     """The answer of `step`. Raises what it is refused with."""
     yield Run("SAVEPOINT step")
     try:
+        if isinstance(step, steps.MoveChunks):  # it records a pack: see `domain.migration`
+            yield Run("UPDATE epochs SET value = value WHERE name = 'placement'")
         yield Run("UPDATE epochs SET value = value + 1 WHERE name = 'gc'")
         answer = yield from _PROGRAMS[type(step)](tx, unit, now_of(tx, unit), step)
     except VaultError:
@@ -205,6 +207,11 @@ def _reconcile(tx: Transaction, unit: Unit, _now: int, _step: steps.Reconcile) -
 # Scrubs
 
 
+SCRUBBED: Final = "l.state <> 'intent' AND (l.backend = $0 OR NOT EXISTS (SELECT 1 FROM placement))"
+"""Which locations are scrubbed: those in the store that is read first, `$0`, by its name; where
+there never was but one store, it may have been called otherwise before."""
+
+
 def _begin_scrub(_tx: Transaction, _unit: Unit, now: int, _step: steps.BeginScrub) -> Program[int]:
     rows = yield Run("SELECT COALESCE(MAX(id), 0) + 1 FROM scrubs")
     number = int(rows[0][0])
@@ -219,13 +226,20 @@ def _note_scrubbed(
     _tx: Transaction, _unit: Unit, now: int, step: steps.NoteScrubbed
 ) -> Program[int]:
     column = "scrubbed" if step.size else "seen"
-    found = [("present" if right else "corrupt", now, number) for number, right in step.packs]
-    yield RunMany(f"UPDATE pack_locations SET state = $1, {column} = $2 WHERE pack = $3", found)
+    for right, state in (
+        (True, "CASE l.state WHEN 'corrupt' THEN 'present' ELSE l.state END"),
+        (False, "'corrupt'"),
+    ):
+        yield RunMany(
+            f"UPDATE pack_locations AS l SET state = {state}, {column} = $1 WHERE l.pack = $2"
+            f" AND {SCRUBBED.replace('$0', '$3')}",
+            [(now, number, step.store) for number, found in step.packs if found is right],
+        )
     yield Run(
         "UPDATE scrubs SET packs = packs + $2, bytes = bytes + $3 WHERE id = $1",
         (step.scrub, len(step.packs), step.size),
     )
-    return len(found)
+    return len(step.packs)
 
 
 def _end_scrub(_tx: Transaction, _unit: Unit, now: int, step: steps.EndScrub) -> Program[int]:

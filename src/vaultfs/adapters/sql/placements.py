@@ -6,7 +6,7 @@ from typing import Any, Final
 from vaultfs.adapters.sql.accounts import audit
 from vaultfs.adapters.sql.collections import now_of
 from vaultfs.adapters.sql.statements import Program, Run, RunMany
-from vaultfs.adapters.sql.stock import PLACEMENT, to_placement
+from vaultfs.adapters.sql.stock import PLACEMENT, since, to_placement
 from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain import migrating as steps
 from vaultfs.domain.errors import Conflict, VaultError
@@ -49,6 +49,7 @@ CLAIM: Final = (
     f" WHERE pack_locations.state NOT IN {THERE} AND COALESCE(pack_locations.seen, 0) <= $4"
     " RETURNING pack"
 )
+SINCE: Final = "SELECT COALESCE(MAX(value), 0) FROM epochs WHERE name = $1"
 TO_READ: Final = (
     "SELECT p.id, p.key, p.size, p.crc32c FROM pack_locations l JOIN packs p ON p.id = l.pack"
     " WHERE l.backend = $1 AND l.state = 'verified' AND l.verified_level < $2 ORDER BY p.key"
@@ -82,7 +83,12 @@ def execute(step: steps.Step, unit: Unit, tx: Transaction) -> Program[int]:
 
 
 def claim(store: str, limit: int, unit: Unit, tx: Transaction) -> Program[list[steps.Claimed]]:
-    """Packs that `store` lacks, claimed for whoever asks."""
+    """Packs that `store` lacks, claimed for whoever asks; none if nothing is copied there now."""
+    placements = yield Run(PLACEMENT)
+    copies = to_placement(placements[0]).copies if placements else None
+    if copies is None or copies[1] != store:
+        return []
+    [(begun,)] = yield Run(SINCE, (since(store),))
     now = now_of(tx, unit)
     stale, after = now - steps.CLAIM_US, 0
     claimed: list[steps.Claimed] = []
@@ -93,7 +99,7 @@ def claim(store: str, limit: int, unit: Unit, tx: Transaction) -> Program[list[s
         for number, key, size, crc32c in rows:
             after = number
             if len(claimed) < limit and (yield Run(CLAIM, (number, store, now, stale))):
-                claimed.append(steps.Claimed(number, key, size, crc32c))
+                claimed.append(steps.Claimed(number, key, size, crc32c, begun))
     return claimed
 
 
@@ -141,7 +147,16 @@ def _propose(tx: Transaction, unit: Unit, step: steps.Propose) -> Program[int]:
     now = to_placement(rows[0]) if rows else Placement(epoch, Phase.SETTLED, step.source)
     if rows and now.source != step.source:
         raise Conflict(f"everything is in {now.source}, not in {step.source}")
-    return (yield from _write(tx, unit, propose(step.source, step.target, step.level, now)))
+    placement = propose(step.source, step.target, step.level, now)
+    yield Run("DELETE FROM pack_locations WHERE backend = $1", (step.target,))
+    yield Run(_BEGIN, (since(step.target), placement.epoch))
+    return (yield from _write(tx, unit, placement))
+
+
+_BEGIN: Final = (
+    "INSERT INTO epochs(name, value) VALUES ($1, $2)"
+    " ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value"
+)
 
 
 def _follow(tx: Transaction, unit: Unit, step: steps.Follow) -> Program[int]:
@@ -187,6 +202,10 @@ def _pause(tx: Transaction, unit: Unit, step: steps.Pause) -> Program[int]:
 
 
 def _note_copied(_tx: Transaction, _unit: Unit, step: steps.NoteCopied) -> Program[int]:
+    # An update, for it has another migration wait until this is done.
+    begun = yield Run(_AS_IT_IS, (since(step.store),))
+    if step.since != (begun[0][0] if begun else 0):
+        return 0
     good = [(level, number, step.store) for number, level, error in step.packs if error is None]
     bad = [(error, number, step.store) for number, _, error in step.packs if error is not None]
     yield RunMany(
@@ -199,7 +218,15 @@ def _note_copied(_tx: Transaction, _unit: Unit, step: steps.NoteCopied) -> Progr
         " WHERE pack = $2 AND backend = $3",
         bad,
     )
+    yield RunMany(
+        "UPDATE pack_locations SET seen = 0, attempts = attempts - 1, last_error = $1"
+        " WHERE pack = $2 AND backend = $3 AND state = 'intent' AND attempts > 0",
+        [(error, number, step.store) for number, error in step.put_off],
+    )
     return len(good)
+
+
+_AS_IT_IS: Final = "UPDATE epochs SET value = value WHERE name = $1 RETURNING value"
 
 
 def _retry(_tx: Transaction, _unit: Unit, step: steps.Retry) -> Program[int]:

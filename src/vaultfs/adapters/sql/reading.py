@@ -137,10 +137,14 @@ class SqlCatalog(Catalog):
         return result
 
     async def to_read_back(self, store: str, level: int, *, limit: int = 16) -> "list[Claimed]":
-        from vaultfs.adapters.sql.placements import TO_READ  # noqa: PLC0415
+        from vaultfs.adapters.sql.placements import SINCE, TO_READ  # noqa: PLC0415
+        from vaultfs.adapters.sql.stock import since  # noqa: PLC0415
         from vaultfs.domain.migrating import Claimed  # noqa: PLC0415
 
-        return [Claimed(*row) for row in await self._rows(TO_READ, store, level, limit)]
+        # Asked first: of rows that are newer nothing is noted then.
+        [(begun,)] = await self._rows(SINCE, since(store))
+        rows = await self._rows(TO_READ, store, level, limit)
+        return [Claimed(number, key, size, crc, begun) for number, key, size, crc in rows]
 
     async def unread(self, store: str, level: "Level") -> int:
         from vaultfs.adapters.sql.placements import COPIED, READ_BACK, still_unread  # noqa: PLC0415
@@ -205,15 +209,17 @@ class SqlCatalog(Catalog):
         return [Scrubbed(*row) for row in rows]
 
     async def to_scrub(
-        self, before_us: int, *, cheap: bool = False, limit: int = 100
+        self, before_us: int, store: str, *, cheap: bool = False, limit: int = 100
     ) -> list[ScrubRow]:
+        from vaultfs.adapters.sql.collections import SCRUBBED  # noqa: PLC0415
+
         seen = "MAX(COALESCE(l.seen, 0), COALESCE(l.scrubbed, p.created))"
         when = seen if cheap else "COALESCE(l.scrubbed, p.created)"
         rows = await self._rows(
             "SELECT p.id, p.key, p.size, p.crc32c, p.created, l.scrubbed, l.seen FROM packs p"
             f" JOIN pack_locations l ON l.pack = p.id WHERE {when} <= $1"
-            f" ORDER BY {when}, p.id LIMIT $2",
-            *(before_us, limit),
+            f" AND {SCRUBBED.replace('$0', '$3')} ORDER BY {when}, p.id LIMIT $2",
+            *(before_us, limit, store),
         )
         return [ScrubRow(*row) for row in rows]
 
@@ -351,8 +357,9 @@ class SqlCatalog(Catalog):
 
     async def packs(self, *, after: Digest | None = None, limit: int = 1000) -> list[PackRow]:
         rows = await self._rows(
-            "SELECT p.key, p.size, p.crc32c, l.backend FROM packs p"
-            " JOIN pack_locations l ON l.pack = p.id WHERE p.key > $1 ORDER BY p.key LIMIT $2",
+            "SELECT p.key, p.size, p.crc32c, MIN(l.backend) FROM packs p"
+            " JOIN pack_locations l ON l.pack = p.id WHERE p.key > $1"
+            " GROUP BY p.key, p.size, p.crc32c ORDER BY p.key LIMIT $2",
             *(after or b"", limit),
         )
         return list(map(PackRow._make, rows))

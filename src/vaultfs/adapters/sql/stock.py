@@ -137,10 +137,29 @@ def _stores(op: ops.RecordPack, epoch: int | None) -> Program[frozenset[str]]:
     if not rows:
         return op.written
     placement = to_placement(rows[0])
-    if not placement.covered(op.written):
-        lacking = placement.write_set - op.written
+    written = yield from _kept(op)
+    if not placement.covered(written):
+        lacking = placement.write_set - written
         raise PlacementChanged(f"the pack is to be in {listed(lacking)} too", stores=lacking)
-    return placement.write_set & op.written
+    return placement.write_set & written
+
+
+def since(store: str) -> str:
+    """What the epoch is called from which on what is put into `store` counts."""
+    return f"since {store}"
+
+
+def _kept(op: ops.RecordPack) -> Program[frozenset[str]]:
+    """The stores that the pack is in and that cannot have been emptied since."""
+    kept: set[str] = set()
+    for store in sorted(op.written):
+        emptied = yield Run(_EMPTIED, (since(store), op.epoch))
+        if not emptied:
+            kept.add(store)
+    return frozenset(kept)
+
+
+_EMPTIED: Final = "SELECT 1 FROM epochs WHERE name = $1 AND value > $2"
 
 
 def claim_chunks(_tx: Transaction, _unit: Unit, op: ops.ClaimChunks) -> Program[Result]:

@@ -48,7 +48,7 @@ class PlacedObjectStore(ObjectStore):
         self.stores = dict(stores)
         self.placement = placement
         self.fallbacks = 0
-        """Reads that the first store did not answer."""
+        """Reads that another store than the first one answered."""
         self._load = load
         self._check(placement)
 
@@ -89,15 +89,30 @@ class PlacedObjectStore(ObjectStore):
         return self._first.capabilities
 
     async def _any(self, call: Callable[[ObjectStore], Awaitable[T]]) -> T:
-        """What the first store answers that can; else why the first one could not."""
+        """What the first store answers that can; else why the first one could not.
+
+        What is nowhere is looked for again where it may be by now: a process may have stood
+        still while a migration went on.
+        """
+        epoch = self.placement.epoch
+        try:
+            return await self._first_of(call)
+        except ObjectNotFound:
+            await self.refresh()
+            if self.placement.epoch == epoch:
+                raise
+        return await self._first_of(call)
+
+    async def _first_of(self, call: Callable[[ObjectStore], Awaitable[T]]) -> T:
         first: Exception | None = None
         for store in self.readable():
             try:
-                return await call(store)
+                answer = await call(store)
             except PASSED_OVER as error:
                 first = first or error
-                self.fallbacks += 1
-        self.fallbacks -= 1
+            else:
+                self.fallbacks += first is not None
+                return answer
         assert first is not None
         raise first
 

@@ -105,7 +105,7 @@ class Integrity:
         try:
             if depth is Depth.PACKS:
                 return Checked(await self._head(pack), [])
-            data = await self.objects.get(pack_key(pack.key))
+            data = await self.objects.readable()[0].get(pack_key(pack.key))
         except ObjectNotFound:
             return Checked(["is not in the store"], [])
         except IntegrityError as error:
@@ -114,7 +114,7 @@ class Integrity:
         return await to_thread.run_sync(check, pack, data, limiter=self.workers)
 
     async def _head(self, pack: PackRow) -> list[str]:
-        info = await self.objects.head(pack_key(pack.key))
+        info = await self.objects.readable()[0].head(pack_key(pack.key))
         if info.size != pack.size:
             return [f"has {info.size} bytes instead of {pack.size}"]
         found = dict(info.digests).get("crc32c")

@@ -42,7 +42,7 @@ LEAST: Final = 2
 MOST: Final = 6
 """And at the most: each takes 16 MiB."""
 LOOSE: Final = ("backups/",)
-"""Other objects that move along: they have no rows, and are copied when a phase ends."""
+"""Other objects that move along: they have no rows."""
 NOBODY: Final = UserId(0)
 READ_BACK: Final = 2
 """The level that says that a pack was read back."""
@@ -81,6 +81,8 @@ class Migrator:
         now = await self.catalog.placement()
         source = self.stores.primary if now is None else now.source
         if now is not None and now.phase is not Phase.SETTLED:
+            if now.phase is Phase.DRAFT and now.target == target:  # that is as far as it came
+                return await self.follow(Command.START)
             raise Conflict(f"a migration from {now.source} to {now.target} is {now.phase} already")
         store = self.stores.store(target)
         await store.probe()
@@ -91,8 +93,10 @@ class Migrator:
     async def follow(self, command: Command, if_epoch: int | None = None) -> Placement:
         """Go on to another phase. Raises `Blocked` with what is in the way, and `Conflict`."""
         now = await self._placement()
-        if command in {Command.CUTOVER, Command.DETACH, Command.RETIRE, Command.ROLLBACK}:
-            await self._copy_loose(now)
+        if now.target is not None and command is Command.CUTOVER:
+            await self._copy_loose(now.source, now.target)
+        elif now.target is not None and command is Command.REVERSED:
+            await self._copy_loose(now.target, now.source)
         await self._step(steps.Follow(command, if_epoch))
         await self.stores.refresh()
         return await self._placement()
@@ -130,7 +134,8 @@ class Migrator:
             return Status(now, None)
         to = now.copies[1] if now.copies is not None else now.target
         failures = await self.catalog.copy_failures(to)
-        return Status(now, await self.catalog.copy_counts(to), 0, tuple(failures))
+        unread = await self.catalog.unread(to, now.level)
+        return Status(now, await self.catalog.copy_counts(to), unread, tuple(failures))
 
     async def _placement(self) -> Placement:
         now = await self.catalog.placement()
@@ -148,6 +153,7 @@ class Migrator:
     async def run(self, *, progress: Progress = no_progress) -> bool:
         """Copy until nothing is left to copy now; whether all of it is there.
 
+        A store that does not answer, whoever tried how often around it, ends it for now.
         `progress` is told bytes. Memory: `MOST` packs. Raises what a catalog raises; what a
         store does is in the rows.
         """
@@ -160,7 +166,8 @@ class Migrator:
                 now.copies[1], micros(self.clock.now()), limit=self._at_once
             )
             if claimed:
-                await self._copy_all(claimed, source, target, now.copies[1], progress)
+                if not await self._copy_all(claimed, source, target, now.copies[1], progress):
+                    return False
                 continue
             if not await self._read_some_back(target, now, now.copies[1]):
                 break
@@ -182,15 +189,20 @@ class Migrator:
         target: ObjectStore,
         name: str,
         progress: Progress,
-    ) -> None:
+    ) -> bool:
+        """Copy some packs, and note that; whether the stores answered."""
         noted: list[tuple[int, int, str | None]] = []
+        put_off: list[tuple[int, str]] = []
         begun = anyio.current_time()
 
         async def one(pack: Claimed) -> None:
             try:
                 await self._copy(pack, source, target)
             except StoreError as error:
-                noted.append((pack.number, 0, error.message))
+                if error.retryable:
+                    put_off.append((pack.number, error.message))
+                else:
+                    noted.append((pack.number, 0, error.message))
             else:
                 noted.append((pack.number, 1, None))
                 progress(pack.size)
@@ -198,12 +210,14 @@ class Migrator:
         async with task_group() as tasks:
             for pack in claimed:
                 tasks.start_soon(one, pack)
-        await self._step(steps.NoteCopied(name, tuple(noted)))
-        failed = any(error is not None for _, _, error in noted)
+        since = claimed[0].since
+        await self._step(steps.NoteCopied(name, tuple(noted), since, tuple(put_off)))
+        failed = bool(put_off) or any(error is not None for _, _, error in noted)
         self._at_once = max(LEAST, self._at_once // 2) if failed else min(MOST, self._at_once + 1)
         if self.rate is not None:
             wanted = sum(pack.size for pack in claimed) / self.rate
             await anyio.sleep(max(0.0, wanted - (anyio.current_time() - begun)))
+        return not put_off
 
     async def _copy(self, pack: Claimed, source: ObjectStore, target: ObjectStore) -> None:
         """Copy a pack, seen to be right. Raises a `StoreError` with what is wrong."""
@@ -252,19 +266,20 @@ class Migrator:
             except StoreError as error:
                 problem = error.message
             noted.append((pack.number, READ_BACK, problem))
-        await self._step(steps.NoteCopied(name, tuple(noted)))
+        await self._step(steps.NoteCopied(name, tuple(noted), wanted[0].since))
         return True
 
-    async def _copy_loose(self, now: Placement) -> None:
-        """Have both stores hold what has no rows: backups. What is there already stays."""
-        if now.target is None or now.phase in {Phase.DRAFT, Phase.SETTLED, Phase.RETIRED}:
-            return
-        stores = [self.stores.store(name) for name in (now.source, now.target)]
-        for source, target in (stores, reversed(stores)):
-            for prefix in LOOSE:
-                async with aclosing(source.list(prefix)) as found:
-                    async for info in found:
-                        await self._copy_one(info.key, source, target)
+    async def _copy_loose(self, *names: str) -> None:
+        """Have the second store hold what the first has and no rows: backups.
+
+        Before the cutover, and before the way back is complete: wherever else a phase ends, both
+        were written. So nobody needs a store that is down to go away from it.
+        """
+        source, target = map(self.stores.store, names)
+        for prefix in LOOSE:
+            async with aclosing(source.list(prefix)) as found:
+                async for info in found:
+                    await self._copy_one(info.key, source, target)
 
     async def _copy_one(self, key: str, source: ObjectStore, target: ObjectStore) -> None:
         try:

@@ -223,7 +223,8 @@ class Recovery:
 
     def _record(self, info: ObjectInfo, entries: Sequence[PackEntry]) -> RecordPack:
         key = digest_from_hex(info.key.removeprefix(PACK_PREFIX))
-        return RecordPack(key, info.size, None, self.objects.name, tuple(entries), ())
+        epoch = self.objects.targets().epoch
+        return RecordPack(key, info.size, None, self.objects.name, tuple(entries), (), (), epoch)
 
     async def _entries(
         self, info: ObjectInfo, problems: list[str], *, check: bool

@@ -68,7 +68,9 @@ class Scrubber:
         a pack. Raises a `StoreError` only where nothing can be said of the pack in hand.
         """
         number = await self.step(steps.BeginScrub())
-        run, before = _Run(self, cheap, Pace(duty), progress, number), self.clock.now() - period
+        store = self.integrity.objects.name
+        run = _Run(self, cheap, Pace(duty), progress, number, store)
+        before = self.clock.now() - period
         files: tuple[DamagedFile, ...] = ()
         try:
             while most is None or run.looked < most:
@@ -95,6 +97,7 @@ class _Run:
     pace: Pace
     progress: Progress
     number: int
+    store: str
     seen: set[int] = field(factory=set[int])
     """Numbers of packs."""
     looked: int = 0
@@ -111,7 +114,7 @@ class _Run:
         rows: list[ScrubRow] = []
         for limit in (NOTED, len(self.seen) + NOTED):
             found = await self.of.integrity.catalog.to_scrub(
-                before_us, cheap=self.cheap, limit=limit
+                before_us, self.store, cheap=self.cheap, limit=limit
             )
             rows = [row for row in found if row.number not in self.seen]
             if rows or not found:
@@ -128,7 +131,7 @@ class _Run:
             await self.pace.rest()
         self.seen.update(row.number for row in rows)
         size = 0 if self.cheap else sum(row.size for row in rows)
-        await self.of.step(steps.NoteScrubbed(self.number, tuple(found), size))
+        await self.of.step(steps.NoteScrubbed(self.number, tuple(found), size, self.store))
 
     async def _is_right(self, row: ScrubRow) -> bool:
         integrity = self.of.integrity

@@ -76,6 +76,7 @@ def start(
     async def work() -> None:
         from vaultfs.domain.migration import Level
         from vaultfs.entrypoints.placing import VARIABLE, name_store, parse_store
+        from vaultfs.entrypoints.vault import open_objects
 
         if level not in list(Level):
             raise InvalidField(f"--verify {level}: {', '.join(Level)}")
@@ -84,6 +85,7 @@ def start(
             name, url = parse_store(to)
             if call.settings.database is not None:
                 raise InvalidField(f"name the store for all servers first: {VARIABLE}='{to}'")
+            await (await open_objects(url)).aclose()  # what does not open is not to be kept
             name_store(call.settings.home, name, url)
         async with opened(call) as opened_vault:
             now = await (await opened_vault.migrator()).start(name, Level(level))

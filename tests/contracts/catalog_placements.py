@@ -1,0 +1,362 @@
+"""What every catalog must do for a migration: phases, where packs are, and what is copied."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import pytest
+from attrs import evolve
+from tests.contracts.callers import Caller, digest, pack_of
+
+from vaultfs.domain import collecting, migrating
+from vaultfs.domain.errors import Conflict, InvalidField, PlacementChanged
+from vaultfs.domain.migrating import (
+    MOST_ATTEMPTS,
+    Claimed,
+    Counts,
+    Follow,
+    NoteCopied,
+    Pause,
+    Propose,
+    Retry,
+    Step,
+)
+from vaultfs.domain.migration import Blocked, Command, Level, Phase, Placement
+from vaultfs.domain.nodes import UserId
+from vaultfs.domain.operations import RecordPack
+from vaultfs.ports.catalog import Catalog, PackRow
+
+START: Final = 10**15
+NOBODY: Final = UserId(0)
+
+
+async def step(catalog: Catalog, what: Step, at_us: int = START) -> int:
+    return await catalog.migrate(what, NOBODY, at_us)
+
+
+async def go(catalog: Catalog, *commands: Command) -> Placement:
+    """Have a migration from `s` to `t` begun, and follow `commands`."""
+    now = await catalog.placement()
+    if now is None or now.phase is Phase.SETTLED:
+        await step(catalog, Propose("s", "t", Level.DIGEST))
+    for command in commands:
+        await step(catalog, Follow(command))
+    now = await catalog.placement()
+    assert now is not None
+    return now
+
+
+def stored(name: str, me: Caller, *stores: str, epoch: int = 0) -> RecordPack:
+    """A pack called `name` of one chunk, which is in `stores`."""
+    first, *others = stores
+    return evolve(
+        pack_of(name, [f"in {name}"], me.user.id, backend=first), also=tuple(others), epoch=epoch
+    )
+
+
+async def lost_race(me: Caller, pack: RecordPack) -> frozenset[str]:
+    """In which stores `pack` was found to lack when it was recorded."""
+    error = await me.refused(pack)
+    assert isinstance(error, PlacementChanged), error
+    return frozenset(error.stores)
+
+
+async def copied(catalog: Catalog, claims: Sequence[Claimed], store: str = "t") -> int:
+    noted = tuple((each.number, 1, None) for each in claims)
+    return await step(catalog, NoteCopied(store, noted, claims[0].since))
+
+
+async def failed(catalog: Catalog, claims: Sequence[Claimed], store: str = "t") -> int:
+    noted = tuple((each.number, 0, f"no {each.number}") for each in claims)
+    return await step(catalog, NoteCopied(store, noted, claims[0].since))
+
+
+async def lacking(catalog: Catalog, store: str = "t") -> int:
+    counts = await catalog.copy_counts(store)
+    return counts.packs - counts.there
+
+
+class PlacementContract:
+    """Migrations."""
+
+    async def test_at_first_there_is_one_store(self, catalog: Catalog) -> None:
+        assert await catalog.placement() is None
+        with pytest.raises(Conflict, match="there is no migration"):
+            await step(catalog, Follow(Command.START))
+        with pytest.raises(Conflict, match="there is no migration"):
+            await step(catalog, Pause(paused=True))
+        assert await catalog.claim_copies("t", START) == []
+
+    async def test_a_migration_is_proposed(self, catalog: Catalog) -> None:
+        epoch = await step(catalog, Propose("s", "t", Level.ALL))
+        proposed = Placement(epoch, Phase.DRAFT, "s", "t", level=Level.ALL)
+        assert await catalog.placement() == proposed
+        with pytest.raises(Conflict, match="is draft already"):
+            await step(catalog, Propose("s", "u", Level.ALL))
+        assert await catalog.placement() == proposed
+        assert (await catalog.audit())[-1].subject == "draft: s -> t"
+
+    async def test_it_starts_where_everything_is(self, catalog: Catalog) -> None:
+        with pytest.raises(InvalidField):
+            await step(catalog, Propose("s", "s", Level.ALL))
+        await go(catalog, Command.ABORT, Command.END)
+        with pytest.raises(Conflict, match="everything is in s, not in u"):
+            await step(catalog, Propose("u", "t", Level.ALL))
+
+    async def test_every_change_raises_the_epoch(self, catalog: Catalog) -> None:
+        epochs = [await step(catalog, Propose("s", "t", Level.DIGEST))]
+        for command in (Command.START, Command.DUAL, Command.CUTOVER, Command.ROLLBACK):
+            epochs.append(await step(catalog, Follow(command)))
+            epochs.append(await step(catalog, Pause(paused=True)))
+        assert all(one < other for one, other in pairwise(epochs))
+        now = await catalog.placement()
+        assert now == Placement(
+            epochs[-1], Phase.ROLLED_BACK, "s", "t", paused=True, level=Level.DIGEST
+        )
+
+    async def test_a_refused_step_changes_nothing(self, catalog: Catalog) -> None:
+        before = await go(catalog, Command.START)
+        with pytest.raises(Conflict, match="does not go on from there"):
+            await step(catalog, Follow(Command.DETACH))
+        assert await catalog.placement() == before
+        assert await step(catalog, Follow(Command.DUAL)) == before.epoch + 1
+
+    async def test_of_two_operators_one_is_too_late(self, catalog: Catalog) -> None:
+        seen = (await go(catalog, Command.START)).epoch
+        await step(catalog, Pause(paused=True, if_epoch=seen))
+        for what in (Pause(paused=False, if_epoch=seen), Follow(Command.DUAL, if_epoch=seen)):
+            with pytest.raises(Conflict, match="somebody else was faster"):
+                await step(catalog, what)
+        now = await catalog.placement()
+        assert now is not None
+        assert (now.phase, now.paused) == (Phase.COPYING, True)
+        await step(catalog, Follow(Command.DUAL, if_epoch=now.epoch))
+
+    async def test_a_whole_migration(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(stored("p", me, "s"))
+        await go(catalog, Command.START, Command.DUAL)
+        with pytest.raises(Blocked, match="1 packs are not verified in t"):
+            await step(catalog, Follow(Command.CUTOVER))
+        await copied(catalog, await catalog.claim_copies("t", START))
+        commands = (Command.CUTOVER, Command.DETACH, Command.RETIRE, Command.END)
+        now = await go(catalog, *commands)
+        assert (now.phase, now.source, now.target) == (Phase.SETTLED, "t", None)
+        assert await catalog.packs() == [PackRow(digest("p"), 1000, 7, "t")]
+        back = await step(catalog, Propose("t", "s", Level.DIGEST))
+        assert back == now.epoch + 1
+        assert await lacking(catalog, "s") == 1
+
+    # Recording packs
+
+    async def test_a_pack_is_recorded_in_all_its_stores(self, catalog: Catalog, me: Caller) -> None:
+        now = await go(catalog, Command.START, Command.DUAL)
+        await me.do(stored("p", me, "s", "t", epoch=now.epoch))
+        assert (await lacking(catalog, "s"), await lacking(catalog, "t")) == (0, 0)
+        assert await catalog.packs() == [PackRow(digest("p"), 1000, 7, "s")]
+        await go(catalog, Command.CUTOVER)
+
+    async def test_one_that_is_in_the_first_store_alone_is_copied(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        now = await go(catalog, Command.START, Command.DUAL)
+        await me.do(stored("p", me, "s", epoch=now.epoch))
+        await me.do(stored("q", me, "s", epoch=now.epoch - 1))
+        assert await lacking(catalog) == 2
+        assert await lost_race(me, stored("r", me, "t", epoch=now.epoch - 1)) == {"s"}
+
+    @pytest.mark.parametrize(
+        ("commands", "written", "lacks"),
+        [
+            ((Command.START, Command.DUAL), "s", ""),
+            ((Command.START, Command.DUAL, Command.CUTOVER), "s", "t"),
+            ((Command.START, Command.DUAL, Command.CUTOVER), "st", ""),
+            ((Command.START, Command.DUAL, Command.CUTOVER, Command.DETACH), "s", "t"),
+            ((Command.START, Command.DUAL, Command.CUTOVER, Command.DETACH), "st", ""),
+            ((Command.START, Command.DUAL, Command.CUTOVER, Command.ROLLBACK), "t", "s"),
+            ((Command.START, Command.DUAL, Command.ABORT), "st", ""),
+            ((Command.START, Command.DUAL, Command.ABORT), "t", "s"),
+        ],
+    )
+    async def test_what_an_older_epoch_wrote_has_to_do_for_the_present_one(
+        self, catalog: Catalog, me: Caller, commands: tuple[Command, ...], written: str, lacks: str
+    ) -> None:
+        first = (await go(catalog, Command.START)).epoch
+        now = await go(catalog, *commands[1:])
+        pack = stored("p", me, *written, epoch=first)
+        if lacks:
+            assert await lost_race(me, pack) == set(lacks)
+            return
+        await me.do(pack)
+        for store in "st":
+            there = store in written and store in now.write_set
+            assert await lacking(catalog, store) == (0 if there else 1)
+
+    async def test_what_was_put_before_a_store_was_emptied_does_not_count(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        old = (await go(catalog, Command.START, Command.DUAL)).epoch
+        await go(catalog, Command.ABORT, Command.END)  # and somebody empties it
+        now = await go(catalog, Command.START, Command.DUAL)
+        await me.do(stored("p", me, "s", "t", epoch=old))
+        assert await lacking(catalog) == 1
+        await me.do(stored("q", me, "s", "t", epoch=now.epoch))
+        assert await lacking(catalog) == 1
+
+    async def test_nor_in_the_store_that_all_has_come_back_to(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        old = (await go(catalog, Command.START, Command.DUAL, Command.CUTOVER)).epoch
+        rest = (Command.DETACH, Command.RETIRE, Command.END)
+        await go(catalog, *rest)
+        await step(catalog, Propose("t", "s", Level.DIGEST))
+        for command in (Command.START, Command.DUAL, Command.CUTOVER, *rest):
+            await step(catalog, Follow(command))
+        assert await lost_race(me, stored("p", me, "t", "s", epoch=old)) == {"s"}
+
+    async def test_recorded_again_in_another_store(self, catalog: Catalog, me: Caller) -> None:
+        now = await go(catalog, Command.START, Command.DUAL)
+        await me.do(stored("p", me, "s", epoch=now.epoch))
+        await me.do(stored("p", me, "s", "t", epoch=now.epoch))
+        assert await lacking(catalog) == 0
+
+    # Copying
+
+    async def test_packs_are_claimed_by_one(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(*(stored(name, me, "s") for name in "abcde"))
+        await go(catalog, Command.START)
+        first = await catalog.claim_copies("t", START, limit=3)
+        second = await catalog.claim_copies("t", START, limit=3)
+        assert (len(first), len(second)) == (3, 2)
+        assert {each.key for each in first + second} == set(map(digest, "abcde"))
+        assert {(each.size, each.crc32c) for each in first} == {(1000, 7)}
+        assert await catalog.claim_copies("t", START) == []
+        assert await copied(catalog, first) == 3
+        assert await catalog.copy_counts("t") == Counts(5, 5000, 3, 3000, 0, 0)
+
+    async def test_a_claim_runs_out(
+        self, catalog: Catalog, me: Caller, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await me.do(stored("p", me, "s"))
+        await go(catalog, Command.START)
+        first = await catalog.claim_copies("t", START)
+        assert await catalog.claim_copies("t", START) == []
+        monkeypatch.setattr(migrating, "CLAIM_US", 0)  # the time may be the database's
+        assert await catalog.claim_copies("t", START) == first
+        await copied(catalog, first)
+        assert await failed(catalog, first) == 0
+        assert await lacking(catalog) == 1, "it is copied once more, which does no harm"
+
+    async def test_what_fails_is_tried_again_and_then_listed(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        await me.do(stored("p", me, "s"))
+        await go(catalog, Command.START)
+        for _ in range(MOST_ATTEMPTS):
+            assert await catalog.copy_failures("t") == []
+            claims = await catalog.claim_copies("t", START)
+            assert await failed(catalog, claims) == 0
+        assert await catalog.claim_copies("t", START) == []
+        [failure] = await catalog.copy_failures("t")
+        assert (failure.key, failure.attempts) == (digest("p"), MOST_ATTEMPTS)
+        assert failure.error.startswith("no ")
+        assert (await catalog.copy_counts("t")).failed == 1
+        assert await step(catalog, Retry("t")) == 1
+        assert await catalog.copy_failures("t") == []
+        assert await copied(catalog, await catalog.claim_copies("t", START)) == 1
+        assert await catalog.copy_failures("t") == []
+
+    async def test_nothing_is_claimed_for_a_store_that_nothing_is_copied_to(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        await me.do(stored("p", me, "s"))
+        await go(catalog)
+        assert await catalog.claim_copies("t", START) == []
+        await go(catalog, Command.START)
+        assert await catalog.claim_copies("s", START) == []
+        await go(catalog, Command.ABORT)
+        assert await catalog.claim_copies("t", START) == []
+
+    async def test_a_copy_for_an_older_migration_does_not_count(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        await me.do(stored("p", me, "s"))
+        await go(catalog, Command.START)
+        old = await catalog.claim_copies("t", START)
+        await go(catalog, Command.ABORT, Command.END)
+        await copied(catalog, old)
+        await go(catalog, Command.START)
+        claims = await catalog.claim_copies("t", START)
+        assert len(claims) == 1
+        await copied(catalog, old)
+        assert await lacking(catalog) == 1
+        await copied(catalog, claims)
+        assert await lacking(catalog) == 0
+
+    async def test_a_pack_that_is_collected_is_copied_no_more(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        await me.do(stored("p", me, "s"))
+        await go(catalog, Command.START)
+        claims = await catalog.claim_copies("t", START)
+        for _ in range(2):
+            number = await catalog.collect(collecting.Begin("me"), NOBODY, START)
+            for what in (
+                collecting.Condemn(number, (claims[0].number,)),
+                collecting.Discard(number, claims[0].number, (), 0),
+                collecting.End(number, complete=True, report="{}"),
+            ):
+                await catalog.collect(what, NOBODY, START)
+        assert await catalog.packs() == []
+        await copied(catalog, claims)
+        assert await catalog.copy_counts("t") == Counts(0, 0, 0, 0, 0, 0)
+
+    # Reading back
+
+    async def test_copies_are_read_back(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(*(stored(name, me, "s") for name in "abc"))
+        await step(catalog, Propose("s", "t", Level.ALL))
+        await step(catalog, Follow(Command.START))
+        await copied(catalog, await catalog.claim_copies("t", START))
+        assert await catalog.unread("t", Level.SIZE) == 0
+        assert await catalog.unread("t", Level.DIGEST) == 0
+        assert await catalog.unread("t", Level.SAMPLE) == 3
+        assert await catalog.unread("t", Level.ALL) == 3
+        wanted = await catalog.to_read_back("t", 2, limit=2)
+        assert [each.key for each in wanted] == sorted(map(digest, "abc"))[:2]
+        await step(catalog, Follow(Command.DUAL))
+        with pytest.raises(Blocked, match="3 packs of the sample were not read back from t"):
+            await step(catalog, Follow(Command.CUTOVER))
+        [good, bad] = wanted
+        noted = ((good.number, 2, None), (bad.number, 2, "damaged"))
+        assert await step(catalog, NoteCopied("t", noted, good.since)) == 1
+        assert await lacking(catalog) == 1
+        assert [each.key for each in await catalog.claim_copies("t", START)] == [bad.key]
+        assert (await catalog.copy_counts("t")).read_back == 1
+
+    # Scrubs
+
+    async def test_a_scrub_speaks_of_one_store_alone(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(stored("p", me, "s"))
+        await go(catalog, Command.START)
+        await catalog.claim_copies("t", START)
+        [row] = await catalog.to_scrub(START + 1, "s")
+        scrub = await catalog.collect(collecting.BeginScrub(), NOBODY, START)
+        seen = collecting.NoteScrubbed(scrub, ((row.number, True),), 1000, "s")
+        await catalog.collect(seen, NOBODY, 2 * START)
+        assert await lacking(catalog) == 1, "a scrub of the one store says nothing of the other"
+        assert await catalog.to_scrub(START + 1, "t") == []
+
+    async def test_what_a_scrub_finds_damaged_is_copied_again(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        await me.do(stored("p", me, "s"))
+        await go(catalog, Command.START, Command.DUAL)
+        await copied(catalog, await catalog.claim_copies("t", START))
+        await go(catalog, Command.CUTOVER)
+        [row] = await catalog.to_scrub(START + 1, "t")
+        scrub = await catalog.collect(collecting.BeginScrub(), NOBODY, START)
+        bad = collecting.NoteScrubbed(scrub, ((row.number, False),), 1000, "t")
+        await catalog.collect(bad, NOBODY, 0)
+        assert (await lacking(catalog, "t"), await lacking(catalog, "s")) == (1, 0)
+        with pytest.raises(Blocked):
+            await step(catalog, Follow(Command.DETACH))

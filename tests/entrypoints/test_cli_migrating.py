@@ -1,0 +1,217 @@
+"""The command `migrate`: what it does, prints and ends with."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import frozen
+from tests.entrypoints.cli_calls import Called, call, new_vault
+from tests.faults import random_bytes
+
+DONE, FAILED, USAGE, BLOCKED, LEFT = 0, 1, 2, 3, 4
+
+
+@frozen
+class Moving:
+    """A vault in a folder, and where it is to move."""
+
+    vault: Path
+    target: Path
+
+    def __call__(self, *words: object) -> Called:
+        return call("--json", "--vault", self.vault, "migrate", *words)
+
+    def text(self, *words: object) -> Called:
+        return call("--vault", self.vault, "migrate", *words)
+
+    def ok(self, *words: object) -> Any:
+        called = self(*words)
+        assert (called.code, called.errors) == (DONE, ""), called
+        return called.value
+
+    def start(self, level: str = "V3") -> Any:
+        return self.ok("start", "--to", f"new={self.target.as_uri()}", "--verify", level)
+
+    @property
+    def packs(self) -> list[Path]:
+        return sorted(
+            each for each in (self.vault / "objects").rglob("packs/**/*") if each.is_file()
+        )
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stock")
+    cli = new_vault(folder / "vault")
+    for name in ("one", "two"):
+        (folder / name).write_bytes(random_bytes(2000, name))
+        assert call("--vault", cli.vault, "put", folder / name, f"/{name}").code == 0
+    return folder / "vault"
+
+
+@pytest.fixture
+def moving(stock: Path, tmp_path: Path) -> Moving:
+    shutil.copytree(stock, tmp_path / "vault")
+    (tmp_path / "new").mkdir()
+    return Moving(tmp_path / "vault", tmp_path / "new")
+
+
+def content(moving: Moving, name: str) -> bytes:
+    called = call("--vault", moving.vault, "cat", f"/{name}")
+    assert called.code == 0, called
+    return called.bytes_out
+
+
+def test_a_vault_moves(moving: Moving) -> None:
+    started = moving.start()
+    assert started == {
+        "phase": "copying",
+        "epoch": started["epoch"],
+        "source": "local",
+        "target": "new",
+        "paused": False,
+        "level": "V3",
+    }
+    assert moving.ok("status")["counts"]["there"] == 0
+    watched = moving.ok("watch")
+    assert watched["phase"] == "dual"
+    assert watched["counts"]["there"] == watched["counts"]["read_back"] == 2
+    assert watched["failures"] == 0
+    assert moving.ok("cutover")["phase"] == "soak"
+    assert moving.ok("rollback")["phase"] == "rolled-back"
+    assert moving.ok("dual")["phase"] == "dual"
+    assert moving.ok("cutover")["phase"] == "soak"
+    assert moving.ok("detach")["phase"] == "detached"
+    assert moving.ok("retire", "local") == {"deleted": 3}
+    status = moving.ok("status")
+    assert (status["phase"], status["source"], status["target"]) == ("settled", "new", None)
+    assert not moving.packs
+    for name in ("one", "two"):
+        assert content(moving, name) == random_bytes(2000, name)
+    assert call("--json", "--vault", moving.vault, "verify").value["clean"]
+
+
+def test_what_people_read(moving: Moving) -> None:
+    moving.start()
+    assert moving.text("status").out.splitlines() == [
+        f"copying (epoch {moving.ok('status')['epoch']}): local -> new",
+        "0 of 2 packs, 0 B of 4.2 KiB (0.0%) are there; 0 read back, 0 failed",
+    ]
+    assert moving.text("pause").out.startswith("copying, paused (epoch ")
+    moving.ok("resume")
+    assert "2 of 2 packs" in moving.text("watch", "--quiet").out
+
+
+def test_what_is_in_the_way_is_said(moving: Moving) -> None:
+    moving.start()
+    moving.ok("dual")
+    called = moving("cutover")
+    assert (called.code, called.errors) == (BLOCKED, "")
+    assert called.value == {"blocked": ["2 packs are not verified in new"]}
+    told = moving.text("cutover")
+    assert (told.code, told.out) == (BLOCKED, "not yet: 2 packs are not verified in new\n")
+
+
+def test_what_is_paused_is_not_complete(moving: Moving) -> None:
+    moving.start()
+    assert moving.ok("pause")["paused"]
+    called = moving("watch")
+    assert (called.code, called.value["counts"]["there"]) == (BLOCKED, 0)
+    assert not moving.ok("resume")["paused"]
+    assert moving.ok("watch")["phase"] == "dual"
+
+
+def test_packs_that_fail_are_left(moving: Moving) -> None:
+    first = moving.packs[0]
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-1] + b"?" if whole[-1:] != b"?" else whole[:-1] + b"!")
+    moving.start()
+    called = moving("watch")
+    assert (called.code, called.value["failures"]) == (LEFT, 1)
+    called = moving("failures")
+    [failure] = called.value
+    assert called.code == LEFT
+    assert failure["pack"] == first.name
+    assert "does not have its digest" in failure["error"]
+    assert moving.text("failures").out.startswith(f"packs/{first.name}: ")
+    first.write_bytes(whole)
+    assert moving.ok("failures", "--retry") == {"retried": 1}
+    assert moving.ok("watch")["counts"]["there"] == 2
+    assert moving.ok("failures") == []
+
+
+def test_of_two_operators_one_is_too_late(moving: Moving) -> None:
+    epoch = moving.start()["epoch"]
+    moving.ok("dual", "--if-epoch", epoch)
+    called = moving("abort", "--if-epoch", epoch)
+    assert called.code == FAILED
+    assert "somebody else was faster" in called.value["error"]["message"]
+
+
+def test_it_is_given_up(moving: Moving) -> None:
+    moving.start()
+    moving.ok("watch")
+    assert moving.ok("abort")["phase"] == "aborted"
+    assert moving.ok("end")["phase"] == "settled"
+    assert content(moving, "one") == random_bytes(2000, "one")
+    assert moving.ok("start", "--to", "new")["phase"] == "copying"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("status",), USAGE, "there is one store"),
+        (("start", "--to", "new"), USAGE, "there is one store"),
+        (("start", "--to", "NEW=file:///x"), USAGE, "NAME=URL"),
+        (("start", "--to", "new=ftp://x"), None, "ftp"),
+        (("start", "--to", "new=file:///x", "--verify", "V9"), USAGE, "--verify V9"),
+    ],
+)
+def test_what_cannot_be_asked_for(
+    moving: Moving, words: tuple[str, ...], code: int | None, told: str
+) -> None:
+    called = moving(*words)
+    assert called.code == code or (code is None and called.code in {FAILED, USAGE}), called
+    assert told in json.dumps(called.value["error"])
+
+
+def test_the_name_of_what_is_given_up_has_to_be_said(moving: Moving) -> None:
+    moving.start()
+    moving.ok("watch")
+    moving.ok("cutover")
+    moving.ok("detach")
+    called = moving("retire", "new")
+    assert called.code == USAGE
+    assert "not what is given up" in called.value["error"]["message"]
+    assert len(moving.packs) == 2
+
+
+def test_a_store_that_does_not_open_is_not_kept(moving: Moving) -> None:
+    moving.target.rmdir()
+    called = moving("start", "--to", f"new={moving.target.as_uri()}")
+    assert called.code == FAILED
+    assert called.value["error"]["code"] == "store_misconfigured"
+    assert content(moving, "one") == random_bytes(2000, "one")
+    moving.target.mkdir()
+    moving.start()
+
+
+def test_nor_is_one_needed_that_nothing_is_in(moving: Moving) -> None:
+    moving.start()
+    moving.ok("abort")
+    moving.ok("end")
+    shutil.rmtree(moving.target)
+    assert content(moving, "one") == random_bytes(2000, "one")
+    called = moving("start", "--to", "new")
+    assert called.code == FAILED
+    assert "does not open" in called.value["error"]["message"]
+
+
+def test_the_store_of_another_vault_is_refused(moving: Moving, tmp_path: Path) -> None:
+    other = new_vault(tmp_path / "other")
+    called = moving("start", "--to", f"new={(other.vault / 'objects').as_uri()}")
+    assert called.code != DONE
+    assert called.value["error"]["code"] == "wrong_store"
+    assert content(moving, "one") == random_bytes(2000, "one")

@@ -1,0 +1,618 @@
+"""Migrations of whole vaults: every phase, every way out, and what can go wrong on the way."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, TypeVar
+
+import pytest
+from attrs import define, field
+from tests.faults import (
+    FOUR_PACKS,
+    CatalogAround,
+    add_user,
+    assert_sound,
+    at,
+    put,
+    random_bytes,
+    read,
+    state_of,
+)
+
+from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
+from vaultfs.adapters.sql.sqlite import SqliteCatalog
+from vaultfs.adapters.wrappers.around import StoreAround
+from vaultfs.adapters.wrappers.placed import PlacedObjectStore
+from vaultfs.domain.errors import Conflict, InvalidField
+from vaultfs.domain.migrating import CLAIM_US, Claimed, Step
+from vaultfs.domain.migration import Blocked, Command, Level, Phase, Placement
+from vaultfs.domain.nodes import UserId
+from vaultfs.domain.operations import Outcome, Unit
+from vaultfs.domain.services.collector import Options
+from vaultfs.domain.services.migrator import Migrator
+from vaultfs.entrypoints.opening import OWNER
+from vaultfs.entrypoints.settings import Settings
+from vaultfs.entrypoints.vault import Vault, compose, write_marker
+from vaultfs.ports.catalog import Catalog
+from vaultfs.ports.objects import (
+    ObjectInfo,
+    ObjectStore,
+    OutOfSpace,
+    Payload,
+    PutMode,
+    Span,
+    StoreError,
+    StoreMisconfigured,
+    StoreUnavailable,
+    Throttled,
+    WrongStore,
+)
+
+T = TypeVar("T")
+CLAIM: Final = timedelta(microseconds=CLAIM_US)
+
+
+class Crash(Exception):
+    """The process dies here."""
+
+
+@define(eq=False)
+class Effects:
+    """Counts what changes something, and crashes at the one with the number `at`."""
+
+    at: int | None = None
+    seen: int = 0
+
+    def __call__(self) -> None:
+        self.seen += 1
+        if self.seen == self.at:
+            raise Crash
+
+
+class Switched(StoreAround):
+    """A store that fails as `fault` says as long as there is one, at reads or writes."""
+
+    def __init__(self, inner: MemoryObjectStore, effect: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self.memory = inner
+        self.effect = effect
+        self.reads: type[StoreError] | None = None
+        self.writes: type[StoreError] | None = None
+
+    def down(self, error: type[StoreError] | None = StoreUnavailable) -> None:
+        self.reads = self.writes = error
+
+    @property
+    def packs(self) -> set[str]:
+        return {key for key in self.memory.objects if key.startswith("packs/")}
+
+    def _see(self, error: type[StoreError] | None, operation: str, key: str) -> None:
+        if error is not None:
+            raise error(backend=self.name, operation=operation, key=key)
+
+    async def head(self, key: str) -> ObjectInfo:
+        self._see(self.reads, "head", key)
+        return await super().head(key)
+
+    async def get(self, key: str, span: Span | None = None) -> bytes:
+        self._see(self.reads, "get", key)
+        return await super().get(key, span)
+
+    async def put(self, key: str, data: Payload, *, mode: PutMode = PutMode.CREATE) -> None:
+        self.effect()
+        self._see(self.writes, "put", key)
+        await super().put(key, data, mode=mode)
+        self.effect()
+
+
+class CrashingCatalog(CatalogAround):
+    def __init__(self, inner: Catalog, effect: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._effect = effect
+
+    async def _around(self, call: Awaitable[T]) -> T:
+        try:
+            self._effect()
+        except Crash:
+            call.close()  # type: ignore[attr-defined]
+            raise
+        found = await call
+        self._effect()
+        return found
+
+    async def apply(self, units: Sequence[Unit]) -> list[Outcome]:
+        return await self._around(super().apply(units))
+
+    async def migrate(self, step: Step, actor: UserId, at_us: int) -> int:
+        return await self._around(super().migrate(step, actor, at_us))
+
+    async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> list[Claimed]:
+        return await self._around(super().claim_copies(store, at_us, limit=limit))
+
+
+@define(eq=False)
+class World:
+    """A catalog, two stores, and the vaults that are open on them."""
+
+    catalog: Catalog
+    clock: ManualClock = field(factory=ManualClock)
+    effects: Effects = field(factory=Effects)
+    stores: dict[str, Switched] = field(factory=dict[str, Switched])
+    kept: dict[str, bytes] = field(factory=dict[str, bytes])
+    """What the files hold."""
+
+    def __attrs_post_init__(self) -> None:
+        for name in "st":
+            memory = MemoryObjectStore(name, clock=self.clock)
+            self.stores[name] = Switched(memory, self.effects)
+
+    @property
+    def source(self) -> Switched:
+        return self.stores["s"]
+
+    @property
+    def target(self) -> Switched:
+        return self.stores["t"]
+
+    @asynccontextmanager
+    async def server(self) -> AsyncGenerator[Vault, None]:
+        """A process that has the vault open."""
+        catalog = CrashingCatalog(self.catalog, self.effects)
+        first = await catalog.placement() or Placement(0, Phase.SETTLED, "s")
+
+        async def load() -> Placement:
+            return await catalog.placement() or first
+
+        store = PlacedObjectStore(dict[str, ObjectStore](self.stores), first, load)
+        settings = Settings(Path("memory"), FOUR_PACKS, 2)
+        async with compose(settings, store, catalog, self.clock) as vault:
+            yield vault
+
+    async def phase(self) -> Phase:
+        now = await self.catalog.placement()
+        return Phase.SETTLED if now is None else now.phase
+
+    async def put(self, vault: Vault, name: str, *more: str) -> None:
+        for each in (name, *more):
+            self.kept[each] = random_bytes(3000, f"{each} {len(self.kept)}")
+            await put(vault, f"/{each}", self.kept[each])
+
+    async def remove(self, vault: Vault, name: str) -> None:
+        """Delete a file, empty the trash, and collect what it held."""
+        del self.kept[name]
+        await vault.files.delete(vault.user, at(f"/{name}"))
+        for node, _ in await vault.catalog.trash(vault.user.tree):
+            await vault.files.purge(vault.user, OWNER, node.id)
+        await vault.collector().run(Options(grace_us=0, confirmed=True))
+
+    async def check(self, vault: Vault) -> None:
+        """Everything is as it was put, and every pack where its rows say that it is."""
+        await assert_sound(vault)
+        for name, data in self.kept.items():
+            assert await read(vault, f"/{name}") == data
+        assert {f"/{name}" for name in self.kept} <= (await state_of(vault)).keys()
+        rows = {f"packs/{row.key.hex()}" for row in await self.catalog.packs()}
+        now = await self.catalog.placement()
+        if now is None:
+            return
+        primary = self.stores[now.primary]
+        assert rows <= primary.packs | self.stores[now.read_order[-1]].packs
+        for name in now.stores:
+            counts = await self.catalog.copy_counts(name)
+            assert counts.there <= len(rows & self.stores[name].packs)
+
+
+@pytest.fixture
+async def world() -> AsyncGenerator[World, None]:
+    catalog = await SqliteCatalog.open(None)
+    await add_user(catalog, OWNER)
+    yield World(catalog)
+    await catalog.aclose()
+
+
+@pytest.fixture
+async def vault(world: World) -> AsyncGenerator[Vault, None]:
+    """A vault with some files."""
+    async with world.server() as vault:
+        await write_marker(world.source, await world.catalog.vault_id())
+        await world.put(vault, "one", "two", "three")
+        yield vault
+
+
+@pytest.fixture
+async def mover(vault: Vault) -> Migrator:
+    return await vault.migrator()
+
+
+async def to_phase(mover: Migrator, phase: Phase) -> None:
+    """Go on to `phase` by the shortest way, from the beginning."""
+    await mover.start("t", Level.ALL)
+    ways: dict[Phase, tuple[Command, ...]] = {
+        Phase.COPYING: (),
+        Phase.DUAL: (Command.DUAL,),
+        Phase.ABORTED: (Command.ABORT,),
+    }
+    ways[Phase.SOAK] = (*ways[Phase.DUAL], Command.CUTOVER)
+    ways[Phase.ROLLED_BACK] = (*ways[Phase.SOAK], Command.ROLLBACK)
+    ways[Phase.DETACHED] = (*ways[Phase.SOAK], Command.DETACH)
+    ways[Phase.REVERSING] = (*ways[Phase.DETACHED], Command.ROLLBACK)
+    ways[Phase.RETIRED] = (*ways[Phase.DETACHED], Command.RETIRE)
+    for command in ways[phase]:
+        if command is Command.CUTOVER:
+            assert await mover.run()
+        await mover.follow(command)
+
+
+async def carry_out(mover: Migrator) -> None:
+    """Whatever is left of a migration, from wherever it is."""
+    while True:
+        now = await mover.catalog.placement()
+        match now.phase if now is not None else None:
+            case Phase.COPYING | Phase.DUAL:
+                await mover.run()
+                await mover.advance()
+                if (await mover.status()).placement.phase is Phase.DUAL:
+                    await mover.run()
+                    await mover.follow(Command.CUTOVER)
+            case Phase.SOAK:
+                await mover.follow(Command.DETACH)
+            case Phase.DETACHED | Phase.RETIRED:
+                await mover.retire("s")
+            case Phase.SETTLED:
+                assert now is not None
+                if now.source == "t":
+                    return
+                await mover.start("t", Level.ALL)
+            case _:
+                await mover.start("t", Level.ALL)
+
+
+# The whole way
+
+
+async def test_a_vault_moves_while_it_is_used(world: World, vault: Vault, mover: Migrator) -> None:
+    async def use(word: str) -> None:
+        await world.put(vault, f"{word}-a", f"{word}-b", "two")
+        await world.remove(vault, f"{word}-a")
+        await world.check(vault)
+
+    await use("before")
+    now = await mover.start("t", Level.ALL)
+    assert (now.phase, now.source, now.target) == (Phase.COPYING, "s", "t")
+    await use("copying")
+    assert await mover.run()
+    await mover.advance()
+    assert await world.phase() is Phase.DUAL
+    await use("dual")
+    await mover.run()
+    await mover.follow(Command.CUTOVER)
+    assert vault.objects.name == "t"
+    await use("soak")
+    await mover.run()
+    await mover.follow(Command.ROLLBACK)
+    await use("rolled back")
+    await mover.run()
+    await mover.follow(Command.DUAL)
+    await use("dual again")
+    assert await mover.run()
+    await mover.follow(Command.CUTOVER)
+    await mover.run()
+    await mover.follow(Command.DETACH)
+    await use("detached")
+    await mover.retire("s")
+    await use("settled")
+    assert not world.source.memory.objects
+    assert "marker/vault.json" in world.target.memory.objects
+    now = await mover.start("s", Level.ALL)
+    assert (now.source, now.target) == ("t", "s")
+    assert await mover.run()
+
+
+async def test_progress_is_counted(world: World, vault: Vault, mover: Migrator) -> None:
+    before = await mover.status()
+    assert (before.placement.phase, before.counts) == (Phase.SETTLED, None)
+    await mover.start("t", Level.ALL)
+    status = await mover.status()
+    assert status.counts is not None
+    assert (status.counts.packs, status.counts.there) == (3, 0)
+    told: list[int] = []
+    await mover.run(progress=told.append)
+    status = await mover.status()
+    assert status.counts is not None
+    assert status.counts.there == status.counts.read_back == 3
+    assert sum(told) == status.counts.there_size == status.counts.size
+    assert status.unread == 0
+
+
+async def test_pausing_stops_copying_alone(world: World, vault: Vault, mover: Migrator) -> None:
+    await mover.start("t")
+    assert (await mover.pause(paused=True)).paused
+    assert not await mover.run()
+    assert not world.target.packs
+    await world.put(vault, "more")
+    await mover.pause(paused=False)
+    assert await mover.run()
+    assert len(world.target.packs) == 4
+
+
+# Ways back
+
+
+async def test_a_rollback_keeps_what_was_put_since(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.SOAK)
+    await world.put(vault, "since", "two")
+    await mover.follow(Command.ROLLBACK)
+    assert vault.objects.name == "s"
+    world.target.memory.objects.clear()
+    world.target.down()
+    for name, data in world.kept.items():
+        assert await read(vault, f"/{name}") == data
+
+
+async def test_a_rollback_takes_no_answer_of_the_new_store(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.SOAK)
+    await world.put(vault, "since")
+    world.target.down()
+    await mover.follow(Command.ROLLBACK)
+    assert await read(vault, "/since") == world.kept["since"]
+
+
+async def test_after_detaching_all_is_copied_back_first(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DETACHED)
+    await world.put(vault, "since", "two")
+    await vault.recovery.backup()
+    assert len(world.source.packs) == 3
+    await mover.follow(Command.ROLLBACK)
+    with pytest.raises(Blocked, match="2 packs are not in s"):
+        await mover.follow(Command.REVERSED)
+    await world.put(vault, "reversing")
+    await world.check(vault)
+    assert await mover.run()
+    await mover.advance()
+    assert await world.phase() is Phase.ROLLED_BACK
+    await world.check(vault)
+    await mover.follow(Command.ABORT)
+    await mover.follow(Command.END)
+    world.target.memory.objects.clear()
+    await world.check(vault)
+    assert len(await vault.recovery.backups()) == 1
+
+
+@pytest.mark.parametrize("phase", [Phase.COPYING, Phase.DUAL, Phase.ROLLED_BACK])
+async def test_giving_it_up_leaves_everything_where_it_was(
+    phase: Phase, world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, phase)
+    await world.put(vault, "more")
+    await mover.follow(Command.ABORT)
+    await world.put(vault, "more still")
+    await mover.follow(Command.END)
+    world.target.memory.objects.clear()
+    await world.check(vault)
+    await carry_out(mover)
+    await world.check(vault)
+
+
+# What is in the way
+
+
+async def test_a_pack_that_is_missing_or_damaged_is_listed_and_never_counted(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    missing, damaged, _ = sorted(world.source.packs)
+    bytes_of = {key: world.source.memory.objects[key] for key in (missing, damaged)}
+    del world.source.memory.objects[missing]
+    world.source.memory.objects[damaged] = bytes_of[damaged][:-1] + b"?"
+    await mover.start("t", Level.DIGEST)
+    assert not await mover.run()
+    failures = (await mover.status()).failures
+    assert {f"packs/{each.key.hex()}" for each in failures} == {missing, damaged}
+    assert world.target.packs.isdisjoint({missing, damaged})
+    await mover.advance()
+    with pytest.raises(Blocked, match="2 packs are not verified in t"):
+        await mover.follow(Command.CUTOVER)
+    world.source.memory.objects.update(bytes_of)
+    assert await mover.retry() == 2
+    assert await mover.run()
+    await mover.follow(Command.CUTOVER)
+    await world.check(vault)
+
+
+async def test_what_decays_in_the_new_store_is_read_back_and_copied_again(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.COPYING)
+    key, *_ = sorted(world.source.packs)
+    world.target.memory.objects[key] = b"left of something else"
+    assert await mover.run()
+    assert world.target.memory.objects[key] == world.source.memory.objects[key]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable, Throttled])
+async def test_a_store_that_does_not_answer_uses_no_attempts_up(
+    error: type[StoreError], world: World, vault: Vault, mover: Migrator
+) -> None:
+    await mover.start("t", Level.ALL)
+    world.target.down(error)
+    for _ in range(20):
+        assert not await mover.run()
+    assert (await mover.status()).failures == ()
+    world.target.down(None)
+    assert await mover.run()
+
+
+async def test_a_store_that_is_full_is_listed(world: World, vault: Vault, mover: Migrator) -> None:
+    await mover.start("t", Level.ALL)
+    world.target.writes = OutOfSpace
+    assert not await mover.run()
+    assert len((await mover.status()).failures) == 3
+    world.target.writes = None
+    assert await mover.retry() == 3
+    assert await mover.run()
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable, Throttled, OutOfSpace])
+@pytest.mark.parametrize(
+    "phase", [Phase.COPYING, Phase.DUAL, Phase.SOAK, Phase.ROLLED_BACK, Phase.DETACHED]
+)
+async def test_what_works_while_the_new_store_fails(
+    phase: Phase, error: type[StoreError], world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, phase)
+    world.target.writes = error
+    if error is StoreUnavailable:
+        world.target.reads = error
+    for name in ("one", "two", "three"):
+        assert await read(vault, f"/{name}") == world.kept[name]
+    if phase in {Phase.COPYING, Phase.DUAL}:
+        await world.put(vault, "more")
+    else:
+        with pytest.raises(error):
+            await put(vault, "/refused", b"x" * 3000)
+    world.target.down(None)
+    await world.put(vault, "again")
+    await mover.retry()
+    await mover.run()
+    await world.check(vault)
+
+
+async def test_the_store_of_another_vault_is_refused(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await write_marker(world.target, "0" * 32)
+    with pytest.raises(WrongStore):
+        await mover.start("t")
+    assert await world.catalog.placement() is None
+
+
+async def test_a_store_that_overwrites_what_it_is_to_create_is_refused(
+    world: World, vault: Vault, mover: Migrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, right = world.target.memory, world.target.memory.put
+
+    async def put_anyway(key: str, data: Payload, *, mode: PutMode = PutMode.CREATE) -> None:
+        await right(key, data, mode=PutMode.OVERWRITE)
+
+    monkeypatch.setattr(store, "put", put_anyway)
+    with pytest.raises(StoreMisconfigured, match="overwritten"):
+        await mover.start("t")
+    assert await world.catalog.placement() is None
+
+
+async def test_a_store_that_nobody_named_is_refused(vault: Vault, mover: Migrator) -> None:
+    with pytest.raises(StoreMisconfigured, match="no store is called u"):
+        await mover.start("u")
+    with pytest.raises(InvalidField):
+        await mover.start("s")
+
+
+async def test_of_two_operators_one_is_too_late(world: World, mover: Migrator) -> None:
+    seen = (await mover.start("t")).epoch
+    await mover.follow(Command.DUAL, seen)
+    for call in (
+        mover.follow(Command.ABORT, seen),
+        mover.pause(paused=True, if_epoch=seen),
+    ):
+        with pytest.raises(Conflict, match="somebody else was faster"):
+            await call
+    assert await world.phase() is Phase.DUAL
+
+
+async def test_retiring_takes_the_name(world: World, vault: Vault, mover: Migrator) -> None:
+    await to_phase(mover, Phase.DETACHED)
+    with pytest.raises(InvalidField, match="not what is given up"):
+        await mover.retire("t")
+    assert len(world.source.packs) == 3
+    assert await mover.retire("s") == 4
+    assert await world.phase() is Phase.SETTLED
+    await world.check(vault)
+
+
+async def test_backups_move_along(world: World, vault: Vault, mover: Migrator) -> None:
+    backup = await vault.recovery.backup()
+    await to_phase(mover, Phase.DUAL)
+    other = await vault.recovery.backup(keep=9)
+    await mover.run()
+    await mover.follow(Command.CUTOVER)
+    await mover.follow(Command.DETACH)
+    await mover.retire("s")
+    names = {each.name for each in await vault.recovery.backups()}
+    assert names == {backup.name, other.name}
+
+
+# Other servers
+
+
+async def test_a_server_that_hears_of_nothing_puts_where_it_is_looked_for(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    async with AsyncExitStack() as stack:
+        late: dict[Phase, Vault] = {}
+        await mover.start("t", Level.ALL)
+        for phase, command in (
+            (Phase.COPYING, Command.DUAL),
+            (Phase.DUAL, Command.CUTOVER),
+            (Phase.SOAK, Command.DETACH),
+        ):
+            late[phase] = await stack.enter_async_context(world.server())
+            await mover.run()
+            await mover.follow(command)
+        for phase, server in late.items():
+            assert isinstance(server.objects, PlacedObjectStore)
+            assert server.objects.placement.phase is phase
+            await world.put(server, f"late-{phase}")
+            await world.check(vault)
+        await mover.retire("s")
+        await world.check(vault)
+        for server in late.values():
+            for name, data in world.kept.items():
+                assert await read(server, f"/{name}") == data
+
+
+# Crashes
+
+
+async def scenario(world: World) -> None:
+    """A migration with writes between; from the beginning or from where it broke off."""
+    async with world.server() as vault:
+        mover = await vault.migrator()
+        await carry_out(mover)
+
+
+async def test_it_goes_on_after_a_crash_anywhere() -> None:
+    number = 0
+    while True:
+        number += 1
+        catalog = await SqliteCatalog.open(None)
+        try:
+            await add_user(catalog, OWNER)
+            world = World(catalog)
+            async with world.server() as vault:
+                await write_marker(world.source, await catalog.vault_id())
+                await world.put(vault, "one", "two")
+            world.effects.seen, world.effects.at = 0, number
+            crashed = False
+            try:
+                await scenario(world)
+            except Crash:
+                crashed = True
+            world.effects.at = None
+            async with world.server() as vault:
+                await world.check(vault)
+            world.clock.advance(CLAIM)
+            await scenario(world)
+            async with world.server() as vault:
+                await world.check(vault)
+            assert not world.source.memory.objects
+        finally:
+            await catalog.aclose()
+        if not crashed:
+            break
+    assert number > 20
