@@ -162,7 +162,7 @@ def test_it_is_given_up(moving: Moving) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (("status",), USAGE, "there is one store"),
+        (("cutover",), USAGE, "there is one store"),
         (("start", "--to", "new"), USAGE, "there is one store"),
         (("start", "--to", "NEW=file:///x"), USAGE, "NAME=URL"),
         (("start", "--to", "new=ftp://x"), None, "ftp"),
@@ -175,6 +175,11 @@ def test_what_cannot_be_asked_for(
     called = moving(*words)
     assert called.code == code or (code is None and called.code in {FAILED, USAGE}), called
     assert told in json.dumps(called.value["error"])
+
+
+def test_where_there_is_one_store_that_is_the_status(moving: Moving) -> None:
+    assert moving.ok("status")["phase"] == "settled"
+    assert moving.ok("status")["target"] is None
 
 
 def test_the_name_of_what_is_given_up_has_to_be_said(moving: Moving) -> None:

@@ -105,8 +105,14 @@ def status(
     call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
+        from vaultfs.domain.migration import Phase, Placement
+        from vaultfs.domain.services.migrator import Status
+
         async with opened(call) as opened_vault:
-            found = await (await opened_vault.migrator()).status()
+            if opened_vault.placed:
+                found = await (await opened_vault.migrator()).status()
+            else:
+                found = Status(Placement(0, Phase.SETTLED, opened_vault.objects.name), None)
         call.answer(_status_json(found), lambda: _status(found))
 
     run(call, work)
