@@ -67,8 +67,12 @@ def content(moving: Moving, name: str) -> bytes:
 def test_a_vault_moves(moving: Moving) -> None:
     started = moving.start()
     assert started == {
-        "phase": "copying", "epoch": started["epoch"], "source": "local", "target": "new",
-        "paused": False, "level": "V3",
+        "phase": "copying",
+        "epoch": started["epoch"],
+        "source": "local",
+        "target": "new",
+        "paused": False,
+        "level": "V3",
     }
     assert moving.ok("status")["counts"]["there"] == 0
     watched = moving.ok("watch")

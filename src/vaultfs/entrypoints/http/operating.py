@@ -18,6 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from vaultfs.adapters.wrappers.placed import PlacedObjectStore
 from vaultfs.domain.batches import KEPT_US, MAX_BYTES, MAX_ERRORS, MAX_STEP, MAX_STEPS
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import MAX_DEPTH, MAX_NAME, MAX_PATH
@@ -99,6 +100,26 @@ class Metrics(Collector):
         yield GaugeMetricFamily("vaultfs_http_active_requests", "Requests under way.", self.active)
         held = self.vault.budget.total - self.vault.budget.free
         yield GaugeMetricFamily("vaultfs_budget_bytes", "Bytes that transfers hold.", held)
+        yield from self._placement()
+
+    def _placement(self) -> Iterator[Metric]:
+        """By which placement this server goes, where there is more than one store."""
+        objects = self.vault.objects
+        if not isinstance(objects, PlacedObjectStore):
+            return
+        now = objects.placement
+        epoch = GaugeMetricFamily(
+            "vaultfs_placement_epoch",
+            "The epoch that this server goes by.",
+            labels=("phase", "primary"),
+        )
+        epoch.add_metric((str(now.phase), now.primary), now.epoch)
+        yield epoch
+        yield CounterMetricFamily(
+            "vaultfs_store_fallbacks",
+            "Reads that another store than the first one answered.",
+            objects.fallbacks,
+        )
 
     def text(self) -> bytes:
         """All of it, in Prometheus' format."""
