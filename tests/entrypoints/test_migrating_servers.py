@@ -157,7 +157,7 @@ def test_a_vault_moves_and_comes_back_while_it_is_served(
             clients.some_more()
         assert not clients.errors, clients.errors[:5]
         check(clients, three)
-    assert place.cli("--json", "verify", "--full").value["clean"]
+    assert place.cli("--json", "verify", "--depth", "full").value["clean"]
     left = [each for each in (tmp_path / "objects").rglob("*") if each.is_file()]
     assert not [each for each in left if "packs" in each.parts], left
     with place.serve() as again:  # from the settings that it had before

@@ -338,6 +338,11 @@ async def init_database(settings: Settings, *, exist_ok: bool = False) -> str:
         catalog = await _database_for(settings, marked, free=free)
         try:
             vault_id = await catalog.vault_id()
+            placement = await catalog.placement()
+            if placement is not None and store.name not in placement.stores:
+                if not exist_ok:
+                    raise Exists(f"{settings.name} is a vault already")
+                return vault_id  # which moved away from that store
             if marked is not None or await catalog.packs(limit=1):
                 await check_marker(store, vault_id)
                 if not exist_ok:

@@ -110,13 +110,28 @@ class Metrics(Collector):
         yield GaugeMetricFamily("vaultfs_http_active_requests", "Requests under way.", self.active)
         for name, text in UPKEEP.items():
             yield CounterMetricFamily(f"vaultfs_{name}", text, self.upkeep[name])
-        if isinstance(self.vault.objects, PlacedObjectStore):
-            epoch, missed = self.vault.objects.placement.epoch, self.vault.objects.fallbacks
-            yield GaugeMetricFamily("vaultfs_placement_epoch", "Which placement it goes by.", epoch)
-            text = "Reads that another store than the first answered."
-            yield CounterMetricFamily("vaultfs_store_fallbacks", text, missed)
         held = self.vault.budget.total - self.vault.budget.free
         yield GaugeMetricFamily("vaultfs_budget_bytes", "Bytes that transfers hold.", held)
+        yield from self._placement()
+
+    def _placement(self) -> Iterator[Metric]:
+        """By which placement this server goes, where there is more than one store."""
+        objects = self.vault.objects
+        if not isinstance(objects, PlacedObjectStore):
+            return
+        now = objects.placement
+        epoch = GaugeMetricFamily(
+            "vaultfs_placement_epoch",
+            "The epoch that this server goes by.",
+            labels=("phase", "primary"),
+        )
+        epoch.add_metric((str(now.phase), now.primary), now.epoch)
+        yield epoch
+        yield CounterMetricFamily(
+            "vaultfs_store_fallbacks",
+            "Reads that another store than the first one answered.",
+            objects.fallbacks,
+        )
 
     def text(self) -> bytes:
         """All of it, in Prometheus' format."""

@@ -104,8 +104,7 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
             upkeep = anyio.CancelScope()
             tasks.start_soon(_keep_up, vault, where.plan, upkeep, metrics)
             moving = anyio.CancelScope()
-            tasks.start_soon(_follow, vault, moving)
-            tasks.start_soon(_copy, vault, moving, metrics)
+            tasks.start_soon(_move, vault, moving, metrics)
             try:
                 while not server.started:  # noqa: ASYNC110 uvicorn has no event for it
                     await anyio.sleep(0.005)
@@ -117,34 +116,43 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
                 moving.cancel()
 
 
-async def _follow(vault: Vault, scope: anyio.CancelScope) -> None:
-    """Where there is more than one store, learn soon which is for what by now."""
+async def _move(vault: Vault, scope: anyio.CancelScope, metrics: Metrics) -> None:
+    """Where there is more than one store, take part in migrations."""
     with scope:
-        while vault.placed:
-            try:
-                await vault.objects.refresh()
-            except VaultError as error:
-                log.warning("placement unknown", extra={"error": error.message})
-            await anyio.sleep(FOLLOW_EVERY)
+        if vault.placed:
+            async with task_group() as tasks:
+                tasks.start_soon(_follow, vault)
+                tasks.start_soon(_copy, vault, metrics)
 
 
-async def _copy(vault: Vault, scope: anyio.CancelScope, metrics: Metrics) -> None:
+async def _follow(vault: Vault) -> None:
+    """Learn soon which store is for what by now."""
+    while True:
+        try:
+            await vault.objects.refresh()
+        except VaultError as error:
+            log.warning("placement unknown", extra={"error": error.message})
+        except Exception:
+            log.exception("placement unknown")  # which is no reason to serve nobody
+        await anyio.sleep(FOLLOW_EVERY)
+
+
+async def _copy(vault: Vault, metrics: Metrics) -> None:
     """Copy what a migration wants copied, beside other servers that do."""
 
     def copied(size: int) -> None:
         metrics.upkeep["migration_copied_bytes"] += size
 
-    with scope:
-        while vault.placed:
-            try:
-                mover = await vault.migrator()
-                if await mover.run(progress=copied):
-                    await mover.advance()
-            except VaultError as error:
-                log.warning("copying failed", extra={"error": f"{type(error).__name__}: {error}"})
-            except Exception:
-                log.exception("copying failed")
-            await anyio.sleep(FOLLOW_EVERY)
+    while True:
+        try:
+            mover = await vault.migrator()
+            if await mover.run(progress=copied):
+                await mover.advance()
+        except VaultError as error:
+            log.warning("copying failed", extra={"error": f"{type(error).__name__}: {error}"})
+        except Exception:
+            log.exception("copying failed")
+        await anyio.sleep(FOLLOW_EVERY)
 
 
 async def _keep_up(vault: Vault, plan: Plan, scope: anyio.CancelScope, metrics: Metrics) -> None:
