@@ -265,6 +265,22 @@ class PlacementContract:
         assert await copied(catalog, await catalog.claim_copies("t", START)) == 1
         assert await catalog.copy_failures("t") == []
 
+    async def test_what_is_put_off_is_no_attempt(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(stored("p", me, "s"))
+        await go(catalog, Command.START)
+        [first] = await catalog.claim_copies("t", START)
+        later = NoteCopied("t", (), first.since, ((first.number, "too many requests"),))
+        await step(catalog, later)
+        for _ in range(2 * MOST_ATTEMPTS):
+            assert await catalog.claim_copies("t", START) == [first]
+            assert await step(catalog, later) == 0
+        assert await catalog.copy_failures("t") == []
+        assert await lacking(catalog) == 1
+        claims = await catalog.claim_copies("t", START)
+        await copied(catalog, claims)
+        await step(catalog, later)
+        assert await lacking(catalog) == 0, "what is there stays there"
+
     async def test_nothing_is_claimed_for_a_store_that_nothing_is_copied_to(
         self, catalog: Catalog, me: Caller
     ) -> None:

@@ -547,6 +547,50 @@ async def test_backups_move_along(world: World, vault: Vault, mover: Migrator) -
     assert names == {backup.name, other.name}
 
 
+@pytest.mark.parametrize("phase", [Phase.COPYING, Phase.DUAL, Phase.SOAK, Phase.DETACHED])
+async def test_the_index_is_made_anew_in_any_phase(
+    phase: Phase, world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, phase)
+    await world.put(vault, "more")
+    rebuilt = await vault.recovery.rebuild()
+    assert (rebuilt.packs, rebuilt.problems) == (4, ())
+    await world.check(vault)
+    await carry_out(mover)
+    await world.check(vault)
+
+
+async def test_a_scrub_copies_nothing(world: World, vault: Vault, mover: Migrator) -> None:
+    await mover.start("t", Level.DIGEST)
+    await world.catalog.claim_copies("t", 0)
+    world.clock.advance(timedelta(days=60))
+    scrub = await vault.scrubber().run()
+    assert (scrub.packs, scrub.problems) == (3, ())
+    await mover.follow(Command.DUAL)
+    with pytest.raises(Blocked, match="3 packs are not verified in t"):
+        await mover.follow(Command.CUTOVER)
+    assert await mover.run()
+
+
+async def test_a_scrub_finds_what_is_damaged_in_the_store_that_is_read(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.SOAK)
+    key, *_ = sorted(world.target.packs)
+    whole = world.target.memory.objects[key]
+    world.target.memory.objects[key] = whole[:-1] + bytes([whole[-1] ^ 1])
+    world.clock.advance(timedelta(days=60))
+    scrub = await vault.scrubber().run()
+    assert len(scrub.problems) == 1
+    with pytest.raises(Blocked, match="1 packs are not verified in t"):
+        await mover.follow(Command.DETACH)
+    world.clock.advance(CLAIM * 2)
+    assert await mover.run()
+    assert world.target.memory.objects[key] == whole
+    await mover.follow(Command.DETACH)
+    await world.check(vault)
+
+
 # Other servers
 
 
