@@ -207,6 +207,10 @@ class CatalogStats:
     packed: int
     """Bytes of all packs."""
     chunks: int
+    trash: int
+    """Bytes of all versions that are in the trash, as if nothing were shared or compressed."""
+    condemned: int
+    """Bytes of packs that nothing needs, until the grace period is over."""
 
 
 class Reindexing(ABC):

@@ -109,7 +109,10 @@ STATS = """
         (SELECT COALESCE(SUM(n.size), 0) FROM live JOIN nodes n ON n.id = live.id),
         (SELECT COUNT(*) FROM packs),
         (SELECT COALESCE(SUM(size), 0) FROM packs),
-        (SELECT COUNT(DISTINCT digest) FROM chunks)
+        (SELECT COUNT(DISTINCT digest) FROM chunks),
+        (SELECT COALESCE(SUM(v.size), 0) FROM versions v
+            WHERE v.node NOT IN (SELECT id FROM live)),
+        (SELECT COALESCE(SUM(size), 0) FROM packs WHERE condemned IS NOT NULL)
 """
 
 INDEX = """

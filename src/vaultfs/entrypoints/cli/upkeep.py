@@ -321,6 +321,8 @@ def _usage_json(place: str, usage: "Usage") -> dict[str, Any]:
         "chunks": found.chunks,
         "bytes_live": usage.live,
         "bytes_unreferenced": usage.unreferenced,
+        "bytes_condemned": found.condemned,
+        "bytes_trash": found.trash,
         "versions_damaged": usage.damaged,
     }
 
@@ -334,10 +336,12 @@ def _usage(usage: "Usage") -> str:
             ("files", f"{found.files:>12}"),
             ("versions", f"{found.versions:>12}"),
             ("in the trash", f"{found.trashed:>12}"),
+            ("  their versions", human(found.trash).rjust(12)),
             ("current contents", human(found.current).rjust(12)),
             ("all versions", human(found.logical).rjust(12)),
             ("stored", human(found.packed).rjust(12)),
             ("  of it unreferenced", human(usage.unreferenced).rjust(12)),
+            ("  of it condemned", human(found.condemned).rjust(12)),
             ("packs", f"{found.packs:>12}"),
             ("chunks", f"{found.chunks:>12}"),
             ("all versions : stored", f"{factor:>12.2f}"),

@@ -588,6 +588,10 @@ class UsageOut(msgspec.Struct):
     live: int
     unreferenced: int
     """Of packs that no version needs."""
+    trash: int
+    """Of versions in the trash."""
+    condemned: int
+    """Of packs that go when the grace period is over."""
     damaged: int
     """Versions whose manifests are not whole."""
 
