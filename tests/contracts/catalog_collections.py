@@ -283,7 +283,9 @@ class CollectionContract:
             assert {type(outcome) for outcome in outcomes} == {kind}
         assert await me.names() == [f"q{number}" for number in range(6)]
         again = evolve(me.unit(me.put_op("/again")), recorded=(digest("q"),))
-        assert isinstance((await gc.catalog.apply([again]))[0], Done)
+        assert isinstance((await gc.catalog.apply([again]))[0], Refused)
+        both = [me.unit(pack_of("q", "ab", me.user.id)), again]
+        assert all(isinstance(each, Done) for each in await gc.catalog.apply(both))
         assert await gc.catalog.check() == []
 
     async def test_puts_together_are_charged_once_though_one_is_refused(

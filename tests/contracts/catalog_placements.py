@@ -9,7 +9,7 @@ from attrs import evolve
 from tests.contracts.callers import Caller, digest, pack_of
 
 from vaultfs.domain import collecting, migrating
-from vaultfs.domain.errors import Conflict, InvalidField, PlacementChanged
+from vaultfs.domain.errors import Conflict, InvalidField, PacksGone, PlacementChanged
 from vaultfs.domain.migrating import (
     MOST_ATTEMPTS,
     Claimed,
@@ -23,7 +23,7 @@ from vaultfs.domain.migrating import (
 )
 from vaultfs.domain.migration import Blocked, Command, Level, Phase, Placement
 from vaultfs.domain.nodes import UserId
-from vaultfs.domain.operations import RecordPack
+from vaultfs.domain.operations import Done, RecordPack, Refused
 from vaultfs.ports.catalog import Catalog, PackRow
 
 START: Final = 10**15
@@ -190,6 +190,26 @@ class PlacementContract:
         for store in "st":
             there = store in written and store in now.write_set
             assert await lacking(catalog, store) == (0 if there else 1)
+
+    async def test_what_comes_with_a_pack_that_is_refused_is_refused_too(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        old = (await go(catalog, Command.START)).epoch
+        now = await go(catalog, Command.DUAL, Command.CUTOVER)
+        first = stored("p", me, "s", epoch=old)
+        units = [
+            me.unit(first),
+            evolve(me.unit(me.put_op("/a"), me.put_op("/b")), recorded=(first.key,)),
+            evolve(me.unit(me.put_op("/c")), recorded=(first.key,)),
+        ]
+        kinds = (PlacementChanged, PacksGone, PacksGone)
+        for outcome, kind in zip(await catalog.apply(units), kinds, strict=True):
+            assert isinstance(outcome, Refused)
+            assert isinstance(outcome.error, kind)
+        assert await me.feed() == []
+        again = [me.unit(stored("p", me, "s", "t", epoch=now.epoch)), *units[1:]]
+        assert all(isinstance(each, Done) for each in await catalog.apply(again))
+        assert len(await me.feed()) == 3
 
     async def test_what_was_put_before_a_store_was_emptied_does_not_count(
         self, catalog: Catalog, me: Caller

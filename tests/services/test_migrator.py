@@ -24,7 +24,7 @@ from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.wrappers.around import StoreAround
 from vaultfs.adapters.wrappers.placed import PlacedObjectStore
-from vaultfs.domain.errors import Conflict, InvalidField
+from vaultfs.domain.errors import Busy, Conflict, InvalidField
 from vaultfs.domain.migrating import CLAIM_US, Claimed, Step
 from vaultfs.domain.migration import Blocked, Command, Level, Phase, Placement
 from vaultfs.domain.nodes import UserId
@@ -618,6 +618,22 @@ async def test_a_server_that_hears_of_nothing_puts_where_it_is_looked_for(
         for server in late.values():
             for name, data in world.kept.items():
                 assert await read(server, f"/{name}") == data
+
+
+async def test_a_server_that_knows_one_store_alone_records_nothing_that_lacks(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    settings = Settings(Path("memory"), FOUR_PACKS, 2)
+    async with compose(settings, world.source, world.catalog, world.clock) as plain:
+        await mover.start("t", Level.ALL)
+        await world.put(plain, "copying")
+        await mover.follow(Command.DUAL)
+        await world.put(plain, "dual")
+        assert await mover.run()
+        await mover.follow(Command.CUTOVER)
+        with pytest.raises(Busy, match="where packs are put has changed"):
+            await put(plain, "/soak", b"x" * 3000)
+    await world.check(vault)
 
 
 # Crashes

@@ -518,8 +518,8 @@ class Unit:
     `PacksGone` if one is there no longer, or was rewritten; one that is condemned is condemned
     no more. See `domain.collection`."""
     recorded: tuple[Digest, ...] = ()
-    """Keys of packs that units before this one are to record, which may be refused: then this
-    one is, with `PacksGone`."""
+    """Keys of packs that units before this one, in the same call, are to record. If one of them
+    is refused, so is this, with `PacksGone`."""
 
     def __attrs_post_init__(self) -> None:
         if not self.op_id or len(self.op_id) > 64:

@@ -21,7 +21,7 @@ def rely(tx: Transaction, unit: Unit) -> Program[None]:
     Raises `PacksGone`, also for one that was rewritten: see `domain.collection`.
     """
     for key in unit.recorded:
-        if key not in tx.recorded and not (yield Run(_RECORDED, (key,))):
+        if key not in tx.recorded:
             raise PacksGone(f"pack {key.hex()} could not be recorded")
     if not unit.relies:
         return
@@ -35,7 +35,6 @@ def rely(tx: Transaction, unit: Unit) -> Program[None]:
     yield from rescue(row[0] for row in rows if row[1] is not None)
 
 
-_RECORDED: Final = "SELECT 1 FROM packs WHERE key = $1 AND rewritten = 0"
 _RELIED: Final = (
     "SELECT p.id, p.condemned FROM json_each($1) e"
     " JOIN packs p ON p.id = CAST(e.value AS INTEGER) WHERE p.rewritten = 0"
