@@ -20,7 +20,7 @@ import pytest
 from attrs import define, evolve, field
 
 from vaultfs.adapters.sql import collections, queries, stock
-from vaultfs.adapters.sql.connections import drive, open_writer
+from vaultfs.adapters.sql.connections import drive, execute, open_writer
 from vaultfs.adapters.sql.programs import finish, run_unit
 from vaultfs.adapters.sql.statements import Program, Run, to_known
 from vaultfs.adapters.sql.transaction import Transaction
@@ -360,15 +360,12 @@ def used(world: World, marks: Marks) -> Generator[None, None, list[PackUse]]:
     needed: dict[int, int] = {}
     after: object = b""
     while rows := [
-        ChunkRow(*row)
-        for row in world.connection.execute(
-            queries.CHUNK_ROWS.replace("$1", "?1").replace("$2", "?2"), (after, 40)
-        )
+        ChunkRow(*row) for row in execute(world.connection, queries.CHUNK_ROWS, (after, 40))
     ]:
         count_needed(marks, rows, needed)
         after = rows[-1][0]
         yield
-    found = world.rows(collections.PACK_USE.replace("$1", "?1"), world.now)
+    found = execute(world.connection, collections.PACK_USE, (world.now,)).fetchall()
     packs = map(collections.to_pack_use, found)
     return [evolve(pack, needed=needed.get(pack.number, 0)) for pack in packs]
 
