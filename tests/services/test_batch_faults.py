@@ -50,6 +50,7 @@ async def catalog(where: str) -> AsyncIterator[Catalog]:
     await catalog.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_a_batch_that_fails_at_any_statement_leaves_nothing(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch

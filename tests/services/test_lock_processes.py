@@ -30,6 +30,8 @@ from vaultfs.entrypoints.sdk import Vault
 from vaultfs.entrypoints.settings import Settings, read_settings
 from vaultfs.entrypoints.vault import init_database, init_vault
 
+pytestmark = pytest.mark.slow  # real processes
+
 TOP: Final = Path(__file__).parents[2]
 BLOWS: Final = int(os.environ.get("VAULTFS_NEMESIS", "8"))
 SEED: Final = int(os.environ.get("VAULTFS_SEED", "1"))
