@@ -580,13 +580,32 @@ async def test_a_scrub_finds_what_is_damaged_in_the_store_that_is_read(
     whole = world.target.memory.objects[key]
     world.target.memory.objects[key] = whole[:-1] + bytes([whole[-1] ^ 1])
     world.clock.advance(timedelta(days=60))
+    spoilt, world.source.memory.objects[key] = world.source.memory.objects[key], b"spoilt too"
     scrub = await vault.scrubber().run()
-    assert len(scrub.problems) == 1
+    assert (len(scrub.problems), scrub.repaired) == (1, ())
     with pytest.raises(Blocked, match="1 packs are not verified in t"):
         await mover.follow(Command.DETACH)
+    world.source.memory.objects[key] = spoilt
     world.clock.advance(CLAIM * 2)
     assert await mover.run()
     assert world.target.memory.objects[key] == whole
+    await mover.follow(Command.DETACH)
+    await world.check(vault)
+
+
+async def test_a_scrub_repairs_what_another_store_has(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.SOAK)
+    one, other, *_ = sorted(world.target.packs)
+    whole = dict(world.target.memory.objects)
+    world.target.memory.objects[one] = whole[one][:-1] + bytes([whole[one][-1] ^ 1])
+    del world.target.memory.objects[other]
+    world.clock.advance(timedelta(days=60))
+    scrub = await vault.scrubber().run()
+    assert (scrub.problems, scrub.files) == ((), ())
+    assert sorted(scrub.repaired) == [one, other]
+    assert world.target.memory.objects == whole
     await mover.follow(Command.DETACH)
     await world.check(vault)
 

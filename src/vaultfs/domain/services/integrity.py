@@ -36,7 +36,13 @@ from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.walk import PageWalk
 from vaultfs.ports.catalog import Catalog, Location, PackRow, VersionRef
-from vaultfs.ports.objects import IntegrityError, ObjectNotFound, ObjectStore
+from vaultfs.ports.objects import (
+    IntegrityError,
+    ObjectNotFound,
+    ObjectStore,
+    PutMode,
+    StoreError,
+)
 from vaultfs.ports.progress import Progress, no_progress
 
 AT_ONCE = 3
@@ -112,6 +118,20 @@ class Integrity:
             return Checked([error.message], [])
         check = check_chunks if depth is Depth.FULL else check_digest
         return await to_thread.run_sync(check, pack, data, limiter=self.workers)
+
+    async def repair(self, pack: Digest) -> bool:
+        """Put a damaged pack again from another store that has it right; whether one had."""
+        key = pack_key(pack)
+        first, *others = self.objects.readable()
+        for store in others:
+            try:
+                data = await store.get(key)
+            except StoreError:
+                continue
+            if await to_thread.run_sync(digest_of, data, limiter=self.workers) == pack:
+                await first.put(key, data, mode=PutMode.OVERWRITE)
+                return True
+        return False
 
     async def _head(self, pack: PackRow) -> list[str]:
         info = await self.objects.readable()[0].head(pack_key(pack.key))

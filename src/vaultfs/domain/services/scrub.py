@@ -44,6 +44,8 @@ class Scrub:
     problems: tuple[str, ...] = ()
     files: tuple[DamagedFile, ...] = ()
     """Those that need what is damaged."""
+    repaired: tuple[str, ...] = ()
+    """Packs that were damaged, and put again from another store that has them."""
 
 
 @define(eq=False)
@@ -81,8 +83,10 @@ class Scrubber:
         finally:
             with anyio.CancelScope(shield=True):
                 files = await self.integrity.hit_by(run.bad)
-                await self.step(steps.EndScrub(run.number, _written(run.problems, files)))
-        return Scrub(run.number, len(run.seen), run.read, tuple(run.problems), files)
+                found = _written(run.problems, run.repaired, files)
+                await self.step(steps.EndScrub(run.number, found))
+        problems, repaired = tuple(run.problems), tuple(run.repaired)
+        return Scrub(run.number, len(run.seen), run.read, problems, files, repaired)
 
     async def step(self, step: steps.Step) -> int:
         """Execute a step of a scrub."""
@@ -104,6 +108,7 @@ class _Run:
     """Bytes of the packs that were looked at."""
     problems: list[str] = field(factory=list[str])
     bad: list[Digest] = field(factory=list[Digest])
+    repaired: list[str] = field(factory=list[str])
 
     @property
     def read(self) -> int:
@@ -140,13 +145,17 @@ class _Run:
         problems = (await integrity.check(pack, depth)).problems
         if not problems or not await integrity.catalog.has_pack(row.key):
             return True  # or it was collected meanwhile
+        if await integrity.repair(row.key):
+            self.repaired.append(pack_key(row.key))
+            return True
         self.bad.append(row.key)
         self.problems += [f"{pack_key(row.key)} {problem}" for problem in problems]
         return False
 
 
-def _written(problems: Sequence[str], files: Sequence[DamagedFile]) -> str:
+def _written(problems: Sequence[str], repaired: Sequence[str], files: Sequence[DamagedFile]) -> str:
     found = [{"problem": each} for each in problems]
+    found += [{"repaired": each} for each in repaired]
     found += [
         {"file": f"{each.tree}:{each.path}", "version": str(each.number), "reason": each.reason}
         for each in files

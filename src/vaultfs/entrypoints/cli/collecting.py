@@ -242,6 +242,7 @@ def _scrub_json(found: "Scrub") -> dict[str, Any]:
 
 def _scrub(found: "Scrub") -> str:
     lines = [f"problem: {shown(each)}" for each in found.problems]
+    lines += [f"repaired: {shown(each)}" for each in found.repaired]
     lines += [
         f"damaged: {shown(f'{each.tree}:{each.path}')} version {each.number}"
         for each in found.files
