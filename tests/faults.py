@@ -119,6 +119,11 @@ class CatalogAround(Catalog):
     async def unread(self, store: str, level: Level) -> int:
         return await self.inner.unread(store, level)
 
+    async def packs_in(
+        self, store: str, *, after: Digest | None = None, limit: int = 1000
+    ) -> list[PackRow]:
+        return await self.inner.packs_in(store, after=after, limit=limit)
+
     async def copy_failures(self, store: str, *, limit: int = 1000) -> list[Failure]:
         return await self.inner.copy_failures(store, limit=limit)
 

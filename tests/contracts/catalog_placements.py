@@ -16,6 +16,7 @@ from vaultfs.domain.migrating import (
     Counts,
     Follow,
     NoteCopied,
+    NoteLost,
     Pause,
     Propose,
     Retry,
@@ -95,6 +96,20 @@ class PlacementContract:
             await step(catalog, Propose("s", "u", Level.ALL))
         assert await catalog.placement() == proposed
         assert (await catalog.audit())[-1].subject == "draft: s -> t"
+
+    async def test_what_a_store_has_is_listed_until_it_is_lost(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        now = await go(catalog, Command.START, Command.DUAL)
+        pack = stored("p", me, "s", "t", epoch=now.epoch)
+        await me.do(pack)
+        assert await catalog.packs_in("t") == [PackRow(pack.key, pack.size, pack.crc32c, "t")]
+        assert await catalog.packs_in("t", after=pack.key) == []
+        assert await lacking(catalog) == 0
+        await step(catalog, NoteLost("t", (pack.key,)))
+        assert await catalog.packs_in("t") == []
+        assert await lacking(catalog) == 1
+        assert [each.key for each in await catalog.claim_copies("t", START)] == [pack.key]
 
     async def test_it_starts_where_everything_is(self, catalog: Catalog) -> None:
         with pytest.raises(InvalidField):

@@ -610,6 +610,26 @@ async def test_a_scrub_repairs_what_another_store_has(
     await world.check(vault)
 
 
+async def test_what_the_new_store_has_lost_is_found_and_copied_again(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DUAL)
+    assert await mover.reconcile() == ()
+    assert await mover.run()
+    assert await mover.reconcile() == ()
+    one, other, *_ = sorted(world.target.packs)
+    whole = dict(world.target.memory.objects)
+    del world.target.memory.objects[one]
+    world.target.memory.objects[other] = whole[other][:-1]
+    assert sorted(await mover.reconcile()) == [one, other]
+    with pytest.raises(Blocked, match="2 packs are not verified in t"):
+        await mover.follow(Command.CUTOVER)
+    assert await mover.run()
+    assert world.target.memory.objects == whole
+    await mover.follow(Command.CUTOVER)
+    await world.check(vault)
+
+
 # Other servers
 
 

@@ -65,7 +65,15 @@ class Retry:
     store: str
 
 
-Step = Propose | Follow | Pause | NoteCopied | Retry
+@frozen
+class NoteLost:
+    """Packs are not in the store `store`, whatever their rows say: they are to be copied again."""
+
+    store: str
+    keys: tuple[Digest, ...] = field(repr=lambda keys: f"<{len(keys)} keys>")
+
+
+Step = Propose | Follow | Pause | NoteCopied | Retry | NoteLost
 
 
 @frozen

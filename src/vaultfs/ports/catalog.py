@@ -432,6 +432,12 @@ class Catalog(ABC):
         """How many packs are to be read back from `store` yet, as `level` has it."""
 
     @abstractmethod
+    async def packs_in(
+        self, store: str, *, after: Digest | None = None, limit: int = 1000
+    ) -> list[PackRow]:
+        """Up to `limit` packs that are in `store`, as the rows say, by key, above `after`."""
+
+    @abstractmethod
     async def copy_failures(self, store: str, *, limit: int = 1000) -> "list[Failure]":
         """Packs that could not be copied to `store`, by key."""
 

@@ -60,6 +60,11 @@ FAILURES: Final = (
     " JOIN packs p ON p.id = l.pack"
     f" WHERE l.backend = $1 AND l.state NOT IN {THERE} AND l.attempts >= $2 ORDER BY p.key LIMIT $3"
 )
+PACKS_IN: Final = (
+    "SELECT p.key, p.size, p.crc32c, l.backend FROM pack_locations l"
+    f" JOIN packs p ON p.id = l.pack WHERE l.backend = $1 AND l.state IN {THERE} AND p.key > $2"
+    " ORDER BY p.key LIMIT $3"
+)
 COUNTS: Final = (
     "SELECT COUNT(*), COALESCE(SUM(p.size), 0), COUNT(l.pack),"
     " COALESCE(SUM(CASE WHEN l.pack IS NOT NULL THEN p.size ELSE 0 END), 0),"
@@ -238,10 +243,20 @@ def _retry(_tx: Transaction, _unit: Unit, step: steps.Retry) -> Program[int]:
     return len(rows)
 
 
+def _note_lost(_tx: Transaction, _unit: Unit, step: steps.NoteLost) -> Program[int]:
+    yield RunMany(
+        "UPDATE pack_locations SET state = 'corrupt', attempts = 0, seen = 0"
+        " WHERE backend = $1 AND pack = (SELECT id FROM packs WHERE key = $2)",
+        [(step.store, key) for key in step.keys],
+    )
+    return len(step.keys)
+
+
 _PROGRAMS: Final[dict[type, Callable[[Transaction, Unit, Any], Program[int]]]] = {
     steps.Propose: _propose,
     steps.Follow: _follow,
     steps.Pause: _pause,
     steps.NoteCopied: _note_copied,
     steps.Retry: _retry,
+    steps.NoteLost: _note_lost,
 }

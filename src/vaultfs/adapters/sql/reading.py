@@ -153,6 +153,14 @@ class SqlCatalog(Catalog):
         [(read,)] = await self._rows(READ_BACK, store, 2)
         return still_unread(copied, read, level)
 
+    async def packs_in(
+        self, store: str, *, after: Digest | None = None, limit: int = 1000
+    ) -> list[PackRow]:
+        from vaultfs.adapters.sql.placements import PACKS_IN  # noqa: PLC0415
+
+        rows = await self._rows(PACKS_IN, store, after or b"", limit)
+        return list(map(PackRow._make, rows))
+
     async def copy_failures(self, store: str, *, limit: int = 1000) -> "list[Failure]":
         from vaultfs.adapters.sql.placements import FAILURES  # noqa: PLC0415
         from vaultfs.domain.migrating import MOST_ATTEMPTS, Failure  # noqa: PLC0415

@@ -17,7 +17,7 @@ from anyio import to_thread
 from attrs import define, field, frozen
 
 from vaultfs.domain import migrating as steps
-from vaultfs.domain.digests import digest_of
+from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Conflict, InvalidField
 from vaultfs.domain.migrating import Claimed, Counts, Failure
 from vaultfs.domain.migration import Command, Level, Phase, Placement
@@ -124,6 +124,30 @@ class Migrator:
         if now.copies is None:
             return 0
         return await self._step(steps.Retry(now.copies[1]))
+
+    async def reconcile(self) -> tuple[str, ...]:
+        """Ask the store that is moved to for every pack that it has, as the rows say; those that
+        it lacks are copied again.
+
+        Linear in the number of packs: a request for each.
+        """
+        now = await self._placement()
+        if now.target is None:
+            return ()
+        store, lost = self.stores.store(now.target), list[Digest]()
+        after: Digest | None = None
+        while page := await self.catalog.packs_in(now.target, after=after):
+            for pack in page:
+                try:
+                    info = await store.head(pack_key(pack.key))
+                except ObjectNotFound:
+                    lost.append(pack.key)
+                else:
+                    if info.size != pack.size:
+                        lost.append(pack.key)
+            after = page[-1].key
+        await self._step(steps.NoteLost(now.target, tuple(lost)))
+        return tuple(map(pack_key, lost))
 
     async def status(self) -> Status:
         """How far it is."""

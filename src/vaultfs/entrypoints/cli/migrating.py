@@ -299,3 +299,25 @@ def failures(
         return ExitCode.ROLLED_BACK if found else ExitCode.DONE
 
     run(call, work)
+
+
+@migrate.command("reconcile")
+def reconcile(
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the new store for every pack that was copied; what it lacks is copied again: then 3."""
+    call = session(vault, database=database, store=store, as_json=as_json)
+
+    async def work() -> ExitCode:
+        async with opened(call) as opened_vault:
+            lost = await (await opened_vault.migrator()).reconcile()
+        call.answer(
+            {"missing": list(lost)},
+            lambda: "\n".join((*lost, f"{len(lost)} packs are not there, or not whole")),
+        )
+        return ExitCode.PARTIAL if lost else ExitCode.DONE
+
+    run(call, work)
