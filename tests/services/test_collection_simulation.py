@@ -12,7 +12,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -75,6 +75,9 @@ class World:
         self.connection.execute("PRAGMA synchronous = OFF")
         for number in range(1, USERS + 1):
             self.apply(UserId(0), ops.AddUser(f"u{number}"))
+
+    def close(self) -> None:
+        self.connection.close()
 
     # Transactions
 
@@ -430,7 +433,13 @@ def orphans(world: World, number: int) -> Actor:
 def simulate(seed: int, count: int) -> World:
     """`count` effects of writers and collectors. Raises `Lost`."""
     random = Random(seed)
-    world = World(random, grace=random.choice((0, 0, 2 * HOUR)))
+    with closing(World(random, grace=random.choice((0, 0, 2 * HOUR)))) as world:
+        run(world, random, count)
+    return world
+
+
+def run(world: World, random: Random, count: int) -> None:
+    """`count` effects in `world`. Raises `Lost`."""
     actors: list[Actor] = []
     collectors: list[Actor] = []
     serial = 0
@@ -461,7 +470,6 @@ def simulate(seed: int, count: int) -> World:
         if world.discards != before or not index % 50:
             world.check()
     world.check()
-    return world
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -600,7 +608,12 @@ def test_a_pack_that_was_rewritten_is_relied_on_no_more(
     if not rule:
         relied = stock._RELIED.replace(" WHERE p.rewritten = 0", "")
         monkeypatch.setattr(stock, "_RELIED", relied)
-    world, user = World(Random(1)), UserId(1)
+    with closing(World(Random(1))) as world:
+        rely_on_what_was_rewritten(world, rule=rule)
+
+
+def rely_on_what_was_rewritten(world: World, *, rule: bool) -> None:
+    user = UserId(1)
     wanted, other, third = map(chunk, range(3))
     relies = ended(store(world, user, (wanted, other, third)))
 

@@ -315,6 +315,15 @@ def simulate(seed: int, steps: int) -> World:
     """`steps` effects of everybody. Raises `Lost`."""
     random = Random(seed)
     world = World(random)
+    try:
+        run(world, random, steps)
+    finally:
+        world.connection.close()
+    return world
+
+
+def run(world: World, random: Random, steps: int) -> None:
+    """`steps` effects in `world`. Raises `Lost`."""
     kinds = (writer, refresher, copier, collector, operator)
     weights = random.choice(((6, 3, 10, 1, 4), (4, 1, 12, 1, 6), (6, 4, 8, 1, 8)))
     actors: list[Actor] = []
@@ -337,7 +346,6 @@ def simulate(seed: int, steps: int) -> World:
         if world.connection.total_changes != before and not world.at % 7:
             world.check()
     world.check()
-    return world
 
 
 @pytest.mark.slow

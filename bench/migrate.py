@@ -1,0 +1,104 @@
+"""Claim: a vault's packs are copied from a folder to S3, every one verified on the way, at least as
+fast as `rclone copy --checksum` copies the same objects between the same places, in less than
+256 MB of memory; and back.
+
+The S3 server is Ceph's radosgw on this machine, which keeps objects in memory. Turns alternate;
+each copies into an empty bucket, or folder.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from pathlib import Path
+
+from bench.contestants import vaultfs
+from bench.corpora import incompressible
+from bench.harness import Command, fresh_folder, require_space, run
+from tests.ceph import Bucket, Ceph, serving
+
+FILE = 256 << 20
+
+
+def rclone(ceph: Ceph, *words: str, folder: Path) -> Command:
+    given = {
+        "RCLONE_CONFIG_RGW_TYPE": "s3",
+        "RCLONE_CONFIG_RGW_PROVIDER": "Ceph",
+        "RCLONE_CONFIG_RGW_ENDPOINT": ceph.endpoint,
+        "RCLONE_CONFIG_RGW_ACCESS_KEY_ID": ceph.environment["AWS_ACCESS_KEY_ID"],
+        "RCLONE_CONFIG_RGW_SECRET_ACCESS_KEY": ceph.environment["AWS_SECRET_ACCESS_KEY"],
+        "HOME": str(folder),
+        "RCLONE_CONFIG": os.devnull,
+    }
+    return Command(("rclone", "copy", "--checksum", *words), folder, given)
+
+
+def url(bucket: Bucket) -> str:
+    return f"s3://{bucket.name}/vault?endpoint={bucket.ceph.endpoint}"
+
+
+def made(folder: Path, size: int) -> Path:
+    """A vault with `size` bytes of packs."""
+    vault = folder / "vault"
+    run(vaultfs("init", str(vault), folder=folder))
+    for number in range(size // FILE):
+        file = folder / f"{number}.bin"
+        incompressible(file, FILE, f"migrate-{number}")
+        run(vaultfs("--vault", str(vault), "put", str(file), "/", folder=folder))
+        file.unlink()
+    return vault
+
+
+def ours(ceph: Ceph, vault: Path, *words: str, folder: Path) -> Command:
+    command = vaultfs("--vault", str(vault), "--quiet", "migrate", *words, folder=folder)
+    return Command(command.argv, command.cwd, {**command.env, **ceph.environment})
+
+
+def there(ceph: Ceph, folder: Path, size: int) -> tuple[list[float], int]:
+    """Seconds of rclone and of ours from a folder to S3, and our peak of memory."""
+    vault = made(folder, size)
+    with ceph.bucket() as bucket:
+        objects = str(vault / "objects" / "packs")
+        theirs = run(rclone(ceph, objects, f"rgw:{bucket.name}/packs", folder=folder))
+    with ceph.bucket() as bucket:
+        begin = ("start", "--verify", "V1", "--to")
+        run(ours(ceph, vault, *begin, f"s3={url(bucket)}", folder=folder))
+        sample = run(ours(ceph, vault, "watch", folder=folder))
+        back = folder / "back"
+        back.mkdir()
+        other = run(rclone(ceph, f"rgw:{bucket.name}/vault/packs", str(back), folder=folder))
+        for word in (("cutover",), ("detach",), ("retire", "local")):
+            run(ours(ceph, vault, *word, folder=folder))
+        home = folder / "home-again"
+        home.mkdir()
+        run(ours(ceph, vault, *begin, f"again={home.as_uri()}", folder=folder))
+        again = run(ours(ceph, vault, "watch", folder=folder))
+    seconds = [theirs.seconds, sample.seconds, other.seconds, again.seconds]
+    return seconds, max(sample.peak, again.peak)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--work", type=Path, default=Path("/tmp"))
+    options.add_argument("--gigabytes", type=int, default=2, help="radosgw keeps 4 at the most")
+    options.add_argument("--runs", type=int, default=3)
+    chosen = options.parse_args()
+    size = chosen.gigabytes << 30
+    require_space(chosen.work, 4 * size)
+    found: list[list[float]] = []
+    peaks: list[int] = []
+    for _ in range(chosen.runs):
+        with serving() as ceph, fresh_folder(chosen.work) as folder:
+            seconds, peak = there(ceph, folder, size)
+            found.append(seconds)
+            peaks.append(peak)
+            print([round(each, 2) for each in seconds], f"{peak / 1e6:.0f} MB", flush=True)
+    out = statistics.median(row[0] / row[1] for row in found)
+    back = statistics.median(row[2] / row[3] for row in found)
+    most = max(peaks) / 1e6
+    print(f"to S3: rclone / ours {out:.2f} x (1), back {back:.2f} x (1), {most:.0f} MB (256)")
+    return 0 if out >= 1 and back >= 1 and most < 256 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
