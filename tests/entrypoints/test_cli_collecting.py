@@ -108,7 +108,7 @@ def test_a_pack_that_cannot_be_rewritten_is_told_of(tmp_path: Path) -> None:
     found = cli.json("gc", "--grace", "0", code=3)
     assert found["problems"]
     assert "problem: " in cli("gc", "--grace", "0", code=3).out
-    assert cli.json("gc", "--grace", "0", "--no-repack")["problems"] == []
+    assert cli.json("gc", "--grace", "0", "--repack-below", "0")["problems"] == []
 
 
 def test_repack_merges_and_lets_nothing_go(cli: Cli, tmp_path: Path) -> None:
@@ -130,6 +130,7 @@ def test_repack_merges_and_lets_nothing_go(cli: Cli, tmp_path: Path) -> None:
 def test_a_scrub_of_what_is_right(cli: Cli) -> None:
     assert cli.json("scrub") == {
         "clean": True,
+        "repaired": [],
         "number": 1,
         "packs": 0,
         "size": 0,

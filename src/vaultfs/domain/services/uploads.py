@@ -718,7 +718,7 @@ class _Append:
             manifest = await self._manifest(entries, whole)
             put = _put_of(upload, Content(manifest, digest, state))
         finish = FinishUpload(upload.tree, upload.id, upload.fence, put)
-        return await self._commit((*self._append(entries, placed), finish), whole)
+        return await self._commit((*self._append(entries, whole), finish), whole)
 
     async def _manifest(self, entries: Sequence[Entry], placed: Placed) -> Manifest:
         """The manifest of the whole content, its pages on their way into packs."""
