@@ -3,6 +3,7 @@
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -197,7 +198,7 @@ def open_writer(path: FilePath | None, *, create: bool) -> tuple[sqlite3.Connect
     try:
         with one_moment(connection):  # somebody else may be making it
             _known_schema(connection, path)  # before anything of somebody else's is changed
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_a_log(connection)
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found != SCHEMA:
             _migrate(connection, path)
@@ -206,6 +207,21 @@ def open_writer(path: FilePath | None, *, create: bool) -> tuple[sqlite3.Connect
         connection.close()
         raise
     return connection, row[0]
+
+
+def _use_a_log(connection: sqlite3.Connection) -> None:
+    """Have a write-ahead log. SQLite itself waits for nobody here who makes the same change."""
+    until = time.monotonic() + BUSY_AFTER
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _known_schema(connection: sqlite3.Connection, path: FilePath | None) -> int:
