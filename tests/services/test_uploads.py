@@ -30,7 +30,7 @@ from vaultfs.domain.errors import (
     VersionMismatch,
 )
 from vaultfs.domain.frames import HEAD, Named, write_chunk, write_named
-from vaultfs.domain.names import Address
+from vaultfs.domain.names import Address, parse_address
 from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, VersionId
 from vaultfs.domain.operations import SetQuota
 from vaultfs.domain.packs import PACK_TARGET, Kind, StoredChunk, raw_chunk
@@ -129,6 +129,27 @@ async def test_however_it_is_cut_and_resumed_the_content_is_the_same(seed: int) 
         assert await _content(vault, "/x") == data
         assert await _manifest(vault, "/x") == await _manifest(vault, "/put")
         assert await _state(vault, "/x") == (DigestState.VERIFIED, blake3(data).digest())
+
+
+@pytest.mark.parametrize("in_parts", [True, False])
+async def test_what_others_have_is_the_users_too_pages_and_all(*, in_parts: bool) -> None:
+    data = random_bytes(3 * MIB)
+    async with open_memory_vault() as vault:
+        other = await add_user(vault.catalog, "other")
+        await vault.files.put(vault.user, at("/put"), BytesSource(data))
+        stored = (await vault.catalog.stats()).packed
+        address = parse_address("/f", own="other")
+        upload = await vault.uploads.create(other, Purpose(address), size=len(data))
+        for part in (data[: MIB + 1], data[MIB + 1 :]) if in_parts else (data,):
+            upload = await vault.uploads.append(
+                *(other, upload.id, BytesSource(part)), at=upload.offset, length=len(part)
+            )
+        assert upload.state is UploadState.FINISHED
+        _, version = await vault.files.version(other, address)
+        async with vault.files.read(other.tree, version) as pieces:
+            found = b"".join([bytes(each) async for some in pieces for each in some])
+        assert found == data
+        assert (await vault.catalog.stats()).packed == stored
 
 
 async def test_what_arrived_before_the_line_was_cut_counts() -> None:
