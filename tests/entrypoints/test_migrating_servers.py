@@ -110,7 +110,7 @@ class Operator:
             counts = status["counts"]
             return bool(status["phase"] != "copying" and counts["there"] == counts["packs"])
 
-        until(done, 60)
+        until(done, 240)
 
     def cutover(self, *servers: Running) -> float:
         """The same as `follow`, once nothing is in the way, which is soon."""
@@ -126,6 +126,7 @@ class Operator:
         return time.monotonic() - started
 
 
+@pytest.mark.timeout(900)
 def test_a_vault_moves_and_comes_back_while_it_is_served(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_vault_moves_and_comes_back_while_it_is_served(
         check(clients, again)
 
 
+@pytest.mark.timeout(900)
 def test_a_server_that_stood_still_through_the_cutover(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
