@@ -110,7 +110,7 @@ class Operator:
             counts = status["counts"]
             return bool(status["phase"] != "copying" and counts["there"] == counts["packs"])
 
-        until(done, 240)
+        until(done, 420)
 
     def cutover(self, *servers: Running) -> float:
         """The same as `follow`, once nothing is in the way, which is soon."""

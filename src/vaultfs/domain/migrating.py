@@ -12,7 +12,7 @@ from vaultfs.domain.migration import Command, Level
 
 MOST_ATTEMPTS = 5
 """To copy a pack; it is listed as failed then, and blocks the cutover."""
-CLAIM_US = 60 * 1_000_000
+CLAIM_US = 300 * 1_000_000
 """A pack that somebody began to copy so long ago is anybody's again."""
 
 

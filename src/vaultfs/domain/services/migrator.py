@@ -4,7 +4,7 @@
 
 What is to be copied is asked of the catalog, a few packs at a time, by any number of workers;
 what is done is a row for each pack. So there is nothing to be lost: a crash leaves packs that
-are claimed, which are anybody's again a minute later. Nothing is counted as copied that
+are claimed, which are anybody's again a few minutes later. Nothing is counted as copied that
 did not have its digest on the way, and the size, and the checksum if there is one, that the
 other store says. What fails is a row too, is tried again, and blocks the cutover.
 """
