@@ -56,7 +56,7 @@ class PlacedObjectStore(ObjectStore):
         for name in sorted(placement.stores - self.stores.keys()):
             raise StoreMisconfigured(
                 f"the vault keeps objects in a store called {name}, and nothing says where that"
-                f" is: name it with --stores {name}=URL",
+                f" is: name it with VAULTFS_STORES='{name}=URL'",
                 backend=name,
                 operation="open",
             )

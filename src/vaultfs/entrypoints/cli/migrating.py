@@ -1,7 +1,7 @@
 """`migrate`: a vault moves to another object store while it is in use."""
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,8 +32,6 @@ EpochOption = Annotated[
     int | None,
     typer.Option("--if-epoch", metavar="N", help="Only if nobody has changed anything since."),
 ]
-EVERY: Final = 1.0
-"""Seconds between two looks at a migration that others carry out."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -179,8 +177,10 @@ def watch(
     run(call, work)
 
 
-def _following(name: str, text: str) -> None:
-    """Make the command `name`, which goes on to the phase that it leads to."""
+def _changing(
+    name: str, text: str, act: "Callable[[Migrator, int | None], Awaitable[Placement]]"
+) -> None:
+    """Make the command `name`, which changes where packs go by `act`."""
 
     def command(
         if_epoch: EpochOption = None,
@@ -190,16 +190,19 @@ def _following(name: str, text: str) -> None:
         as_json: JsonOption = False,
     ) -> None:
         call = session(vault, database=database, store=store, as_json=as_json)
-
-        async def act(mover: "Migrator") -> "Placement":
-            from vaultfs.domain.migration import Command
-
-            return await mover.follow(Command(name), if_epoch)
-
-        run(call, lambda: _act(call, act))
+        run(call, lambda: _act(call, lambda mover: act(mover, if_epoch)))
 
     command.__doc__ = text
     migrate.command(name)(command)
+
+
+def _following(name: str, text: str) -> None:
+    async def follow(mover: "Migrator", if_epoch: int | None) -> "Placement":
+        from vaultfs.domain.migration import Command
+
+        return await mover.follow(Command(name), if_epoch)
+
+    _changing(name, text, follow)
 
 
 async def _act(call: Session, act: "Callable[[Migrator], Awaitable[Placement]]") -> ExitCode:
@@ -230,22 +233,7 @@ for _name, _text in (
 
 
 def _pausing(name: str, text: str, *, paused: bool) -> None:
-    def command(
-        if_epoch: EpochOption = None,
-        vault: VaultOption = None,
-        database: DatabaseOption = None,
-        store: StoreOption = None,
-        as_json: JsonOption = False,
-    ) -> None:
-        call = session(vault, database=database, store=store, as_json=as_json)
-
-        async def act(mover: "Migrator") -> "Placement":
-            return await mover.pause(paused=paused, if_epoch=if_epoch)
-
-        run(call, lambda: _act(call, act))
-
-    command.__doc__ = text
-    migrate.command(name)(command)
+    _changing(name, text, lambda mover, epoch: mover.pause(paused=paused, if_epoch=epoch))
 
 
 _pausing("pause", "Stop copying; where packs go is the same.", paused=True)
