@@ -113,8 +113,16 @@ class CatalogAround(Catalog):
     async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> list[Claimed]:
         return await self.inner.claim_copies(store, at_us, limit=limit)
 
-    async def to_read_back(self, store: str, level: int, *, limit: int = 16) -> list[Claimed]:
-        return await self.inner.to_read_back(store, level, limit=limit)
+    async def copies_wait(self, at_us: int) -> int:
+        return await self.inner.copies_wait(at_us)
+
+    async def to_read_back(
+        self, store: str, level: int, at_us: int, *, limit: int = 16
+    ) -> list[Claimed]:
+        return await self.inner.to_read_back(store, level, at_us, limit=limit)
+
+    async def unaware(self, store: str, at_us: int) -> tuple[str, ...]:
+        return await self.inner.unaware(store, at_us)
 
     async def unread(self, store: str, level: Level) -> int:
         return await self.inner.unread(store, level)

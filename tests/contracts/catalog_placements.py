@@ -12,6 +12,7 @@ from vaultfs.domain import collecting, migrating
 from vaultfs.domain.errors import Conflict, InvalidField, PacksGone, PlacementChanged
 from vaultfs.domain.migrating import (
     MOST_ATTEMPTS,
+    Announce,
     Claimed,
     Counts,
     Follow,
@@ -21,8 +22,9 @@ from vaultfs.domain.migrating import (
     Propose,
     Retry,
     Step,
+    Throttle,
 )
-from vaultfs.domain.migration import Blocked, Command, Level, Phase, Placement
+from vaultfs.domain.migration import AT_ONCE, Blocked, Command, Level, Pace, Phase, Placement
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import Done, RecordPack, Refused
 from vaultfs.ports.catalog import Catalog, PackRow
@@ -372,7 +374,7 @@ class PlacementContract:
         assert await catalog.unread("t", Level.DIGEST) == 0
         assert await catalog.unread("t", Level.SAMPLE) == 3
         assert await catalog.unread("t", Level.ALL) == 3
-        wanted = await catalog.to_read_back("t", 2, limit=2)
+        wanted = await catalog.to_read_back("t", 2, START, limit=2)
         assert [each.key for each in wanted] == sorted(map(digest, "abc"))[:2]
         await step(catalog, Follow(Command.DUAL))
         with pytest.raises(Blocked, match="3 packs of the sample were not read back from t"):
@@ -383,6 +385,76 @@ class PlacementContract:
         assert await lacking(catalog) == 1
         assert [each.key for each in await catalog.claim_copies("t", START)] == [bad.key]
         assert (await catalog.copy_counts("t")).read_back == 1
+
+    async def test_packs_are_read_back_by_one_at_a_time(
+        self, catalog: Catalog, me: Caller, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await me.do(*(stored(name, me, "s") for name in "abc"))
+        await go(catalog, Command.START)
+        await copied(catalog, await catalog.claim_copies("t", START))
+        first = await catalog.to_read_back("t", 2, START, limit=2)
+        second = await catalog.to_read_back("t", 2, START, limit=2)
+        assert [each.key for each in (*first, *second)] == sorted(map(digest, "abc"))
+        assert await catalog.to_read_back("t", 2, START) == []
+        monkeypatch.setattr(migrating, "CLAIM_US", 0)  # the time may be the database's
+        assert len(await catalog.to_read_back("t", 2, START)) == 3
+
+    # How fast
+
+    async def test_the_pace_has_everybody_wait(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(*(stored(name, me, "s") for name in "abcd"))
+        pace = Pace(bytes_per_second=500)
+        await step(catalog, Propose("s", "t", Level.ALL, pace))
+        assert await catalog.copies_wait(START) == 0, "nobody has copied anything"
+        await step(catalog, Follow(Command.START))
+        now = await catalog.placement()
+        assert now is not None
+        assert now.pace == pace
+        claims = await catalog.claim_copies("t", START, limit=2)
+        assert len(claims) == 2
+        assert await catalog.claim_copies("t", START, limit=2) == []
+        assert await catalog.to_read_back("t", 2, START) == []
+        assert 3_000_000 < await catalog.copies_wait(START) <= 4_000_000
+        await step(catalog, Throttle(AT_ONCE))
+        assert await catalog.copies_wait(START) == 0
+        assert len(await catalog.claim_copies("t", START, limit=2)) == 2
+
+    async def test_the_pace_counts_what_is_read_back(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(*(stored(name, me, "s") for name in "abcd"))
+        await go(catalog, Command.START)
+        await copied(catalog, await catalog.claim_copies("t", START))
+        await step(catalog, Throttle(Pace(objects_per_second=1)))
+        assert len(await catalog.to_read_back("t", 2, START, limit=3)) == 3
+        assert await catalog.to_read_back("t", 2, START, limit=3) == []
+        assert 2_000_000 < await catalog.copies_wait(START) <= 3_000_000
+
+    async def test_a_pace_is_for_a_migration(self, catalog: Catalog) -> None:
+        with pytest.raises(Conflict, match="there is no migration"):
+            await step(catalog, Throttle(AT_ONCE))
+        assert await catalog.copies_wait(START) == 0
+        now = await go(catalog, Command.START)
+        with pytest.raises(Conflict, match="somebody else was faster"):
+            await step(catalog, Throttle(AT_ONCE, now.epoch - 1))
+        await go(catalog, Command.ABORT, Command.END)
+        with pytest.raises(Conflict, match="no migration is under way"):
+            await step(catalog, Throttle(AT_ONCE))
+
+    # Servers
+
+    async def test_servers_that_run_have_to_know_where_packs_go(self, catalog: Catalog) -> None:
+        await step(catalog, Announce("1", "one", ("s", "t")))
+        await step(catalog, Announce("2", "two", ("s",)))
+        await go(catalog, Command.START)
+        assert await catalog.unaware("t", START) == ("two",)
+        with pytest.raises(Blocked, match="server two was not told where t is"):
+            await step(catalog, Follow(Command.DUAL))
+        await step(catalog, Announce("2", "two", ("s", "t")))
+        await step(catalog, Announce("3", "three", ("s",)))
+        with pytest.raises(Blocked, match="server three"):
+            await step(catalog, Follow(Command.DUAL))
+        await step(catalog, Announce("3", "three", ("s",), gone=True))
+        assert await catalog.unaware("t", START) == ()
+        await go(catalog, Command.DUAL)
 
     # Scrubs
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def test_a_vault_moves(moving: Moving) -> None:
         "target": "new",
         "paused": False,
         "level": "V3",
+        "bytes_per_second": None,
+        "objects_per_second": None,
     }
     assert moving.ok("status")["counts"]["there"] == 0
     watched = moving.ok("watch")
@@ -112,6 +115,19 @@ def test_what_is_in_the_way_is_said(moving: Moving) -> None:
     assert called.value == {"blocked": ["2 packs are not verified in new"]}
     told = moving.text("cutover")
     assert (told.code, told.out) == (BLOCKED, "not yet: 2 packs are not verified in new\n")
+
+
+def test_copying_is_slowed_down(moving: Moving) -> None:
+    started = moving.ok("start", "--to", f"new={moving.target.as_uri()}", "--rate", "0.01")
+    assert started["bytes_per_second"] == 10_000
+    assert "at most 9.8 KiB a second" in moving.text("status").out
+    assert moving.ok("throttle", "--objects", "1")["objects_per_second"] == 1
+    assert "at most 1 packs a second" in moving.text("throttle", "--objects", "1").out
+    begun = time.monotonic()
+    assert moving.ok("watch")["phase"] == "dual"
+    assert time.monotonic() - begun > 1, "two packs, one a second"
+    assert moving.ok("throttle")["objects_per_second"] is None
+    assert moving("throttle", "--if-epoch", started["epoch"]).code == FAILED
 
 
 def test_what_is_paused_is_not_complete(moving: Moving) -> None:
@@ -162,8 +178,9 @@ def test_it_is_given_up(moving: Moving) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (("cutover",), USAGE, "there is one store"),
-        (("start", "--to", "new"), USAGE, "there is one store"),
+        (("cutover",), FAILED, "there is no migration"),
+        (("start", "--to", "new"), USAGE, "name it with VAULTFS_STORES='new=URL'"),
+        (("throttle", "--objects", "0"), USAGE, "0 a second"),
         (("start", "--to", "NEW=file:///x"), USAGE, "NAME=URL"),
         (("start", "--to", "new=ftp://x"), None, "ftp"),
         (("start", "--to", "new=file:///x", "--verify", "V9"), USAGE, "--verify V9"),
@@ -211,7 +228,7 @@ def test_nor_is_one_needed_that_nothing_is_in(moving: Moving) -> None:
     assert content(moving, "one") == random_bytes(2000, "one")
     called = moving("start", "--to", "new")
     assert called.code == FAILED
-    assert "does not open" in called.value["error"]["message"]
+    assert f"its folder {moving.target} is not there" in called.value["error"]["message"]
 
 
 def test_the_store_of_another_vault_is_refused(moving: Moving, tmp_path: Path) -> None:

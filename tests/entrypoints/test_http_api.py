@@ -609,7 +609,7 @@ async def test_the_server_tells_how_it_is(api: Client) -> None:
     assert (await api.ok("GET", "/healthz", token=""))["status"] == "ok"
     ready = await api.ok("GET", "/readyz", token="")
     assert ready == {"status": "ok", "checks": {"catalog": "ok", "store": "ok"}}
-    store, clock = api.vault.objects, api.vault.clock
+    [store], clock = api.vault.objects.stores.values(), api.vault.clock
     assert isinstance(store, MemoryObjectStore)
     assert isinstance(clock, ManualClock)
     store.objects.clear()

@@ -1,8 +1,11 @@
 """Three servers on one PostgreSQL whose vault moves from folder to folder under load."""
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -13,7 +16,8 @@ from typing import Any, Final
 import httpx
 import pytest
 from attrs import define, field
-from tests.entrypoints.test_many_servers import Place, Running
+from tests.entrypoints.cli_calls import call
+from tests.entrypoints.test_many_servers import ROOT, Place, Running
 
 pytestmark = pytest.mark.slow
 
@@ -197,6 +201,55 @@ def test_a_server_that_stood_still_through_the_cutover(
         with one.client(one.token) as client:
             assert client.get("/v1/files/me/late").content == b"late"
     assert place.cli("--json", "verify").value["clean"]
+
+
+def test_servers_are_waited_for_until_they_know_the_new_store(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "new"
+    target.mkdir()
+    place = Place(database, (tmp_path / "objects").as_uri(), tmp_path / "log")
+    operator = Operator(place)
+    with place.serve() as untold:
+        monkeypatch.setenv("VAULTFS_STORES", f"new={target.as_uri()}")
+        with place.serve() as told:
+            with told.client(untold.token or "") as client:
+                assert client.put("/v1/files/me/one", content=b"one").status_code == 201
+            operator("start", "--to", "new")
+            until(lambda: bool(operator("status")["unaware"]), 30)
+            assert operator("status")["unaware"] == [untold.address]
+            called = place.cli("--json", "migrate", "watch")
+            assert called.code == 3, called
+            assert called.value["phase"] == "copying"
+            called = place.cli("--json", "migrate", "dual")
+            assert called.code == 3, called
+            assert untold.address in called.value["blocked"][0]
+            untold.process.terminate()
+            until(lambda: operator("status")["phase"] == "dual", 30)
+
+
+def test_a_server_of_a_folder_takes_part_in_what_is_started_beside_it(tmp_path: Path) -> None:
+    vault, target = tmp_path / "vault", tmp_path / "new"
+    target.mkdir()
+    command = [sys.executable, "-m", "vaultfs", "serve", vault, "--port", "0", "--json", "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            told = json.loads(process.stdout.readline())
+            server = Running(process, told["address"], told["token"])
+            with server.client(told["token"]) as client:
+                assert client.put("/v1/files/me/one", content=b"one").status_code == 201
+                moving = ("--json", "--vault", vault, "migrate")
+                assert call(*moving, "start", "--to", f"new={target.as_uri()}").code == 0
+                until(lambda: call(*moving, "status").value["phase"] == "dual", 30)
+                assert call(*moving, "cutover").code == 0
+                assert call(*moving, "detach").code == 0
+                assert client.put("/v1/files/me/two", content=b"two").status_code == 201
+                assert call(*moving, "retire", "local").code == 0
+                assert client.get("/v1/files/me/one").content == b"one"
+                assert client.get("/v1/files/me/two").content == b"two"
+        finally:
+            process.terminate()
 
 
 def check(clients: Clients, server: Running) -> None:

@@ -394,8 +394,9 @@ async def test_many_slow_puts_share_a_small_budget() -> None:
         finally:
             tracemalloc.stop()
         assert vault.budget.peak <= FOUR_PACKS
-        assert isinstance(vault.objects, held)
-        stored = sum(map(len, vault.objects.objects.values()))
+        [store] = vault.objects.stores.values()
+        assert isinstance(store, held)
+        stored = sum(map(len, store.objects.values()))
         assert peak - stored < 2 * FOUR_PACKS
         assert await state_of(vault) == {path: digests(data) for path, data in contents.items()}
         await assert_sound(vault)

@@ -8,12 +8,14 @@ somebody else was faster.
 from attrs import field, frozen
 
 from vaultfs.domain.digests import Digest
-from vaultfs.domain.migration import Command, Level
+from vaultfs.domain.migration import AT_ONCE, Command, Level, Pace
 
 MOST_ATTEMPTS = 5
 """To copy a pack; it is listed as failed then, and blocks the cutover."""
 CLAIM_US = 300 * 1_000_000
 """A pack that somebody began to copy so long ago is anybody's again."""
+ALIVE_US = 90 * 1_000_000
+"""A server that was not heard of for so long is not running."""
 
 
 @frozen
@@ -23,6 +25,7 @@ class Propose:
     source: str
     target: str
     level: Level
+    pace: Pace = AT_ONCE
 
 
 @frozen
@@ -39,6 +42,26 @@ class Pause:
 
     paused: bool
     if_epoch: int | None = None
+
+
+@frozen
+class Throttle:
+    """Copy at this pace, all processes together. Answers the epoch."""
+
+    pace: Pace
+    if_epoch: int | None = None
+
+
+@frozen
+class Announce:
+    """A server is running, and knows where these stores are; or it is not any more."""
+
+    server: str
+    """Its id."""
+    name: str
+    """What people call it: its address."""
+    stores: tuple[str, ...]
+    gone: bool = False
 
 
 @frozen
@@ -73,7 +96,7 @@ class NoteLost:
     keys: tuple[Digest, ...] = field(repr=lambda keys: f"<{len(keys)} keys>")
 
 
-Step = Propose | Follow | Pause | NoteCopied | Retry | NoteLost
+Step = Propose | Follow | Pause | Throttle | Announce | NoteCopied | Retry | NoteLost
 
 
 @frozen

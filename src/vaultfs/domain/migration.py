@@ -32,6 +32,8 @@ from attrs import evolve, frozen
 
 from vaultfs.domain.errors import Conflict, InvalidField, listed
 
+MOST_A_SECOND: Final = 1 << 40
+
 
 class Phase(StrEnum):
     """How far a migration is."""
@@ -78,6 +80,28 @@ class Level(StrEnum):
 
 
 @frozen
+class Pace:
+    """How fast all processes together may copy; None: as fast as they can."""
+
+    bytes_per_second: int | None = None
+    objects_per_second: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        for most in (self.bytes_per_second, self.objects_per_second):
+            if most is not None and not 1 <= most <= MOST_A_SECOND:
+                raise InvalidField(f"{most} a second: 1 to {MOST_A_SECOND}")
+
+    def takes_us(self, size: int, objects: int) -> int:
+        """For how many microseconds nothing else may be copied once so much is."""
+        limits = ((size, self.bytes_per_second), (objects, self.objects_per_second))
+        return max(0 if most is None else amount * 1_000_000 // most for amount, most in limits)
+
+
+AT_ONCE: Final = Pace()
+"""Without limits."""
+
+
+@frozen
 class Placement:
     """Where packs are put, and looked for."""
 
@@ -89,6 +113,7 @@ class Placement:
     """Nothing is copied; where packs go is the same."""
     level: Level = Level.SAMPLE
     """What cutover demands."""
+    pace: Pace = AT_ONCE
 
     @property
     def write_set(self) -> frozenset[str]:
@@ -188,15 +213,19 @@ class Facts:
     """By store: how many packs have no row that says they are there, and seen to be right."""
     unread: int = 0
     """How many of the packs that the level wants read back were not."""
+    unaware: tuple[str, ...] = ()
+    """Servers that are running and were not told where the target is."""
 
 
-def propose(source: str, target: str, level: Level, now: Placement) -> Placement:
+def propose(
+    source: str, target: str, level: Level, now: Placement, pace: Pace = AT_ONCE
+) -> Placement:
     """A migration in its first phase. Raises `Conflict`, `InvalidField`."""
     if now.phase is not Phase.SETTLED:
         raise Conflict(f"a migration from {now.source} to {now.target} is {now.phase} already")
     if source == target:
         raise InvalidField(f"{target} is where everything is")
-    return Placement(now.epoch + 1, Phase.DRAFT, source, target, level=level)
+    return Placement(now.epoch + 1, Phase.DRAFT, source, target, level=level, pace=pace)
 
 
 def follow(now: Placement, command: Command, facts: Facts) -> Placement:
@@ -222,6 +251,12 @@ def _obstacles(now: Placement, phase: Phase, facts: Facts) -> list[str]:
     """What has to be so before `phase`, and is not."""
     assert now.target is not None
     found: list[str] = []
+    if phase in {Phase.DUAL, Phase.SOAK}:
+        found.extend(
+            f"server {each} was not told where {now.target} is: name it there with VAULTFS_STORES,"
+            " and start that server again"
+            for each in facts.unaware
+        )
     if phase in {Phase.SOAK, Phase.DETACHED, Phase.RETIRED} and facts.lacking[now.target]:
         found.append(f"{facts.lacking[now.target]} packs are not verified in {now.target}")
     if phase is Phase.SOAK and facts.unread:
@@ -236,3 +271,10 @@ def pause(now: Placement, *, paused: bool) -> Placement:
     if now.copies is None:
         raise Conflict(f"the migration is {now.phase}: nothing is being copied")
     return evolve(now, epoch=now.epoch + 1, paused=paused)
+
+
+def throttle(now: Placement, pace: Pace) -> Placement:
+    """The same at another pace. Raises `Conflict` where no migration is under way."""
+    if now.target is None:
+        raise Conflict("no migration is under way")
+    return evolve(now, epoch=now.epoch + 1, pace=pace)

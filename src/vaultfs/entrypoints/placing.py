@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from anyio import to_thread
 from attrs import define
 
 from vaultfs.adapters.wrappers.placed import PlacedObjectStore
@@ -74,15 +75,20 @@ class VaultStores(Stores):
     def primary(self) -> str:
         return self._primary
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.placed.stores))
+
     def store(self, name: str) -> "ObjectStore":
         found = self.placed.stores.get(name)
         if found is None:
-            raise StoreMisconfigured(
-                f"no store is called {name}, or it does not open: name it with"
-                f" {VARIABLE}='{name}=URL'",
-                backend=name,
-                operation="open",
-            )
+            raise StoreMisconfigured(_nowhere(name), backend=name, operation="open")
+        return found
+
+    async def find(self, name: str) -> "ObjectStore":
+        found = await self.placed.find(name)
+        if found is None:
+            raise InvalidField(_nowhere(name))
         return found
 
     async def claim(self, name: str) -> None:
@@ -94,33 +100,57 @@ class VaultStores(Stores):
         await self.placed.refresh()
 
 
-async def placed_around(
-    own: "ObjectStore", urls: Mapping[str, str], catalog: "Catalog", stack: AsyncExitStack
-) -> "ObjectStore":
-    """What a vault uses, whose own store is `own`: that alone where nothing else is named.
+def _nowhere(name: str) -> str:
+    return f"no store is called {name}: name it with {VARIABLE}='{name}=URL'"
 
-    Raises `StoreMisconfigured` for a store that the catalog names and nobody else.
-    """
-    placement = await catalog.placement()
-    if placement is None and not urls:
-        return own
-    from vaultfs.entrypoints.vault import open_objects
 
-    primary = own.name
-    stores: dict[str, ObjectStore] = {primary: own}
-    for name, url in urls.items():
-        if name == primary:
-            raise InvalidField(f"{name} is what the vault's own store is called: choose another")
-        try:
-            stores[name] = await open_objects(url)
-        except StoreError:
-            if placement is not None and name in placement.stores:
-                raise
-            continue  # nothing is in it: whoever wants to move there is told
-        stack.push_async_callback(stores[name].aclose)
-    first = placement or Placement(0, Phase.SETTLED, primary)
+async def alone(store: "ObjectStore", catalog: "Catalog") -> PlacedObjectStore:
+    """The stores of a vault that has one, and is told of no other."""
+    first = Placement(0, Phase.SETTLED, store.name)
 
     async def load() -> Placement:
         return await catalog.placement() or first
 
-    return PlacedObjectStore(stores, first, load)
+    return PlacedObjectStore({store.name: store}, await load(), load)
+
+
+async def placed_around(
+    own: "ObjectStore", folder: Path | None, catalog: "Catalog", stack: AsyncExitStack
+) -> PlacedObjectStore:
+    """The stores of a vault whose own one is `own`, and whose folder, if it has one, `folder`.
+
+    What is named in the folder later is found when it is needed. Raises `StoreMisconfigured` for
+    a store that the catalog names and nobody else.
+    """
+    from vaultfs.entrypoints.vault import open_objects
+
+    primary = own.name
+    first = await catalog.placement() or Placement(0, Phase.SETTLED, primary)
+
+    async def load() -> Placement:
+        return await catalog.placement() or first
+
+    async def opening(url: str) -> "ObjectStore":
+        store = await open_objects(url)
+        stack.push_async_callback(store.aclose)
+        return store
+
+    async def named() -> dict[str, str]:
+        urls = await to_thread.run_sync(named_stores, folder, os.environ)
+        if primary in urls:
+            raise InvalidField(f"{primary} is what the vault's own store is called: choose another")
+        return urls
+
+    async def find(name: str) -> "ObjectStore | None":
+        url = (await named()).get(name)
+        return None if url is None else await opening(url)
+
+    stores: dict[str, ObjectStore] = {primary: own}
+    for name, url in (await named()).items():
+        try:
+            stores[name] = await opening(url)
+        except StoreError:
+            if name in first.stores:
+                raise
+            continue  # nothing is in it: whoever wants to move there is told
+    return PlacedObjectStore(stores, first, load, find)

@@ -14,7 +14,6 @@ ever used with another's.
 """
 
 import json
-import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -28,7 +27,8 @@ from attrs import define, evolve, frozen
 from vaultfs.adapters.sql import replacing
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.system import SystemClock
-from vaultfs.domain.errors import Corrupt, Exists, InvalidField, NotAVault, Unsupported
+from vaultfs.adapters.wrappers.placed import PlacedObjectStore
+from vaultfs.domain.errors import Corrupt, Exists, NotAVault, Unsupported
 from vaultfs.domain.nodes import User, UserId, micros
 from vaultfs.domain.operations import AddUser, Refused, Unit
 from vaultfs.domain.services.budget import Budget
@@ -49,7 +49,7 @@ from vaultfs.entrypoints.opening import (
     has_objects,
     open_database,
 )
-from vaultfs.entrypoints.placing import named_stores, placed_around
+from vaultfs.entrypoints.placing import VaultStores, alone, placed_around
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.stores import ELSEWHERE, remember, remembered
 from vaultfs.entrypoints.stores import open_store as open_at
@@ -143,7 +143,7 @@ class Vault:
     """An open vault: the services, and the ports for those who compose their own."""
 
     settings: Settings
-    objects: ObjectStore
+    objects: PlacedObjectStore
     catalog: Catalog
     clock: Clock
     budget: Budget
@@ -213,24 +213,13 @@ class Vault:
 
         return Scrubber(self.integrity, self.clock)
 
-    @property
-    def placed(self) -> bool:
-        """Whether there is more than one store, by settings or by what the catalog says."""
-        from vaultfs.adapters.wrappers.placed import PlacedObjectStore
-
-        return isinstance(self.objects, PlacedObjectStore)
-
-    async def migrator(self, rate: int | None = None) -> "Migrator":
+    async def migrator(self) -> "Migrator":
         """What moves the vault to another store."""
-        from vaultfs.adapters.wrappers.placed import PlacedObjectStore
         from vaultfs.domain.services.migrator import Migrator
-        from vaultfs.entrypoints.placing import VARIABLE, VaultStores
 
-        if not isinstance(self.objects, PlacedObjectStore):
-            raise InvalidField(f"there is one store: name another with {VARIABLE}='NAME=URL'")
-        primary = self.objects.placement.source
-        stores = VaultStores(self.objects, await self.catalog.vault_id(), primary)
-        return Migrator(stores, self.catalog, self.clock, self.workers, rate)
+        vault_id = await self.catalog.vault_id()
+        stores = VaultStores(self.objects, vault_id, self.objects.placement.source)
+        return Migrator(stores, self.catalog, self.clock, self.workers)
 
     def presenting(self, *presented: "Presented") -> "Vault":
         """The same vault, for a caller whose changes come with these locks."""
@@ -482,8 +471,7 @@ async def open_vault(settings: Settings) -> AsyncGenerator[Vault, None]:
         stack.push_async_callback(catalog.aclose)
         own = await store_of(settings)
         stack.push_async_callback(own.aclose)
-        urls = await to_thread.run_sync(named_stores, settings.folder, os.environ)
-        store = await placed_around(own, urls, catalog, stack)
+        store = await placed_around(own, settings.folder, catalog, stack)
         for each in store.readable():
             await check_marker(each, await catalog.vault_id())
         async with compose(settings, store, catalog, SystemClock()) as vault:
@@ -495,6 +483,8 @@ async def compose(
     settings: Settings, store: ObjectStore, catalog: Catalog, clock: Clock
 ) -> AsyncGenerator[Vault, None]:
     """A vault of these parts, which stay the caller's to close."""
+    if not isinstance(store, PlacedObjectStore):
+        store = await alone(store, catalog)
     user = await catalog.user(OWNER)
     budget = Budget(settings.budget)
     workers = anyio.CapacityLimiter(settings.workers)

@@ -420,12 +420,24 @@ class Catalog(ABC):
     @abstractmethod
     async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> "list[Claimed]":
         """Up to `limit` packs that `store` lacks, for the caller to copy: nobody else is given
-        them for `migrating.CLAIM_US`.
+        them for `migrating.CLAIM_US`. None as long as `copies_wait` is more than 0.
         """
 
     @abstractmethod
-    async def to_read_back(self, store: str, level: int, *, limit: int = 16) -> "list[Claimed]":
-        """Up to `limit` packs that were copied to `store` and verified below `level`, by key."""
+    async def copies_wait(self, at_us: int) -> int:
+        """For how many microseconds the pace of the migration has everybody wait."""
+
+    @abstractmethod
+    async def to_read_back(
+        self, store: str, level: int, at_us: int, *, limit: int = 16
+    ) -> "list[Claimed]":
+        """Up to `limit` packs that were copied to `store` and verified below `level`, by key,
+        claimed as by `claim_copies`.
+        """
+
+    @abstractmethod
+    async def unaware(self, store: str, at_us: int) -> tuple[str, ...]:
+        """The names of servers that run and do not know where `store` is."""
 
     @abstractmethod
     async def unread(self, store: str, level: "Level") -> int:

@@ -15,9 +15,21 @@ class Stores(ABC):
     def primary(self) -> str:
         """The name of the store that a vault has by its settings alone."""
 
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The names of all of them."""
+
     @abstractmethod
     def store(self, name: str) -> ObjectStore:
         """The store of that name. Raises `StoreMisconfigured` where none was named so."""
+
+    @abstractmethod
+    async def find(self, name: str) -> ObjectStore:
+        """The same, even if it was named after the process began.
+
+        Raises `InvalidField` where none was named so, and what it does not open with.
+        """
 
     @abstractmethod
     async def claim(self, name: str) -> None:

@@ -11,6 +11,7 @@ from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain import migrating as steps
 from vaultfs.domain.errors import Conflict, VaultError
 from vaultfs.domain.migration import (
+    AT_ONCE,
     Command,
     Facts,
     Level,
@@ -19,6 +20,7 @@ from vaultfs.domain.migration import (
     follow,
     pause,
     propose,
+    throttle,
 )
 from vaultfs.domain.operations import Unit
 
@@ -33,6 +35,7 @@ READ_BACK: Final = (
     " AND verified_level >= $2"
 )
 COPIED: Final = "SELECT COUNT(*) FROM pack_locations WHERE backend = $1 AND state = 'verified'"
+SERVERS: Final = "SELECT name, stores FROM servers WHERE seen > $1 ORDER BY name"
 SAMPLE: Final = 1000
 """Packs that are read back at the least, where a sample is; else one in a hundred."""
 CANDIDATES: Final = (
@@ -52,8 +55,12 @@ CLAIM: Final = (
 SINCE: Final = "SELECT COALESCE(MAX(value), 0) FROM epochs WHERE name = $1"
 TO_READ: Final = (
     "SELECT p.id, p.key, p.size, p.crc32c FROM pack_locations l JOIN packs p ON p.id = l.pack"
-    " WHERE l.backend = $1 AND l.state = 'verified' AND l.verified_level < $2 ORDER BY p.key"
-    " LIMIT $3"
+    " WHERE l.backend = $1 AND l.state = 'verified' AND l.verified_level < $2"
+    " AND COALESCE(l.seen, 0) <= $3 ORDER BY p.key LIMIT $4"
+)
+CLAIM_READ: Final = (
+    "UPDATE pack_locations SET seen = $3 WHERE pack = $1 AND backend = $2"
+    " AND state = 'verified' AND COALESCE(seen, 0) <= $4 RETURNING pack"
 )
 FAILURES: Final = (
     "SELECT p.key, l.attempts, COALESCE(l.last_error, '') FROM pack_locations l"
@@ -89,12 +96,10 @@ def execute(step: steps.Step, unit: Unit, tx: Transaction) -> Program[int]:
 
 def claim(store: str, limit: int, unit: Unit, tx: Transaction) -> Program[list[steps.Claimed]]:
     """Packs that `store` lacks, claimed for whoever asks; none if nothing is copied there now."""
-    placements = yield Run(PLACEMENT)
-    copies = to_placement(placements[0]).copies if placements else None
-    if copies is None or copies[1] != store:
+    placement, now = (yield from _copying(store)), now_of(tx, unit)
+    if placement is None or (yield from _wait(placement, now)):
         return []
     [(begun,)] = yield Run(SINCE, (since(store),))
-    now = now_of(tx, unit)
     stale, after = now - steps.CLAIM_US, 0
     claimed: list[steps.Claimed] = []
     while len(claimed) < limit:
@@ -105,7 +110,62 @@ def claim(store: str, limit: int, unit: Unit, tx: Transaction) -> Program[list[s
             after = number
             if len(claimed) < limit and (yield Run(CLAIM, (number, store, now, stale))):
                 claimed.append(steps.Claimed(number, key, size, crc32c, begun))
+    yield from _spend(placement, claimed, now)
     return claimed
+
+
+def claim_read_back(
+    store: str, level: int, limit: int, unit: Unit, tx: Transaction
+) -> Program[list[steps.Claimed]]:
+    """Packs in `store` that are verified below `level`, claimed for whoever asks."""
+    placement, now = (yield from _copying(store)), now_of(tx, unit)
+    if placement is None or (yield from _wait(placement, now)):
+        return []
+    [(begun,)] = yield Run(SINCE, (since(store),))
+    stale = now - steps.CLAIM_US
+    claimed: list[steps.Claimed] = []
+    for number, key, size, crc32c in (yield Run(TO_READ, (store, level, stale, limit))):
+        if (yield Run(CLAIM_READ, (number, store, now, stale))):
+            claimed.append(steps.Claimed(number, key, size, crc32c, begun))
+    yield from _spend(placement, claimed, now)
+    return claimed
+
+
+def waiting(unit: Unit, tx: Transaction) -> Program[int]:
+    """For how many microseconds the pace has everybody wait."""
+    rows = yield Run(PLACEMENT)
+    return (yield from _wait(to_placement(rows[0]), now_of(tx, unit))) if rows else 0
+
+
+def _copying(store: str) -> Program[Placement | None]:
+    """The placement, if `store` is copied to by it now."""
+    rows = yield Run(PLACEMENT)
+    placement = to_placement(rows[0]) if rows else None
+    if placement is None or placement.copies is None or placement.copies[1] != store:
+        return None
+    return placement
+
+
+def _wait(placement: Placement, now: int) -> Program[int]:
+    """For how long nothing may be copied; until it is committed, nobody else is told."""
+    if placement.pace == AT_ONCE:
+        return 0
+    [(free_at,)] = yield Run(_PACE)
+    return max(0, int(free_at) - now)
+
+
+def _spend(placement: Placement, claimed: list[steps.Claimed], now: int) -> Program[None]:
+    """Have all wait as long as the pace says for what was claimed now."""
+    took = placement.pace.takes_us(sum(each.size for each in claimed), len(claimed))
+    if took:
+        yield Run("UPDATE paces SET free_at = $1 WHERE name = 'copies'", (now + took,))
+
+
+_PACE: Final = (
+    "INSERT INTO paces(name, free_at) VALUES ('copies', 0)"
+    " ON CONFLICT (name) DO UPDATE SET free_at = paces.free_at RETURNING free_at"
+)
+"""The row is locked by it, so several who claim do so one after another."""
 
 
 def _current() -> Program[Placement]:
@@ -126,11 +186,12 @@ def _write(tx: Transaction, unit: Unit, placement: Placement) -> Program[int]:
     yield Run("UPDATE epochs SET value = $1 WHERE name = 'placement'", (placement.epoch,))
     yield Run("DELETE FROM placement")
     yield Run(
-        "INSERT INTO placement(id, epoch, phase, source, target, paused, level, changed)"
-        " VALUES (1, $1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO placement(id, epoch, phase, source, target, paused, level, changed,"
+        " bytes_a_second, objects_a_second) VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8, $9)",
         (
             *(placement.epoch, str(placement.phase), placement.source, placement.target),
             *(int(placement.paused), str(placement.level), now_of(tx, unit)),
+            *(placement.pace.bytes_per_second, placement.pace.objects_per_second),
         ),
     )
     text = f"{placement.phase}: {placement.source} -> {placement.target}"
@@ -152,7 +213,7 @@ def _propose(tx: Transaction, unit: Unit, step: steps.Propose) -> Program[int]:
     now = to_placement(rows[0]) if rows else Placement(epoch, Phase.SETTLED, step.source)
     if rows and now.source != step.source:
         raise Conflict(f"everything is in {now.source}, not in {step.source}")
-    placement = propose(step.source, step.target, step.level, now)
+    placement = propose(step.source, step.target, step.level, now, step.pace)
     yield Run("DELETE FROM pack_locations WHERE backend = $1", (step.target,))
     yield Run(_BEGIN, (since(step.target), placement.epoch))
     return (yield from _write(tx, unit, placement))
@@ -168,21 +229,32 @@ def _follow(tx: Transaction, unit: Unit, step: steps.Follow) -> Program[int]:
     yield from _raise_epoch()
     now = yield from _current()
     _must_be(now, step.if_epoch)
-    placement = follow(now, step.command, (yield from _facts(now)))
+    placement = follow(now, step.command, (yield from _facts(now, now_of(tx, unit))))
     if step.command is Command.END:
         gone = now.source if now.phase is Phase.RETIRED else now.target
         yield Run("DELETE FROM pack_locations WHERE backend = $1", (gone,))
     return (yield from _write(tx, unit, placement))
 
 
-def _facts(now: Placement) -> Program[Facts]:
+def _facts(now: Placement, at_us: int) -> Program[Facts]:
     if now.target is None:
         return Facts({now.source: 0})
     lacking: dict[str, int] = {}
     for store in (now.source, now.target):
         rows = yield Run(LACKING, (store,))
         lacking[store] = int(rows[0][0])
-    return Facts(lacking, (yield from _unread(now.target, now.level)))
+    unread = yield from _unread(now.target, now.level)
+    return Facts(lacking, unread, (yield from _unaware(now.target, at_us)))
+
+
+def unaware(store: str, unit: Unit, tx: Transaction) -> Program[tuple[str, ...]]:
+    """The names of servers that run and do not know where `store` is."""
+    return (yield from _unaware(store, now_of(tx, unit)))
+
+
+def _unaware(store: str, at_us: int) -> Program[tuple[str, ...]]:
+    rows = yield Run(SERVERS, (at_us - steps.ALIVE_US,))
+    return tuple(name for name, stores in rows if store not in stores.split())
 
 
 def _unread(store: str, level: Level) -> Program[int]:
@@ -206,6 +278,27 @@ def _pause(tx: Transaction, unit: Unit, step: steps.Pause) -> Program[int]:
     return (yield from _write(tx, unit, pause(now, paused=step.paused)))
 
 
+def _throttle(tx: Transaction, unit: Unit, step: steps.Throttle) -> Program[int]:
+    yield from _raise_epoch()
+    now = yield from _current()
+    _must_be(now, step.if_epoch)
+    yield Run("DELETE FROM paces WHERE name = 'copies'")  # nobody waits as the old pace had it
+    return (yield from _write(tx, unit, throttle(now, step.pace)))
+
+
+def _announce(tx: Transaction, unit: Unit, step: steps.Announce) -> Program[int]:
+    now = now_of(tx, unit)
+    yield Run(
+        "DELETE FROM servers WHERE id = $1 OR seen <= $2", (step.server, now - steps.ALIVE_US)
+    )
+    if not step.gone:
+        yield Run(
+            "INSERT INTO servers(id, name, stores, seen) VALUES ($1, $2, $3, $4)",
+            (step.server, step.name, " ".join(step.stores), now),
+        )
+    return 0
+
+
 def _note_copied(_tx: Transaction, _unit: Unit, step: steps.NoteCopied) -> Program[int]:
     # An update, for it has another migration wait until this is done.
     begun = yield Run(_AS_IT_IS, (since(step.store),))
@@ -214,8 +307,8 @@ def _note_copied(_tx: Transaction, _unit: Unit, step: steps.NoteCopied) -> Progr
     good = [(level, number, step.store) for number, level, error in step.packs if error is None]
     bad = [(error, number, step.store) for number, _, error in step.packs if error is not None]
     yield RunMany(
-        "UPDATE pack_locations SET state = 'verified', verified_level = $1, last_error = NULL"
-        " WHERE pack = $2 AND backend = $3",
+        "UPDATE pack_locations SET state = 'verified', verified_level = $1, last_error = NULL,"
+        " seen = 0 WHERE pack = $2 AND backend = $3",
         good,
     )
     yield RunMany(
@@ -256,6 +349,8 @@ _PROGRAMS: Final[dict[type, Callable[[Transaction, Unit, Any], Program[int]]]] =
     steps.Propose: _propose,
     steps.Follow: _follow,
     steps.Pause: _pause,
+    steps.Throttle: _throttle,
+    steps.Announce: _announce,
     steps.NoteCopied: _note_copied,
     steps.Retry: _retry,
     steps.NoteLost: _note_lost,

@@ -136,15 +136,26 @@ class SqlCatalog(Catalog):
         result: T = job.result
         return result
 
-    async def to_read_back(self, store: str, level: int, *, limit: int = 16) -> "list[Claimed]":
-        from vaultfs.adapters.sql.placements import SINCE, TO_READ  # noqa: PLC0415
-        from vaultfs.adapters.sql.stock import since  # noqa: PLC0415
-        from vaultfs.domain.migrating import Claimed  # noqa: PLC0415
+    async def copies_wait(self, at_us: int) -> int:
+        from vaultfs.adapters.sql.placements import waiting  # noqa: PLC0415
 
-        # Asked first: of rows that are newer nothing is noted then.
-        [(begun,)] = await self._rows(SINCE, since(store))
-        rows = await self._rows(TO_READ, store, level, limit)
-        return [Claimed(number, key, size, crc, begun) for number, key, size, crc in rows]
+        wait: int = await self._program(waiting, UserId(0), at_us)
+        return wait
+
+    async def to_read_back(
+        self, store: str, level: int, at_us: int, *, limit: int = 16
+    ) -> "list[Claimed]":
+        from vaultfs.adapters.sql.placements import claim_read_back  # noqa: PLC0415
+
+        program = partial(claim_read_back, store, level, limit)
+        claimed: list[Claimed] = await self._program(program, UserId(0), at_us)
+        return claimed
+
+    async def unaware(self, store: str, at_us: int) -> tuple[str, ...]:
+        from vaultfs.adapters.sql.placements import unaware  # noqa: PLC0415
+
+        names: tuple[str, ...] = await self._program(partial(unaware, store), UserId(0), at_us)
+        return names
 
     async def unread(self, store: str, level: "Level") -> int:
         from vaultfs.adapters.sql.placements import COPIED, READ_BACK, still_unread  # noqa: PLC0415

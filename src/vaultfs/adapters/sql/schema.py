@@ -372,9 +372,31 @@ PLACEMENTS: Final = (
     """,
 )
 
+PACES: Final = (
+    "ALTER TABLE placement ADD COLUMN bytes_a_second INTEGER",
+    "ALTER TABLE placement ADD COLUMN objects_a_second INTEGER",
+    # When so much of something was done that no more of it may be done before. Not in dumps.
+    """
+    CREATE TABLE paces(
+        name TEXT PRIMARY KEY,
+        free_at INTEGER NOT NULL
+    )
+    """,
+    # Servers that run, what people call them, and which stores they know, by names with spaces
+    # between. Not in dumps.
+    """
+    CREATE TABLE servers(
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        stores TEXT NOT NULL,
+        seen INTEGER NOT NULL
+    )
+    """,
+)
+
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     *(TABLES, ACCOUNTS, PLACEMENT, LOCKS, UPLOADS),
-    *(DELTAS, BATCHES, COLLECTIONS, PLACEMENTS),
+    *(DELTAS, BATCHES, COLLECTIONS, PLACEMENTS, PACES),
 )
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 

@@ -9,7 +9,7 @@ from vaultfs.adapters.sql.statements import INSERT_CHUNKS, Program, Run, RunMany
 from vaultfs.adapters.sql.transaction import Transaction, next_id
 from vaultfs.domain import operations as ops
 from vaultfs.domain.errors import Doomed, NotFound, PacksGone, PlacementChanged, listed
-from vaultfs.domain.migration import Level, Phase, Placement
+from vaultfs.domain.migration import Level, Pace, Phase, Placement
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import Result, Unit
 from vaultfs.domain.packs import NO_CIPHER
@@ -116,13 +116,17 @@ _LOCATE: Final = (
     " VALUES ($1, $2, 'present', 0, 0) ON CONFLICT (pack, backend) DO UPDATE"
     " SET state = 'present' WHERE pack_locations.state IN ('intent', 'corrupt')"
 )
-PLACEMENT: Final = "SELECT epoch, phase, source, target, paused, level FROM placement"
+PLACEMENT: Final = (
+    "SELECT epoch, phase, source, target, paused, level, bytes_a_second, objects_a_second"
+    " FROM placement"
+)
 
 
 def to_placement(row: Sequence[Any]) -> Placement:
     """A placement from the columns `PLACEMENT`."""
-    epoch, phase, source, target, paused, level = row
-    return Placement(epoch, Phase(phase), source, target, bool(paused), Level(level))
+    epoch, phase, source, target, paused, level, *most = row
+    paced = Pace(*most)
+    return Placement(epoch, Phase(phase), source, target, bool(paused), Level(level), paced)
 
 
 def _stores(op: ops.RecordPack, epoch: int | None) -> Program[frozenset[str]]:

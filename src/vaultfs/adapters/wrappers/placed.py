@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import AsyncExitStack, aclosing
 from typing import TypeVar
 
+import anyio
+
 from vaultfs.domain.migration import Placement
 from vaultfs.ports.objects import (
     Capabilities,
@@ -33,10 +35,16 @@ PASSED_OVER = (ObjectNotFound, IntegrityError, StoreUnavailable, StoreTimeout)
 """What leads to the next store."""
 
 
+async def nowhere(name: str) -> ObjectStore | None:  # noqa: ARG001
+    """No store was named since."""
+    return None
+
+
 class PlacedObjectStore(ObjectStore):
     """The stores of a vault, by name, and which of them are to be used for what.
 
-    `load` gives the placement as it is in the catalog; `refresh` asks for it.
+    `load` gives the placement as it is in the catalog; `refresh` asks for it. `find` opens a
+    store that was named since, or gives None.
     """
 
     def __init__(
@@ -44,12 +52,15 @@ class PlacedObjectStore(ObjectStore):
         stores: Mapping[str, ObjectStore],
         placement: Placement,
         load: Callable[[], Awaitable[Placement]],
+        find: Callable[[str], Awaitable[ObjectStore | None]] = nowhere,
     ) -> None:
         self.stores = dict(stores)
         self.placement = placement
         self.fallbacks = 0
         """Reads that another store than the first one answered."""
         self._load = load
+        self._find = find
+        self._finding = anyio.Lock()
         self._check(placement)
 
     def _check(self, placement: Placement) -> None:
@@ -65,8 +76,20 @@ class PlacedObjectStore(ObjectStore):
         """Go by what the catalog says now. Raises `StoreMisconfigured` for an unknown store."""
         placement = await self._load()
         if placement.epoch > self.placement.epoch:
+            for name in placement.stores:
+                await self.find(name)
             self._check(placement)
             self.placement = placement
+
+    async def find(self, name: str) -> ObjectStore | None:
+        """The store of that name, opened if it was named since; None if it was not."""
+        async with self._finding:
+            if name not in self.stores:
+                found = await self._find(name)
+                if found is None:
+                    return None
+                self.stores[name] = found
+        return self.stores[name]
 
     def targets(self) -> Targets:
         now = self.placement

@@ -20,7 +20,7 @@ from vaultfs.domain import migrating as steps
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Conflict, InvalidField
 from vaultfs.domain.migrating import Claimed, Counts, Failure
-from vaultfs.domain.migration import Command, Level, Phase, Placement
+from vaultfs.domain.migration import AT_ONCE, Command, Level, Pace, Phase, Placement
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.domain.services.tasks import task_group
@@ -46,6 +46,8 @@ LOOSE: Final = ("backups/",)
 NOBODY: Final = UserId(0)
 READ_BACK: Final = 2
 """The level that says that a pack was read back."""
+LOOK_AGAIN: Final = 2.0
+"""Seconds that the pace is waited for at the most before the placement is looked at again."""
 
 
 @frozen
@@ -57,6 +59,8 @@ class Status:
     """Of the store that is copied to; None where nothing is copied."""
     unread: int = 0
     failures: tuple[Failure, ...] = ()
+    unaware: tuple[str, ...] = ()
+    """Servers that run and were not told where the target is: DUAL waits for them."""
 
 
 @define(eq=False)
@@ -67,13 +71,15 @@ class Migrator:
     catalog: Catalog
     clock: Clock
     workers: anyio.CapacityLimiter
-    rate: int | None = None
-    """Bytes a second that this process copies at the most."""
+    answering: bool = field(default=True, init=False)
+    """Whether the stores answered when something was copied last."""
     _at_once: int = field(default=LEAST)
 
     # Operating it
 
-    async def start(self, target: str, level: Level = Level.SAMPLE) -> Placement:
+    async def start(
+        self, target: str, level: Level = Level.SAMPLE, pace: Pace = AT_ONCE
+    ) -> Placement:
         """Begin to move everything to the store `target`, which is empty or this vault's.
 
         Raises what is wrong with that store, `WrongStore` among it, and `Conflict`.
@@ -84,10 +90,10 @@ class Migrator:
             if now.phase is Phase.DRAFT and now.target == target:  # that is as far as it came
                 return await self.follow(Command.START)
             raise Conflict(f"a migration from {now.source} to {now.target} is {now.phase} already")
-        store = self.stores.store(target)
+        store = await self.stores.find(target)
         await store.probe()
         await self.stores.claim(target)
-        await self._step(steps.Propose(source, target, level))
+        await self._step(steps.Propose(source, target, level, pace))
         return await self.follow(Command.START)
 
     async def follow(self, command: Command, if_epoch: int | None = None) -> Placement:
@@ -107,6 +113,12 @@ class Migrator:
         await self.stores.refresh()
         return await self._placement()
 
+    async def throttle(self, pace: Pace, if_epoch: int | None = None) -> Placement:
+        """Have all processes together copy no faster than `pace` says, from now on."""
+        await self._step(steps.Throttle(pace, if_epoch))
+        await self.stores.refresh()
+        return await self._placement()
+
     async def retire(self, name: str, if_epoch: int | None = None) -> int:
         """Give up the source, whose name has to be said; how many objects were deleted from it."""
         now = await self._placement()
@@ -118,10 +130,17 @@ class Migrator:
         await self.follow(Command.END)
         return gone
 
+    async def announce(self, server: str, name: str, *, gone: bool = False) -> None:
+        """Have it known that the server with the id `server` runs, or does not any more.
+
+        To be repeated well within `migrating.ALIVE_US`; a server that dies is forgotten then.
+        """
+        await self._step(steps.Announce(server, name, self.stores.names, gone))
+
     async def retry(self) -> int:
         """Try again what could not be copied; how many packs."""
-        now = await self._placement()
-        if now.copies is None:
+        now = await self.catalog.placement()
+        if now is None or now.copies is None:
             return 0
         return await self._step(steps.Retry(now.copies[1]))
 
@@ -159,7 +178,9 @@ class Migrator:
         to = now.copies[1] if now.copies is not None else now.target
         failures = await self.catalog.copy_failures(to)
         unread = await self.catalog.unread(to, now.level)
-        return Status(now, await self.catalog.copy_counts(to), unread, tuple(failures))
+        unaware = await self.catalog.unaware(now.target, micros(self.clock.now()))
+        counts = await self.catalog.copy_counts(to)
+        return Status(now, counts, unread, tuple(failures), unaware)
 
     async def _placement(self) -> Placement:
         now = await self.catalog.placement()
@@ -175,11 +196,11 @@ class Migrator:
     # Copying
 
     async def run(self, *, progress: Progress = no_progress) -> bool:
-        """Copy until nothing is left to copy now; whether all of it is there.
+        """Copy until nothing is left to copy now; whether all of it is there, and read back.
 
-        A store that does not answer, whoever tried how often around it, ends it for now.
-        `progress` is told bytes. Memory: `MOST` packs. Raises what a catalog raises; what a
-        store does is in the rows.
+        A store that does not answer, whoever tried how often around it, ends it for now, and so
+        does a pause; what others have claimed is not waited for. `progress` is told bytes.
+        Memory: `MOST` packs. Raises what a catalog raises; what a store does is in the rows.
         """
         while True:
             now = await self.catalog.placement()
@@ -190,13 +211,18 @@ class Migrator:
                 now.copies[1], micros(self.clock.now()), limit=self._at_once
             )
             if claimed:
-                if not await self._copy_all(claimed, source, target, now.copies[1], progress):
+                self.answering = await self._copy_all(claimed, source, target, now, progress)
+                if not self.answering:
                     return False
-                continue
-            if not await self._read_some_back(target, now, now.copies[1]):
-                break
-        counts = await self.catalog.copy_counts(now.copies[1])
-        return counts.there == counts.packs
+            elif not await self._read_some_back(target, now, now.copies[1]):
+                wait = await self.catalog.copies_wait(micros(self.clock.now()))
+                if not wait:
+                    return await self._is_complete(now, now.copies[1])
+                await anyio.sleep(min(wait / 1e6, LOOK_AGAIN))
+
+    async def _is_complete(self, now: Placement, name: str) -> bool:
+        counts = await self.catalog.copy_counts(name)
+        return counts.there == counts.packs and not await self.catalog.unread(name, now.level)
 
     async def advance(self) -> None:
         """Go on to the phase that follows by itself once all is copied."""
@@ -211,13 +237,13 @@ class Migrator:
         claimed: list[Claimed],
         source: ObjectStore,
         target: ObjectStore,
-        name: str,
+        now: Placement,
         progress: Progress,
     ) -> bool:
         """Copy some packs, and note that; whether the stores answered."""
         noted: list[tuple[int, int, str | None]] = []
         put_off: list[tuple[int, str]] = []
-        begun = anyio.current_time()
+        assert now.copies is not None
 
         async def one(pack: Claimed) -> None:
             try:
@@ -235,12 +261,9 @@ class Migrator:
             for pack in claimed:
                 tasks.start_soon(one, pack)
         since = claimed[0].since
-        await self._step(steps.NoteCopied(name, tuple(noted), since, tuple(put_off)))
+        await self._step(steps.NoteCopied(now.copies[1], tuple(noted), since, tuple(put_off)))
         failed = bool(put_off) or any(error is not None for _, _, error in noted)
         self._at_once = max(LEAST, self._at_once // 2) if failed else min(MOST, self._at_once + 1)
-        if self.rate is not None:
-            wanted = sum(pack.size for pack in claimed) / self.rate
-            await anyio.sleep(max(0.0, wanted - (anyio.current_time() - begun)))
         return not put_off
 
     async def _copy(self, pack: Claimed, source: ObjectStore, target: ObjectStore) -> None:
@@ -279,8 +302,11 @@ class Migrator:
         """Read back some of what the level wants read back; whether there was any."""
         if now.level not in {Level.SAMPLE, Level.ALL}:
             return False
-        wanted = await self.catalog.to_read_back(name, READ_BACK)
-        if not wanted or not await self.catalog.unread(name, now.level):
+        if not await self.catalog.unread(name, now.level):
+            return False
+        at_us = micros(self.clock.now())
+        wanted = await self.catalog.to_read_back(name, READ_BACK, at_us)
+        if not wanted:
             return False
         noted: list[tuple[int, int, str | None]] = []
         for pack in wanted:

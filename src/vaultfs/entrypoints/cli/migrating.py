@@ -1,13 +1,14 @@
 """`migrate`: a vault moves to another object store while it is in use."""
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from vaultfs.domain.errors import InvalidField
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
+    Bar,
     DatabaseOption,
     JsonOption,
     QuietOption,
@@ -22,12 +23,21 @@ from vaultfs.entrypoints.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from vaultfs.domain.migration import Placement
+    from vaultfs.domain.migration import Pace, Placement
     from vaultfs.domain.services.migrator import Migrator, Status
 
 migrate = typer.Typer(
     help="Move the vault to another object store while it is in use.", no_args_is_help=True
 )
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at how far all who copy are."""
+RateOption = Annotated[
+    float | None,
+    typer.Option("--rate", metavar="MB/S", help="Copy no faster than this, on all servers."),
+]
+ObjectsOption = Annotated[
+    int | None, typer.Option("--objects", metavar="N/S", help="The same in packs a second.")
+]
 EpochOption = Annotated[
     int | None,
     typer.Option("--if-epoch", metavar="N", help="Only if nobody has changed anything since."),
@@ -47,12 +57,24 @@ def _placement_json(now: "Placement") -> dict[str, Any]:
         "target": now.target,
         "paused": now.paused,
         "level": str(now.level),
+        "bytes_per_second": now.pace.bytes_per_second,
+        "objects_per_second": now.pace.objects_per_second,
     }
+
+
+def _pace(rate: float | None, objects: int | None) -> "Pace":
+    from vaultfs.domain.migration import Pace
+
+    return Pace(None if rate is None else max(1, round(rate * 1_000_000)), objects)
 
 
 def _placement(now: "Placement") -> str:
     way = now.source if now.target is None else f"{now.source} -> {now.target}"
-    return f"{now.phase}{', paused' if now.paused else ''} (epoch {now.epoch}): {shown(way)}"
+    most, packs = now.pace.bytes_per_second, now.pace.objects_per_second
+    pace = "" if most is None else f", at most {human(most)} a second"
+    pace += "" if packs is None else f", at most {packs} packs a second"
+    paused = ", paused" if now.paused else ""
+    return f"{now.phase}{paused} (epoch {now.epoch}): {shown(way)}{pace}"
 
 
 @migrate.command("start")
@@ -63,6 +85,8 @@ def start(
     level: Annotated[
         str, typer.Option("--verify", metavar="V0|V1|V2|V3", help="What cutover demands.")
     ] = "V2",
+    rate: RateOption = None,
+    objects: ObjectsOption = None,
     vault: VaultOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
@@ -86,7 +110,8 @@ def start(
             await (await open_objects(url)).aclose()  # what does not open is not to be kept
             name_store(call.settings.home, name, url)
         async with opened(call) as opened_vault:
-            now = await (await opened_vault.migrator()).start(name, Level(level))
+            mover = await opened_vault.migrator()
+            now = await mover.start(name, Level(level), _pace(rate, objects))
         call.answer(_placement_json(now), _placement(now))
 
     run(call, work)
@@ -103,14 +128,8 @@ def status(
     call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
-        from vaultfs.domain.migration import Phase, Placement
-        from vaultfs.domain.services.migrator import Status
-
         async with opened(call) as opened_vault:
-            if opened_vault.placed:
-                found = await (await opened_vault.migrator()).status()
-            else:
-                found = Status(Placement(0, Phase.SETTLED, opened_vault.objects.name), None)
+            found = await (await opened_vault.migrator()).status()
         call.answer(_status_json(found), lambda: _status(found))
 
     run(call, work)
@@ -123,6 +142,8 @@ def _status_json(found: "Status") -> dict[str, Any]:
         **_placement_json(found.placement),
         "counts": None if found.counts is None else asdict(found.counts),
         "failures": len(found.failures),
+        "unread": found.unread,
+        "unaware": list(found.unaware),
     }
 
 
@@ -136,14 +157,17 @@ def _status(found: "Status") -> str:
             f" {human(counts.size)} ({share:.1%}) are there; {counts.read_back} read back,"
             f" {counts.failed} failed"
         )
+        if found.unread:
+            lines.append(f"{found.unread} packs are to be read back yet")
+    lines.extend(
+        f"server {shown(each)} was not told where {found.placement.target} is"
+        for each in found.unaware
+    )
     return "\n".join(lines)
 
 
 @migrate.command("watch")
 def watch(
-    rate: Annotated[
-        int | None, typer.Option("--rate", metavar="MB/S", help="Copy no faster than this.")
-    ] = None,
     vault: VaultOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
@@ -153,21 +177,15 @@ def watch(
     """Copy, with a progress bar, until everything is there; servers that run copy too.
 
     When all of it is, packs are written to both stores from then on. Breaking it off loses
-    nothing: the next `watch` goes on. 3 if it is paused or nothing is copied in this phase, 4
-    if packs failed.
+    nothing: the next `watch` goes on. 3 if it is paused, waits for something, or nothing is copied
+    in this phase; 4 if packs failed.
     """
     call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         async with opened(call) as opened_vault:
-            mover = await opened_vault.migrator(None if rate is None else rate * 1_000_000)
-            before = await mover.status()
-            left = before.counts.size - before.counts.there_size if before.counts else 0
-            with call.progress("migrate", left) as bar:
-                complete = await mover.run(progress=bar.advance)
-            if complete:
-                await mover.advance()
-                await mover.run()
+            mover = await opened_vault.migrator()
+            complete = await _watch(call, mover)
             found = await mover.status()
         call.answer(_status_json(found), lambda: _status(found))
         if found.failures:
@@ -175,6 +193,54 @@ def watch(
         return ExitCode.DONE if complete else ExitCode.PARTIAL
 
     run(call, work)
+
+
+async def _watch(call: Session, mover: "Migrator") -> bool:
+    """Copy, and show what all who copy have done, until there is no more to do; whether all is."""
+    import anyio
+
+    from vaultfs.domain.migration import Blocked
+    from vaultfs.domain.services.tasks import task_group
+
+    left = _left(await mover.status())
+    with call.progress("migrate", left) as bar:
+        async with task_group() as tasks:
+            tasks.start_soon(_show, mover, bar, left)
+            complete = await mover.run()
+            while not complete and await _is_under_way(mover):
+                await anyio.sleep(LOOK_EVERY)
+                complete = await mover.run()
+            tasks.cancel_scope.cancel()
+    try:
+        if complete:
+            await mover.advance()
+            await mover.run()
+    except Blocked:  # by what the status tells
+        return False
+    return complete
+
+
+async def _is_under_way(mover: "Migrator") -> bool:
+    """Whether what is missing is being copied by others."""
+    found = await mover.status()
+    copying = found.placement.copies is not None and not found.placement.paused
+    return copying and mover.answering and not found.failures
+
+
+def _left(found: "Status") -> int:
+    """How many bytes are to be copied yet."""
+    return found.counts.size - found.counts.there_size if found.counts else 0
+
+
+async def _show(mover: "Migrator", bar: Bar, left: int) -> None:
+    """Have the bar follow the rows, whoever wrote them."""
+    import anyio
+
+    while True:
+        await anyio.sleep(LOOK_EVERY)
+        now = _left(await mover.status())
+        bar.advance(max(0, left - now))
+        left = min(left, now)
 
 
 def _changing(
@@ -238,6 +304,21 @@ def _pausing(name: str, text: str, *, paused: bool) -> None:
 
 _pausing("pause", "Stop copying; where packs go is the same.", paused=True)
 _pausing("resume", "Go on copying.", paused=False)
+
+
+@migrate.command("throttle")
+def throttle(
+    rate: RateOption = None,
+    objects: ObjectsOption = None,
+    if_epoch: EpochOption = None,
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy no faster than this, on all servers together; without limits as fast as they can."""
+    call = session(vault, database=database, store=store, as_json=as_json)
+    run(call, lambda: _act(call, lambda mover: mover.throttle(_pace(rate, objects), if_epoch)))
 
 
 @migrate.command("retire")

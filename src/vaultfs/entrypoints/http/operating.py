@@ -18,7 +18,6 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from vaultfs.adapters.wrappers.placed import PlacedObjectStore
 from vaultfs.domain.batches import KEPT_US, MAX_BYTES, MAX_ERRORS, MAX_STEP, MAX_STEPS
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import MAX_DEPTH, MAX_NAME, MAX_PATH
@@ -117,8 +116,6 @@ class Metrics(Collector):
     def _placement(self) -> Iterator[Metric]:
         """By which placement this server goes, where there is more than one store."""
         objects = self.vault.objects
-        if not isinstance(objects, PlacedObjectStore):
-            return
         now = objects.placement
         epoch = GaugeMetricFamily(
             "vaultfs_placement_epoch",

@@ -11,20 +11,20 @@ from typing import Final
 
 import anyio
 import uvicorn
-from attrs import asdict, field, frozen
+from attrs import field, frozen
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from vaultfs.domain.chains import MAX_CHAIN_DEPTH
 from vaultfs.domain.digests import digest_of
-from vaultfs.domain.errors import Exists, InvalidField, VaultError
+from vaultfs.domain.errors import Exists, InvalidField
 from vaultfs.domain.rates import Rate
 from vaultfs.domain.services.accounts import Accounts
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.upkeep import Plan
 from vaultfs.domain.tokens import ALL_SCOPES, Identity
 from vaultfs.entrypoints.http.app import DEFAULT_RATE, Api, JsonLines, Server
+from vaultfs.entrypoints.http.aside import work_aside
 from vaultfs.entrypoints.http.joining import Joining
-from vaultfs.entrypoints.http.operating import Metrics
 from vaultfs.entrypoints.vault import Vault
 
 log = logging.getLogger("vaultfs.server")
@@ -32,9 +32,6 @@ log = logging.getLogger("vaultfs.server")
 GRACE: Final = 30
 """Seconds that requests under way have, once the server is told to stop."""
 KEEP_ALIVE: Final = 75
-UPKEEP_EVERY: Final = 3600
-FOLLOW_EVERY: Final = 1.0
-"""Seconds between two looks at how a migration goes."""
 MAX_HEAD: Final = 256 << 10
 """Bytes of a request's line and headers, or of its trailers, that are not yet whole."""
 MOST_PIPELINED: Final = 32
@@ -59,7 +56,7 @@ class Listening:
     max_chain_depth: int = MAX_CHAIN_DEPTH
     """See `domain.chains`."""
     plan: Plan = field(factory=Plan)
-    """What is done every `UPKEEP_EVERY` seconds."""
+    """What is done beside requests."""
     log: bool = True
 
     def __attrs_post_init__(self) -> None:
@@ -101,78 +98,17 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
     with listener:
         async with task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
-            upkeep = anyio.CancelScope()
-            tasks.start_soon(_keep_up, vault, where.plan, upkeep, metrics)
-            moving = anyio.CancelScope()
-            tasks.start_soon(_move, vault, moving, metrics)
+            address = f"{scheme}://{host}:{port}"
+            aside = anyio.CancelScope()
+            tasks.start_soon(work_aside, vault, where.plan, address, aside, metrics)
             try:
                 while not server.started:  # noqa: ASYNC110 uvicorn has no event for it
                     await anyio.sleep(0.005)
-                yield f"{scheme}://{host}:{port}"
+                yield address
             finally:
                 # The task group waits until uvicorn has finished what is under way.
                 server.should_exit = True
-                upkeep.cancel()
-                moving.cancel()
-
-
-async def _move(vault: Vault, scope: anyio.CancelScope, metrics: Metrics) -> None:
-    """Where there is more than one store, take part in migrations."""
-    with scope:
-        if vault.placed:
-            async with task_group() as tasks:
-                tasks.start_soon(_follow, vault)
-                tasks.start_soon(_copy, vault, metrics)
-
-
-async def _follow(vault: Vault) -> None:
-    """Learn soon which store is for what by now."""
-    while True:
-        try:
-            await vault.objects.refresh()
-        except VaultError as error:
-            log.warning("placement unknown", extra={"error": error.message})
-        except Exception:
-            log.exception("placement unknown")  # which is no reason to serve nobody
-        await anyio.sleep(FOLLOW_EVERY)
-
-
-async def _copy(vault: Vault, metrics: Metrics) -> None:
-    """Copy what a migration wants copied, beside other servers that do."""
-
-    def copied(size: int) -> None:
-        metrics.upkeep["migration_copied_bytes"] += size
-
-    while True:
-        try:
-            mover = await vault.migrator()
-            if await mover.run(progress=copied):
-                await mover.advance()
-        except VaultError as error:
-            log.warning("copying failed", extra={"error": f"{type(error).__name__}: {error}"})
-        except Exception:
-            log.exception("copying failed")
-        await anyio.sleep(FOLLOW_EVERY)
-
-
-async def _keep_up(vault: Vault, plan: Plan, scope: anyio.CancelScope, metrics: Metrics) -> None:
-    """Do what is due, now and then; what goes wrong is logged and tried again."""
-    upkeep = vault.upkeep()
-    with scope:
-        while True:
-            try:
-                done = await upkeep.run(plan)
-            except VaultError as error:
-                log.warning("upkeep failed", extra={"error": f"{type(error).__name__}: {error}"})
-            except Exception:
-                log.exception("upkeep failed")  # which is no reason to serve nobody
-            else:
-                log.info("upkeep", extra=asdict(done))
-                metrics.upkeep["gc_condemned_packs"] += done.condemned
-                metrics.upkeep["gc_freed_bytes"] += done.freed
-                metrics.upkeep["scrubbed_bytes"] += done.scrubbed
-                metrics.upkeep["upkeep_problems"] += len(done.problems)
-            await anyio.sleep(UPKEEP_EVERY)
+                aside.cancel()
 
 
 class BoundedHead(HttpToolsProtocol):

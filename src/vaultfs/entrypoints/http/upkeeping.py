@@ -7,7 +7,7 @@ import msgspec
 from starlette.responses import Response
 
 from vaultfs.domain.errors import InvalidField
-from vaultfs.domain.migration import Command, Level
+from vaultfs.domain.migration import Command, Level, Pace
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.calls import Call, Route
 from vaultfs.entrypoints.http.wire import (
@@ -27,7 +27,7 @@ FOLLOWED: Final = (
     *(Command.DUAL, Command.CUTOVER, Command.ROLLBACK),
     *(Command.DETACH, Command.ABORT, Command.END),
 )
-COMMANDS: Final = ("start", *PAUSES, *map(str, FOLLOWED), "retire", "retry")
+COMMANDS: Final = ("start", *PAUSES, "throttle", *map(str, FOLLOWED), "retire", "retry")
 
 
 def _when(at_us: int | None) -> datetime | None:
@@ -66,10 +66,8 @@ def _read(text: str) -> Any:
 
 async def get_migration(call: Call) -> Response:
     """How far the move to another store is."""
-    vault = call.server.vault
-    if not vault.placed:
-        return call.json(MigrationOut("settled", 0, vault.objects.name, None))
-    return call.json(migration_out(await (await vault.migrator()).status()))
+    mover = await call.server.vault.migrator()
+    return call.json(migration_out(await mover.status()))
 
 
 async def change_migration(call: Call) -> Response:
@@ -77,8 +75,6 @@ async def change_migration(call: Call) -> Response:
     wanted = await call.body(MigrationIn)
     if wanted.command not in COMMANDS:
         raise InvalidField(f"command={wanted.command!r}: one of {', '.join(COMMANDS)}")
-    if wanted.command == "retry" and not call.server.vault.placed:
-        return await get_migration(call)  # nothing was copied that could have failed
     mover = await call.server.vault.migrator()
     await _carry_out(mover, wanted)
     return call.json(migration_out(await mover.status()))
@@ -89,7 +85,9 @@ async def _carry_out(mover: "Migrator", wanted: MigrationIn) -> None:
     if command == "start":
         if wanted.level not in list(Level):
             raise InvalidField(f"level={wanted.level!r}: one of {', '.join(Level)}")
-        await mover.start(_name_in(wanted), Level(wanted.level))
+        await mover.start(_name_in(wanted), Level(wanted.level), _pace_in(wanted))
+    elif command == "throttle":
+        await mover.throttle(_pace_in(wanted), wanted.if_epoch)
     elif command == "retire":
         await mover.retire(_name_in(wanted), wanted.if_epoch)
     elif command == "retry":
@@ -98,6 +96,10 @@ async def _carry_out(mover: "Migrator", wanted: MigrationIn) -> None:
         await mover.pause(paused=PAUSES[command], if_epoch=wanted.if_epoch)
     else:
         await mover.follow(Command(command), wanted.if_epoch)
+
+
+def _pace_in(wanted: MigrationIn) -> Pace:
+    return Pace(wanted.bytes_per_second, wanted.objects_per_second)
 
 
 def _name_in(wanted: MigrationIn) -> str:
@@ -110,7 +112,10 @@ def migration_out(found: "Status") -> MigrationOut:
     """A migration as it is told."""
     now, counts = found.placement, found.counts
     told = MigrationOut(
-        *(str(now.phase), now.epoch, now.source, now.target, now.paused, str(now.level))
+        *(str(now.phase), now.epoch, now.source, now.target, now.paused, str(now.level)),
+        bytes_per_second=now.pace.bytes_per_second,
+        objects_per_second=now.pace.objects_per_second,
+        unaware=list(found.unaware),
     )
     if counts is not None:
         told.packs, told.size = counts.packs, counts.size

@@ -226,14 +226,18 @@ class MigrationIn(msgspec.Struct, forbid_unknown_fields=True):
     """What is to become of the move to another store."""
 
     command: str
-    """`start`, `pause`, `resume`, `dual`, `cutover`, `rollback`, `detach`, `retire`, `abort`,
-    `end` or `retry`."""
+    """`start`, `pause`, `resume`, `throttle`, `dual`, `cutover`, `rollback`, `detach`, `retire`,
+    `abort`, `end` or `retry`."""
     store: str | None = None
     """Its name: of the store to move to, or of the one to retire."""
     level: str = "V2"
     """How sure cutover has to be: `V0` to `V3`."""
     if_epoch: int | None = None
     """Only if the migration is at this epoch."""
+    bytes_per_second: int | None = None
+    """For `start` and `throttle`: how fast all servers together may copy; null: unlimited."""
+    objects_per_second: int | None = None
+    """The same in packs."""
 
 
 class MigrationOut(msgspec.Struct):
@@ -251,6 +255,10 @@ class MigrationOut(msgspec.Struct):
     copied_size: int = 0
     read_back: int = 0
     failed: int = 0
+    bytes_per_second: int | None = None
+    objects_per_second: int | None = None
+    unaware: list[str] = []
+    """Servers that run and were not told where the target is."""
 
 
 class Limits(msgspec.Struct):
