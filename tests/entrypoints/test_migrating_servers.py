@@ -231,7 +231,17 @@ def test_servers_are_waited_for_until_they_know_the_new_store(
 def test_a_server_of_a_folder_takes_part_in_what_is_started_beside_it(tmp_path: Path) -> None:
     vault, target = tmp_path / "vault", tmp_path / "new"
     target.mkdir()
-    command = [sys.executable, "-m", "vaultfs", "serve", vault, "--port", "0", "--json", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "vaultfs",
+        "serve",
+        str(vault),
+        "--port",
+        "0",
+        "--json",
+        "--quiet",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
         try:
             assert process.stdout is not None

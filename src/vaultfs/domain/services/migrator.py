@@ -39,7 +39,7 @@ from vaultfs.ports.stores import Stores
 
 LEAST: Final = 2
 """Packs that are copied at a time at first, and at the least."""
-MOST: Final = 6
+MOST: Final = 5
 """And at the most: each takes 16 MiB."""
 LOOSE: Final = ("backups/",)
 """Other objects that move along: they have no rows."""
@@ -73,7 +73,10 @@ class Migrator:
     workers: anyio.CapacityLimiter
     answering: bool = field(default=True, init=False)
     """Whether the stores answered when something was copied last."""
-    _at_once: int = field(default=LEAST)
+    _found: bool = field(default=False, init=False)
+    _at_once: anyio.CapacityLimiter = field(
+        factory=lambda: anyio.CapacityLimiter(LEAST), init=False
+    )
 
     # Operating it
 
@@ -203,22 +206,34 @@ class Migrator:
         Memory: `MOST` packs. Raises what a catalog raises; what a store does is in the rows.
         """
         while True:
+            self.answering, self._found = True, False
+            async with task_group() as tasks:
+                for _ in range(MOST):
+                    tasks.start_soon(self._lane, progress)
             now = await self.catalog.placement()
-            if now is None or now.copies is None or now.paused:
+            if now is None or now.copies is None or now.paused or not self.answering:
                 return False
-            source, target = map(self.stores.store, now.copies)
-            claimed = await self.catalog.claim_copies(
-                now.copies[1], micros(self.clock.now()), limit=self._at_once
-            )
-            if claimed:
-                self.answering = await self._copy_all(claimed, source, target, now, progress)
-                if not self.answering:
-                    return False
-            elif not await self._read_some_back(target, now, now.copies[1]):
-                wait = await self.catalog.copies_wait(micros(self.clock.now()))
-                if not wait:
-                    return await self._is_complete(now, now.copies[1])
-                await anyio.sleep(min(wait / 1e6, LOOK_AGAIN))
+            if self._found or await self._read_some_back(now, now.copies[1]):
+                continue
+            wait = await self.catalog.copies_wait(micros(self.clock.now()))
+            if not wait:
+                return await self._is_complete(now, now.copies[1])
+            await anyio.sleep(min(wait / 1e6, LOOK_AGAIN))
+
+    async def _lane(self, progress: Progress) -> None:
+        """Copy pack by pack, beside other lanes, until there is none to be had."""
+        while self.answering:
+            async with self._at_once:
+                now = await self.catalog.placement()
+                if now is None or now.copies is None or now.paused:
+                    return
+                claimed = await self.catalog.claim_copies(
+                    now.copies[1], micros(self.clock.now()), limit=1
+                )
+                if not claimed:
+                    return
+                self._found = True
+                await self._copy_one(claimed[0], now.copies, progress)
 
     async def _is_complete(self, now: Placement, name: str) -> bool:
         counts = await self.catalog.copy_counts(name)
@@ -232,39 +247,27 @@ class Migrator:
         if command is not None:
             await self.follow(command, now.epoch)
 
-    async def _copy_all(
-        self,
-        claimed: list[Claimed],
-        source: ObjectStore,
-        target: ObjectStore,
-        now: Placement,
-        progress: Progress,
-    ) -> bool:
-        """Copy some packs, and note that; whether the stores answered."""
+    async def _copy_one(self, pack: Claimed, copies: tuple[str, str], progress: Progress) -> None:
+        """Copy a pack, and note what became of it."""
         noted: list[tuple[int, int, str | None]] = []
         put_off: list[tuple[int, str]] = []
-        assert now.copies is not None
-
-        async def one(pack: Claimed) -> None:
-            try:
-                await self._copy(pack, source, target)
-            except StoreError as error:
-                if error.retryable:
-                    put_off.append((pack.number, error.message))
-                else:
-                    noted.append((pack.number, 0, error.message))
+        try:
+            await self._copy(pack, *map(self.stores.store, copies))
+        except StoreError as error:
+            if error.retryable:
+                put_off.append((pack.number, error.message))
+                self.answering = False
             else:
-                noted.append((pack.number, 1, None))
-                progress(pack.size)
-
-        async with task_group() as tasks:
-            for pack in claimed:
-                tasks.start_soon(one, pack)
-        since = claimed[0].since
-        await self._step(steps.NoteCopied(now.copies[1], tuple(noted), since, tuple(put_off)))
-        failed = bool(put_off) or any(error is not None for _, _, error in noted)
-        self._at_once = max(LEAST, self._at_once // 2) if failed else min(MOST, self._at_once + 1)
-        return not put_off
+                noted.append((pack.number, 0, error.message))
+        else:
+            noted.append((pack.number, 1, None))
+        await self._step(steps.NoteCopied(copies[1], tuple(noted), pack.since, tuple(put_off)))
+        lanes = self._at_once.total_tokens
+        if noted and noted[0][1]:
+            progress(pack.size)
+            self._at_once.total_tokens = min(MOST, lanes + 1)
+        else:
+            self._at_once.total_tokens = max(LEAST, lanes // 2)
 
     async def _copy(self, pack: Claimed, source: ObjectStore, target: ObjectStore) -> None:
         """Copy a pack, seen to be right. Raises a `StoreError` with what is wrong."""
@@ -298,7 +301,7 @@ class Migrator:
             return b""
         return await to_thread.run_sync(digest_of, data, limiter=self.workers)
 
-    async def _read_some_back(self, target: ObjectStore, now: Placement, name: str) -> bool:
+    async def _read_some_back(self, now: Placement, name: str) -> bool:
         """Read back some of what the level wants read back; whether there was any."""
         if now.level not in {Level.SAMPLE, Level.ALL}:
             return False
@@ -308,6 +311,7 @@ class Migrator:
         wanted = await self.catalog.to_read_back(name, READ_BACK, at_us)
         if not wanted:
             return False
+        target = self.stores.store(name)
         noted: list[tuple[int, int, str | None]] = []
         for pack in wanted:
             try:
@@ -329,9 +333,9 @@ class Migrator:
         for prefix in LOOSE:
             async with aclosing(source.list(prefix)) as found:
                 async for info in found:
-                    await self._copy_one(info.key, source, target)
+                    await self._copy_object(info.key, source, target)
 
-    async def _copy_one(self, key: str, source: ObjectStore, target: ObjectStore) -> None:
+    async def _copy_object(self, key: str, source: ObjectStore, target: ObjectStore) -> None:
         try:
             await target.head(key)
         except ObjectNotFound:

@@ -183,6 +183,9 @@ def watch(
     call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
+        from vaultfs.adapters.heap import share_one_heap
+
+        share_one_heap()
         async with opened(call) as opened_vault:
             mover = await opened_vault.migrator()
             complete = await _watch(call, mover)
