@@ -92,8 +92,10 @@ bench:
     {{bin}}/python -m bench.http_files
     {{bin}}/python -m bench.locks
     {{bin}}/python -m bench.link
+    {{bin}}/python -m bench.puts
     {{bin}}/python -m bench.postgres_locks
     {{bin}}/python -m bench.stores
+    {{bin}}/python -m bench.migrate
 
 # How soon a killed server of a million nodes serves again, and memory for 10 GB. Minutes.
 bench-service *ARGS:
