@@ -15,13 +15,21 @@ from pathlib import Path
 
 import aiohttp
 import anyio
-
-import vaultfs
 from bench.harness import fresh_folder
 from bench.http import serve
 
+import vaultfs
+
 SIZES = {"1 KB": 1_000, "100 KB": 100_000, "1 MB": 1_000_000, "9.9 MB": 9_900_000}
 WANTED = 1.1
+
+
+def renewed(source: Path, size: int) -> None:
+    source.write_bytes(os.urandom(size))
+
+
+def whole(source: Path) -> bytes:
+    return source.read_bytes()
 
 
 async def timed(call: Callable[[], Awaitable[object]]) -> float:
@@ -43,9 +51,7 @@ async def compare(
     ):
 
         async def plain(number: int) -> None:
-            async with session.put(
-                f"/v1/files/me/plain-{number}", data=source.read_bytes()
-            ) as told:
+            async with session.put(f"/v1/files/me/plain-{number}", data=whole(source)) as told:
                 told.raise_for_status()
 
         async def both(number: int) -> None:
@@ -54,7 +60,7 @@ async def compare(
                 (theirs, lambda: plain(number)),
             ]
             for times, call in ways if number % 2 else ways[::-1]:
-                source.write_bytes(os.urandom(size))
+                renewed(source, size)
                 times.append(await timed(call))
 
         for number in range(rounds):

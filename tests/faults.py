@@ -61,6 +61,7 @@ from vaultfs.ports.catalog import (
     Reindexing,
     Scrubbed,
     ScrubRow,
+    ScrubWanted,
     Trashed,
     Unverified,
     VersionRef,
@@ -163,10 +164,8 @@ class CatalogAround(Catalog):
     async def scrubs(self, *, limit: int = 20) -> list[Scrubbed]:
         return await self.inner.scrubs(limit=limit)
 
-    async def to_scrub(
-        self, before_us: int, store: str, *, cheap: bool = False, limit: int = 100
-    ) -> list[ScrubRow]:
-        return await self.inner.to_scrub(before_us, store, cheap=cheap, limit=limit)
+    async def claim_scrub(self, want: ScrubWanted, at_us: int) -> list[ScrubRow]:
+        return await self.inner.claim_scrub(want, at_us)
 
     async def user(self, name: str) -> User:
         return await self.inner.user(name)

@@ -37,7 +37,7 @@ from vaultfs.domain.operations import (
     Refused,
 )
 from vaultfs.domain.uploads import Upload, UploadState
-from vaultfs.ports.catalog import Catalog, Known, Naming
+from vaultfs.ports.catalog import Catalog, Known, Naming, ScrubRow, ScrubWanted
 
 HOUR = 3600 * 1_000_000
 OutOfLease = Callable[[Caller], Awaitable[None]]
@@ -58,6 +58,14 @@ class Collecting:
 
     async def step(self, step: steps.Step) -> int:
         return await self.catalog.collect(step, self.me.user.id, self.me.now)
+
+    async def due(
+        self, scrub: int, *, before: int | None = None, cheap: bool = False, limit: int = 100
+    ) -> list[ScrubRow]:
+        """What `scrub` is given to look at; all that there is, unless it says otherwise."""
+        last = self.me.now + 1000 * HOUR if before is None else before
+        want = ScrubWanted(scrub, last, "local", cheap, limit)
+        return await self.catalog.claim_scrub(want, self.me.now)
 
     async def begin(self) -> int:
         """End the collection that is under way, if any, and begin the next."""
@@ -569,34 +577,56 @@ class CollectionContract:
     async def test_what_was_not_scrubbed_for_longest_comes_first(self, gc: Collecting) -> None:
         packs = [await gc.record(name, name) for name in "pqr"]
         gc.me.now += HOUR // 2
-        later = gc.me.now + 1000 * HOUR
-        assert [each.number for each in await gc.catalog.to_scrub(later, "local")] == packs
-        assert await gc.catalog.to_scrub(1, "local") == []
-        number = await gc.step(steps.BeginScrub())
-        assert await gc.step(steps.NoteScrubbed(number, ((packs[0], True),), 1000, "local")) == 1
-        found = await gc.catalog.to_scrub(later, "local")
+        first = await gc.step(steps.BeginScrub())
+        assert await gc.due(first, before=1) == []
+        claimed = await gc.due(first, limit=1)
+        assert [each.number for each in claimed] == packs[:1]
+        assert (claimed[0].key, claimed[0].size, claimed[0].crc32c) == (digest("p"), 1000, 7)
+        assert (claimed[0].scrubbed_us, claimed[0].seen_us) == (None, None)
+        noted = steps.NoteScrubbed(first, ((packs[0], True),), 1000, "local")
+        assert await gc.step(noted) == 1
+        second = await gc.step(steps.BeginScrub())
+        found = await gc.due(second)
         assert [each.number for each in found] == [*packs[1:], packs[0]]
-        assert (found[0].key, found[0].size, found[0].crc32c) == (digest("q"), 1000, 7)
-        assert (found[0].scrubbed_us, found[0].seen_us) == (None, None)
         assert found[2].scrubbed_us is not None
-        assert len(await gc.catalog.to_scrub(later, "local", limit=2)) == 2
 
-    async def test_a_cheap_look_does_not_count_as_reading(self, gc: Collecting) -> None:
+    async def test_a_scrub_looks_at_a_pack_once(self, gc: Collecting) -> None:
+        packs = [await gc.record(name, name) for name in "pqr"]
+        number = await gc.step(steps.BeginScrub())
+        noted = tuple((pack, True) for pack in packs)
+        assert [each.number for each in await gc.due(number)] == packs
+        await gc.step(steps.NoteScrubbed(number, noted, 1000, "local"))
+        assert await gc.due(number) == [], "though all are due, by a clock that is ahead"
+
+    async def test_several_scrubs_share_the_packs(
+        self, gc: Collecting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        packs = [await gc.record(name, name) for name in "pqrs"]
+        one, other = [await gc.step(steps.BeginScrub()) for _ in range(2)]
+        assert [each.number for each in await gc.due(one, limit=2)] == packs[:2]
+        assert [each.number for each in await gc.due(other)] == packs[2:]
+        assert await gc.due(other) == []
+        monkeypatch.setattr(steps, "SCRUB_CLAIM_US", 0)  # the time may be the database's
+        assert [each.number for each in await gc.due(other)] == packs[:2], "the first one died"
+
+    async def test_a_cheap_look_does_not_count_as_reading(
+        self, gc: Collecting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(steps, "SCRUB_CLAIM_US", 0)
         first, second = await gc.record("p", "p"), await gc.record("q", "q")
         gc.me.now += HOUR // 2
-        later = gc.me.now + 1000 * HOUR
+
+        async def order(*, cheap: bool) -> list[int]:
+            number = await gc.step(steps.BeginScrub())
+            return [each.number for each in await gc.due(number, cheap=cheap)]
+
         number = await gc.step(steps.BeginScrub())
         await gc.step(steps.NoteScrubbed(number, ((first, True),), 0, "local"))
-        assert [each.number for each in await gc.catalog.to_scrub(later, "local")] == [
-            first,
-            second,
-        ]
-        cheap = await gc.catalog.to_scrub(later, "local", cheap=True)
-        assert [each.number for each in cheap] == [second, first]
+        assert await order(cheap=False) == [first, second]
+        assert await order(cheap=True) == [second, first]
         gc.me.now += 1
         await gc.step(steps.NoteScrubbed(number, ((second, True),), 1000, "local"))
-        cheap = await gc.catalog.to_scrub(later, "local", cheap=True)
-        assert [each.number for each in cheap] == [first, second]
+        assert await order(cheap=True) == [first, second]
 
     async def test_scrubs_are_told_of(self, gc: Collecting) -> None:
         pack = await gc.record("p", "p")

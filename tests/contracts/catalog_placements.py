@@ -27,7 +27,7 @@ from vaultfs.domain.migrating import (
 from vaultfs.domain.migration import AT_ONCE, Blocked, Command, Level, Pace, Phase, Placement
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import Done, RecordPack, Refused
-from vaultfs.ports.catalog import Catalog, PackRow
+from vaultfs.ports.catalog import Catalog, PackRow, ScrubWanted
 
 START: Final = 10**15
 NOBODY: Final = UserId(0)
@@ -462,12 +462,12 @@ class PlacementContract:
         await me.do(stored("p", me, "s"))
         await go(catalog, Command.START)
         await catalog.claim_copies("t", START)
-        [row] = await catalog.to_scrub(START + 1, "s")
         scrub = await catalog.collect(collecting.BeginScrub(), NOBODY, START)
+        [row] = await catalog.claim_scrub(ScrubWanted(scrub, START + 1, "s"), START)
         seen = collecting.NoteScrubbed(scrub, ((row.number, True),), 1000, "s")
         await catalog.collect(seen, NOBODY, 2 * START)
         assert await lacking(catalog) == 1, "a scrub of the one store says nothing of the other"
-        assert await catalog.to_scrub(START + 1, "t") == []
+        assert await catalog.claim_scrub(ScrubWanted(scrub, START + 1, "t"), START) == []
 
     async def test_what_a_scrub_finds_damaged_is_copied_again(
         self, catalog: Catalog, me: Caller
@@ -476,8 +476,8 @@ class PlacementContract:
         await go(catalog, Command.START, Command.DUAL)
         await copied(catalog, await catalog.claim_copies("t", START))
         await go(catalog, Command.CUTOVER)
-        [row] = await catalog.to_scrub(START + 1, "t")
         scrub = await catalog.collect(collecting.BeginScrub(), NOBODY, START)
+        [row] = await catalog.claim_scrub(ScrubWanted(scrub, START + 1, "t"), START)
         bad = collecting.NoteScrubbed(scrub, ((row.number, False),), 1000, "t")
         await catalog.collect(bad, NOBODY, 0)
         assert (await lacking(catalog, "t"), await lacking(catalog, "s")) == (1, 0)

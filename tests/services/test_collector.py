@@ -32,9 +32,11 @@ from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.wrappers.around import StoreAround
 from vaultfs.adapters.wrappers.faulty import After, Before, FaultyObjectStore
+from vaultfs.domain.collecting import SCRUB_CLAIM_US, BeginScrub
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Busy, Conflict, VaultError
 from vaultfs.domain.names import Address
+from vaultfs.domain.nodes import micros
 from vaultfs.domain.operations import Outcome, PutFile, Unit
 from vaultfs.domain.services.collector import Options, Report, TooMuchGarbage
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
@@ -44,6 +46,7 @@ from vaultfs.domain.services.uploads import Purpose
 from vaultfs.entrypoints.opening import OWNER
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault, recover_catalog
+from vaultfs.ports.catalog import ScrubWanted
 from vaultfs.ports.objects import ObjectInfo, ObjectStore, StoreUnavailable
 
 DAY = timedelta(days=1)
@@ -708,14 +711,48 @@ async def test_a_scrub_goes_round() -> None:
             await put(vault, f"/f{number}", random_bytes(10_000, number))
         assert (await scrub(vault)).packs == 0  # they are new
         advance(vault, 2 * DAY)
-        counts = [(await vault.scrubber().run(DAY, most=1)).packs for _ in range(4)]
-        assert counts == [16, 16, 8, 0]
+        counts = [(await vault.scrubber().run(DAY, most=1)).packs for _ in range(11)]
+        assert counts == [4] * 10 + [0]
         assert (await scrub(vault, cheap=True)).packs == 0  # they were read
         advance(vault, 2 * DAY)
         assert (await scrub(vault, cheap=True)).packs == 40
         assert (await scrub(vault)).packs == 40
         total = sum(pack.size for pack in await vault.catalog.pack_uses(0))
         assert sum(each.size for each in await vault.catalog.scrubs()) == 2 * total
+
+
+async def test_scrubs_share_what_there_is_to_read() -> None:
+    async with open_memory_vault() as vault:
+        for number in range(40):
+            await put(vault, f"/f{number}", random_bytes(10_000, number))
+        total = sum(pack.size for pack in await vault.catalog.pack_uses(0))
+        advance(vault, 2 * DAY)
+        found: list[Scrub] = []
+
+        async def one() -> None:
+            found.append(await scrub(vault))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(one)
+        assert sum(each.packs for each in found) == 40
+        assert sum(each.size for each in found) == total
+        assert max(each.packs for each in found) < 40
+
+
+async def test_what_a_dead_scrub_had_in_hand_is_read_by_another() -> None:
+    async with open_memory_vault() as vault:
+        for number in range(8):
+            await put(vault, f"/f{number}", random_bytes(10_000, number))
+        advance(vault, 2 * DAY)
+        scrubber = vault.scrubber()
+        want = ScrubWanted(
+            await scrubber.step(BeginScrub()), micros(vault.clock.now()), vault.objects.name
+        )
+        assert len(await vault.catalog.claim_scrub(want, micros(vault.clock.now()))) == 8
+        assert (await scrub(vault)).packs == 0
+        advance(vault, timedelta(microseconds=SCRUB_CLAIM_US))
+        assert (await scrub(vault)).packs == 8
 
 
 async def test_a_scrub_of_everything_comes_to_an_end() -> None:

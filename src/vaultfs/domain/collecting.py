@@ -5,10 +5,15 @@
 refused with `Fenced` once that is over, or a newer one has begun.
 """
 
+from typing import Final
+
 from attrs import field, frozen
 
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.operations import RecordPack
+
+SCRUB_CLAIM_US: Final = 120 * 1_000_000
+"""A pack that a scrub said it would look at so long ago is any other scrub's again."""
 
 
 @frozen

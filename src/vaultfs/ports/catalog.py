@@ -144,6 +144,19 @@ class ScrubRow(NamedTuple):
     seen_us: int | None
 
 
+class ScrubWanted(NamedTuple):
+    """What a scrub wants to look at next."""
+
+    scrub: int
+    """Its number."""
+    before_us: int
+    """What was not read since then."""
+    store: str
+    cheap: bool = False
+    """What was not looked at since then."""
+    limit: int = 100
+
+
 class Trashed(NamedTuple):
     """A node in the trash and the path it would be restored to."""
 
@@ -491,12 +504,12 @@ class Catalog(ABC):
         """The newest scrubs, newest first."""
 
     @abstractmethod
-    async def to_scrub(
-        self, before_us: int, store: str, *, cheap: bool = False, limit: int = 100
-    ) -> list[ScrubRow]:
-        """Up to `limit` packs in `store` that were not read since then; `cheap`: not looked at.
+    async def claim_scrub(self, want: ScrubWanted, at_us: int) -> list[ScrubRow]:
+        """Packs for a scrub to look at; no other scrub is given them until they are noted, or
+        `collecting.SCRUB_CLAIM_US` is over, and this one never again.
 
-        Those first that were not for longest; a pack that never was counts from when it was made.
+        Those first that were not looked at for longest; one that never was counts from when it
+        was made.
         """
 
     @abstractmethod

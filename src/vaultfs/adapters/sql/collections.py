@@ -23,6 +23,7 @@ from vaultfs.domain.collection import (
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import Busy, Conflict, Fenced, VaultError
 from vaultfs.domain.operations import Unit
+from vaultfs.ports.catalog import ScrubRow, ScrubWanted
 
 PACK_USE: Final = (
     "SELECT p.id, p.key, p.size, p.created, p.condemned, COALESCE(p.collection, 0),"
@@ -222,6 +223,33 @@ def _begin_scrub(_tx: Transaction, _unit: Unit, now: int, _step: steps.BeginScru
     return number
 
 
+def claim_scrub(want: ScrubWanted, unit: Unit, tx: Transaction) -> Program[list[ScrubRow]]:
+    """Packs that are due, claimed for the scrub that asks."""
+    now = now_of(tx, unit)
+    stale = now - steps.SCRUB_CLAIM_US
+    seen = "MAX(COALESCE(l.seen, 0), COALESCE(l.scrubbed, p.created))"
+    when = seen if want.cheap else "COALESCE(l.scrubbed, p.created)"
+    rows = yield Run(
+        "SELECT p.id, p.key, p.size, p.crc32c, p.created, l.scrubbed, l.seen, l.backend"
+        f" FROM packs p JOIN pack_locations l ON l.pack = p.id WHERE {when} <= $1"
+        f" AND {SCRUBBED.replace('$0', '$2')} AND COALESCE(l.scrub, 0) <> $3"
+        f" AND COALESCE(l.claimed, 0) <= $4 ORDER BY {when}, p.id LIMIT $5",
+        (want.before_us, want.store, want.scrub, stale, want.limit),
+    )
+    claimed: list[ScrubRow] = []
+    for *row, backend in rows:
+        mine = yield Run(_CLAIM_SCRUB, (want.scrub, now, row[0], backend, stale))
+        if mine:
+            claimed.append(ScrubRow(*row))
+    return claimed
+
+
+_CLAIM_SCRUB: Final = (
+    "UPDATE pack_locations SET scrub = $1, claimed = $2 WHERE pack = $3 AND backend = $4"
+    " AND COALESCE(claimed, 0) <= $5 RETURNING pack"
+)
+
+
 def _note_scrubbed(
     _tx: Transaction, _unit: Unit, now: int, step: steps.NoteScrubbed
 ) -> Program[int]:
@@ -231,7 +259,8 @@ def _note_scrubbed(
         (False, "'corrupt'"),
     ):
         yield RunMany(
-            f"UPDATE pack_locations AS l SET state = {state}, {column} = $1 WHERE l.pack = $2"
+            f"UPDATE pack_locations AS l SET state = {state}, {column} = $1, claimed = 0"
+            " WHERE l.pack = $2"
             f" AND {SCRUBBED.replace('$0', '$3')}",
             [(now, number, step.store) for number, found in step.packs if found is right],
         )

@@ -45,6 +45,7 @@ from vaultfs.ports.catalog import (
     PackRow,
     Scrubbed,
     ScrubRow,
+    ScrubWanted,
     Unverified,
     VersionRef,
 )
@@ -227,20 +228,11 @@ class SqlCatalog(Catalog):
         )
         return [Scrubbed(*row) for row in rows]
 
-    async def to_scrub(
-        self, before_us: int, store: str, *, cheap: bool = False, limit: int = 100
-    ) -> list[ScrubRow]:
-        from vaultfs.adapters.sql.collections import SCRUBBED  # noqa: PLC0415
+    async def claim_scrub(self, want: ScrubWanted, at_us: int) -> list[ScrubRow]:
+        from vaultfs.adapters.sql.collections import claim_scrub  # noqa: PLC0415
 
-        seen = "MAX(COALESCE(l.seen, 0), COALESCE(l.scrubbed, p.created))"
-        when = seen if cheap else "COALESCE(l.scrubbed, p.created)"
-        rows = await self._rows(
-            "SELECT p.id, p.key, p.size, p.crc32c, p.created, l.scrubbed, l.seen FROM packs p"
-            f" JOIN pack_locations l ON l.pack = p.id WHERE {when} <= $1"
-            f" AND {SCRUBBED.replace('$0', '$3')} ORDER BY {when}, p.id LIMIT $2",
-            *(before_us, limit, store),
-        )
-        return [ScrubRow(*row) for row in rows]
+        rows: list[ScrubRow] = await self._program(partial(claim_scrub, want), UserId(0), at_us)
+        return rows
 
     async def roles(self, user: UserId, tree: TreeId) -> dict[NodeId, Role]:
         rows = await self._few(ROLES, user, tree)

@@ -372,7 +372,7 @@ PLACEMENTS: Final = (
     """,
 )
 
-PACES: Final = (
+WORKERS: Final = (
     "ALTER TABLE placement ADD COLUMN bytes_a_second INTEGER",
     "ALTER TABLE placement ADD COLUMN objects_a_second INTEGER",
     # When so much of something was done that no more of it may be done before. Not in dumps.
@@ -382,6 +382,9 @@ PACES: Final = (
         free_at INTEGER NOT NULL
     )
     """,
+    # Which scrub has looked at the pack, or is about to, and when it said so.
+    "ALTER TABLE pack_locations ADD COLUMN scrub INTEGER",
+    "ALTER TABLE pack_locations ADD COLUMN claimed INTEGER",
     # Servers that run, what people call them, and which stores they know, by names with spaces
     # between. Not in dumps.
     """
@@ -396,7 +399,7 @@ PACES: Final = (
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     *(TABLES, ACCOUNTS, PLACEMENT, LOCKS, UPLOADS),
-    *(DELTAS, BATCHES, COLLECTIONS, PLACEMENTS, PACES),
+    *(DELTAS, BATCHES, COLLECTIONS, PLACEMENTS, WORKERS),
 )
 """`[n]` leads from schema version n to n + 1; version 0 is an empty database."""
 

@@ -1,13 +1,15 @@
 """Scrubbing: every stored byte is read again within a period, and compared with its digest.
 
 Disks decay in silence, and what nobody reads is found out about when it is needed. A scrub
-takes the packs that were not read for longest, so every one has its turn; what was read, and
-when, is in the catalog, a row for each pack and one for each scrub. A crash loses at most
-`NOTED` packs of it. A cheap scrub asks the store for sizes and its own digests alone.
+takes the packs that were not read for longest, so every one has its turn; what was read, when,
+and by which scrub is in the catalog, a row for each pack and one for each scrub. Any number of
+processes scrub at the same time: each claims some packs, looks at them, notes that. A crash
+loses the `NOTED` packs in hand, which are any other scrub's two minutes later. A cheap
+scrub asks the store for sizes and its own digests alone.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import anyio
@@ -21,15 +23,15 @@ from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.services.collector import Pace
 from vaultfs.domain.services.integrity import Integrity
 from vaultfs.domain.services.packer import pack_key
-from vaultfs.ports.catalog import PackRow, ScrubRow
+from vaultfs.ports.catalog import PackRow, ScrubRow, ScrubWanted
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.progress import Progress, no_progress
 
 PERIOD: Final = timedelta(days=30)
 """Within which every byte is read."""
 CHEAP_PERIOD: Final = timedelta(days=1)
-NOTED: Final = 16
-"""Packs that are noted in one step."""
+NOTED: Final = 4
+"""Packs that are claimed, and noted, together: they take well under `SCRUB_CLAIM_US`."""
 NOBODY: Final = UserId(0)
 
 
@@ -75,10 +77,7 @@ class Scrubber:
         before = self.clock.now() - period
         files: tuple[DamagedFile, ...] = ()
         try:
-            while most is None or run.looked < most:
-                rows = await run.next(micros(before))
-                if not rows:
-                    break
+            while (most is None or run.looked < most) and (rows := await run.next(before)):
                 await run.look(rows)
         finally:
             with anyio.CancelScope(shield=True):
@@ -86,7 +85,7 @@ class Scrubber:
                 found = _written(run.problems, run.repaired, files)
                 await self.step(steps.EndScrub(run.number, found))
         problems, repaired = tuple(run.problems), tuple(run.repaired)
-        return Scrub(run.number, len(run.seen), run.read, problems, files, repaired)
+        return Scrub(run.number, run.packs, run.read, problems, files, repaired)
 
     async def step(self, step: steps.Step) -> int:
         """Execute a step of a scrub."""
@@ -102,8 +101,7 @@ class _Run:
     progress: Progress
     number: int
     store: str
-    seen: set[int] = field(factory=set[int])
-    """Numbers of packs."""
+    packs: int = 0
     looked: int = 0
     """Bytes of the packs that were looked at."""
     problems: list[str] = field(factory=list[str])
@@ -114,17 +112,10 @@ class _Run:
     def read(self) -> int:
         return 0 if self.cheap else self.looked
 
-    async def next(self, before_us: int) -> Sequence[ScrubRow]:
-        """Some packs that are due, and had no turn in this run: clocks may differ."""
-        rows: list[ScrubRow] = []
-        for limit in (NOTED, len(self.seen) + NOTED):
-            found = await self.of.integrity.catalog.to_scrub(
-                before_us, self.store, cheap=self.cheap, limit=limit
-            )
-            rows = [row for row in found if row.number not in self.seen]
-            if rows or not found:
-                break
-        return rows
+    async def next(self, before: datetime) -> Sequence[ScrubRow]:
+        """Some packs that are due, and nobody else is at."""
+        want = ScrubWanted(self.number, micros(before), self.store, self.cheap, NOTED)
+        return await self.of.integrity.catalog.claim_scrub(want, micros(self.of.clock.now()))
 
     async def look(self, rows: Sequence[ScrubRow]) -> None:
         """Look at some packs, and note that."""
@@ -134,7 +125,7 @@ class _Run:
             self.looked += row.size
             self.progress(row.size)
             await self.pace.rest()
-        self.seen.update(row.number for row in rows)
+        self.packs += len(rows)
         size = 0 if self.cheap else sum(row.size for row in rows)
         await self.of.step(steps.NoteScrubbed(self.number, tuple(found), size, self.store))
 
