@@ -1,4 +1,4 @@
-"""A process that collects garbage in a vault, and may kill itself in the middle.
+"""A process that collects garbage in a vault, then scrubs it, and may kill itself in the middle.
 
     python -m tests.collect_child WHERE FOLDER NUMBER    dies at effect NUMBER; 0 for never
 
@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -74,6 +75,7 @@ async def run(where: str, folder: Path, deadly: int) -> None:
 
     async with opened(where, folder, effect) as vault:
         await vault.collector().run(AT_ONCE)
+        await vault.scrubber().run(timedelta())
     sys.stdout.write(f"effects {count}\n")
     sys.stdout.flush()
 

@@ -331,6 +331,19 @@ class CountingCatalog(CatalogAround):
         self._effect(f"after catalog collect {kind}")
         return answer
 
+    async def migrate(self, step: MigrationStep, actor: UserId, at_us: int) -> int:
+        kind = type(step).__name__
+        self._effect(f"before catalog migrate {kind}")
+        answer = await super().migrate(step, actor, at_us)
+        self._effect(f"after catalog migrate {kind}")
+        return answer
+
+    async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> list[Claimed]:
+        self._effect("before catalog claim_copies")
+        claimed = await super().claim_copies(store, at_us, limit=limit)
+        self._effect("after catalog claim_copies")
+        return claimed
+
     @asynccontextmanager
     async def reindex(self) -> AsyncGenerator[Reindexing, None]:
         self._effect("before catalog reindex")

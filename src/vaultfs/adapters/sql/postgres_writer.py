@@ -37,8 +37,8 @@ ATTEMPTS: Final = 8
 RESOLVE_WITHIN: Final = 10.0
 """Seconds for which a writer tries to learn what became of a commit."""
 RESOLVE_EVERY: Final = 0.25
-IDLE_WITHIN: Final = "60s"
-"""So long may a writer that has stopped hold up others."""
+IDLE_WITHIN: Final = "10s"
+"""So long may a writer that has stopped hold up others, who wait for longer than that."""
 
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 CHANNEL: Final = "vaultfs_locks"
