@@ -12,13 +12,16 @@ from vaultfs.domain.collection import (
     FULL,
     GRACE_US,
     MERGED,
+    MOST_EXACT,
     NO_BREAKER,
     TINY,
     ChunkRow,
+    ExactMarks,
     Marks,
     PackUse,
     Plan,
     count_needed,
+    marks_of,
     may_condemn,
     may_discard,
     plan,
@@ -52,6 +55,22 @@ def test_what_was_noted_is_never_forgotten(
     for owner, digest in noted:
         marks.add(owner, [digest])
     assert all(marks.has(owner, digest) for owner, digest in noted)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3).map(UserId), st.integers(0, 50))), st.integers(0, 50))
+def test_few_chunks_are_noted_without_mistakes(noted: list[tuple[UserId, int]], asked: int) -> None:
+    digests = random_digests(51, 1)
+    marks = marks_of(len(noted), 7)
+    assert isinstance(marks, ExactMarks)
+    for owner, number in noted:
+        marks.add(owner, [digests[number]])
+    for owner in map(UserId, (1, 2, 3)):
+        assert marks.has(owner, digests[asked]) == ((owner, asked) in noted)
+
+
+def test_many_chunks_are_noted_in_little_memory() -> None:
+    assert isinstance(marks_of(MOST_EXACT, 1), ExactMarks)
+    assert isinstance(marks_of(MOST_EXACT + 1, 1), Marks)
 
 
 def test_few_chunks_are_taken_for_noted() -> None:

@@ -25,10 +25,12 @@ from vaultfs.domain.collection import (
     GRACE_US,
     SPARSE,
     ChunkRow,
+    ExactMarks,
     Marks,
     PackUse,
     Plan,
     count_needed,
+    marks_of,
     plan,
 )
 from vaultfs.domain.digests import Digest, digest_from_hex
@@ -302,7 +304,7 @@ class _Run:
             ),
         )
 
-    async def _act(self, found: Plan, marks: Marks) -> None:
+    async def _act(self, found: Plan, marks: Marks | ExactMarks) -> None:
         now = self.report
         for some in _portions(found.revive):
             numbers = tuple(pack.number for pack in some)
@@ -336,9 +338,9 @@ class _Run:
 
     # Marking
 
-    async def _mark(self) -> Marks:
+    async def _mark(self) -> Marks | ExactMarks:
         """What is needed, as it is at a moment after this was called."""
-        marks = Marks(await self.of.catalog.count_chunks(), self.number)
+        marks = marks_of(await self.of.catalog.count_chunks(), self.number)
         pages: dict[tuple[UserId, Entry], int] = {}
         async with aclosing(self.of.catalog.namings()) as namings:
             async for some in namings:
@@ -347,7 +349,9 @@ class _Run:
         await self._walk(marks, pages)
         return marks
 
-    async def _walk(self, marks: Marks, pages: dict[tuple[UserId, Entry], int]) -> None:
+    async def _walk(
+        self, marks: Marks | ExactMarks, pages: dict[tuple[UserId, Entry], int]
+    ) -> None:
         """Note what is under `pages`, each with the level of what is on it above chunks."""
         done: set[tuple[UserId, Digest]] = set()
         stack = list(pages.items())
@@ -371,7 +375,7 @@ class _Run:
                     tasks.start_soon(read, owner, entry, level)
             await self._rest()
 
-    async def _packs(self, marks: Marks) -> list[PackUse]:
+    async def _packs(self, marks: Marks | ExactMarks) -> list[PackUse]:
         """All packs, with what is needed of each."""
         needed: dict[int, int] = {}
         async with aclosing(self._rows()) as rows:
@@ -458,7 +462,9 @@ class _Run:
 
     # Rewriting
 
-    async def _rewrite(self, groups: Sequence[tuple[PackUse, ...]], marks: Marks) -> None:
+    async def _rewrite(
+        self, groups: Sequence[tuple[PackUse, ...]], marks: Marks | ExactMarks
+    ) -> None:
         waiting = list(groups)
         while waiting:
             some: list[tuple[PackUse, ...]] = []
@@ -469,7 +475,7 @@ class _Run:
                 await self._merge(group, wanted)
                 await self._rest()
 
-    async def _needed(self, packs: set[int], marks: Marks) -> dict[int, set[Digest]]:
+    async def _needed(self, packs: set[int], marks: Marks | ExactMarks) -> dict[int, set[Digest]]:
         """The chunks of `packs` that are needed."""
         found: dict[int, set[Digest]] = {pack: set() for pack in packs}
         async with aclosing(self._rows()) as rows:
@@ -562,7 +568,7 @@ def _check(data: bytes, entries: Sequence[PackEntry]) -> None:
         decode_chunk(view[entry.offset : entry.offset + HEADER_SIZE + entry.size], entry.digest)
 
 
-def _note(marks: Marks, namings: Sequence[Naming]) -> dict[tuple[UserId, Entry], int]:
+def _note(marks: Marks | ExactMarks, namings: Sequence[Naming]) -> dict[tuple[UserId, Entry], int]:
     """Note what `namings` name; the pages among it, with their levels. CPU work."""
     pages: dict[tuple[UserId, Entry], int] = {}
     for owner, manifest, entries in namings:
