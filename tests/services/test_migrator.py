@@ -23,7 +23,7 @@ from tests.faults import (
 from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.wrappers.around import StoreAround
-from vaultfs.adapters.wrappers.placed import PlacedObjectStore
+from vaultfs.adapters.wrappers.placed import SHADOWED, PlacedObjectStore
 from vaultfs.domain.errors import Conflict, InvalidField
 from vaultfs.domain.migrating import CLAIM_US, Claimed, Step
 from vaultfs.domain.migration import Blocked, Command, Level, Phase, Placement
@@ -307,6 +307,44 @@ async def test_a_vault_moves_while_it_is_used(world: World, vault: Vault, mover:
     now = await mover.start("s", Level.ALL)
     assert (now.source, now.target) == ("t", "s")
     assert await mover.run()
+
+
+async def test_reads_are_compared_while_packs_go_to_both(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DUAL)
+    assert await mover.run()
+    for _ in range(2 * SHADOWED):
+        await read(vault, "/one")
+    assert await mover.compare() == ()
+    damaged = dict(world.target.memory.objects)
+    for key in world.target.packs:
+        damaged[key] = bytes(len(damaged[key]))
+    world.target.memory.objects.update(damaged)
+    for _ in range(2 * SHADOWED):
+        await read(vault, "/one")
+    [key] = await mover.compare()
+    with pytest.raises(Blocked, match="1 packs are not verified in t"):
+        await mover.follow(Command.CUTOVER)
+    assert await mover.run()
+    assert world.target.memory.objects[key] == world.source.memory.objects[key]
+    world.target.memory.objects.update(world.source.memory.objects)
+    await mover.follow(Command.CUTOVER)
+    await world.check(vault)
+    assert await mover.compare() == (), "there is nothing to compare with any more"
+
+
+async def test_what_is_not_there_yet_is_no_difference(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DUAL)
+    for _ in range(2 * SHADOWED):
+        await read(vault, "/one")
+    assert await mover.compare() == ()
+    world.target.down()
+    for _ in range(2 * SHADOWED):
+        await read(vault, "/one")
+    assert await mover.compare() == ()
 
 
 async def test_progress_is_counted(world: World, vault: Vault, mover: Migrator) -> None:

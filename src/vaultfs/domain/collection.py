@@ -144,7 +144,10 @@ class ExactMarks:
         return digest in self._noted.get(owner, ())
 
 
-def marks_of(chunks: int, salt: int) -> Marks | ExactMarks:
+AnyMarks = Marks | ExactMarks
+
+
+def marks_of(chunks: int, salt: int) -> AnyMarks:
     """Where to note about so many chunks."""
     return ExactMarks() if chunks <= MOST_EXACT else Marks(chunks, salt)
 

@@ -20,7 +20,7 @@ from vaultfs.domain.errors import InvalidField
 from vaultfs.domain.migration import Phase, Placement
 from vaultfs.entrypoints.stores import scheme_of
 from vaultfs.ports.objects import StoreError, StoreMisconfigured
-from vaultfs.ports.stores import Stores
+from vaultfs.ports.stores import Shadow, Stores
 
 if TYPE_CHECKING:
     from vaultfs.ports.catalog import Catalog
@@ -95,6 +95,11 @@ class VaultStores(Stores):
         from vaultfs.entrypoints.vault import write_marker
 
         await write_marker(self.store(name), self.vault_id)
+
+    def shadows(self) -> tuple[Shadow, ...]:
+        found = tuple(self.placed.shadows)
+        self.placed.shadows.clear()
+        return found
 
     async def refresh(self) -> None:
         await self.placed.refresh()

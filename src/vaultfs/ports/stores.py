@@ -2,7 +2,20 @@
 
 from abc import ABC, abstractmethod
 
-from vaultfs.ports.objects import ObjectStore
+from attrs import frozen
+
+from vaultfs.domain.digests import Digest
+from vaultfs.ports.objects import ObjectStore, Span
+
+
+@frozen
+class Shadow:
+    """A read of a pack that is to be compared with what the store that is moved to answers."""
+
+    key: str
+    span: Span
+    digest: Digest
+    """Of the bytes that were read."""
 
 
 class Stores(ABC):
@@ -34,6 +47,10 @@ class Stores(ABC):
     @abstractmethod
     async def claim(self, name: str) -> None:
         """Say in a store whose it is. Raises `WrongStore` if it says another vault already."""
+
+    @abstractmethod
+    def shadows(self) -> tuple[Shadow, ...]:
+        """Some of the reads since this was last asked, while packs go to both stores."""
 
     @abstractmethod
     async def refresh(self) -> None:

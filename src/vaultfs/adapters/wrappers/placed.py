@@ -6,12 +6,14 @@ which stores they are; what else is put, backups and the like, has to be in all 
 """
 
 import heapq
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import anyio
 
+from vaultfs.domain.digests import digest_of
 from vaultfs.domain.migration import Placement
 from vaultfs.ports.objects import (
     Capabilities,
@@ -29,10 +31,19 @@ from vaultfs.ports.objects import (
     StoreUnavailable,
     Targets,
 )
+from vaultfs.ports.stores import Shadow
 
 T = TypeVar("T")
 PASSED_OVER = (ObjectNotFound, IntegrityError, StoreUnavailable, StoreTimeout)
 """What leads to the next store."""
+
+
+SHADOWED: Final = 32
+"""One read of so many is compared, in the phase in which packs go to both stores."""
+SHADOW: Final = 64 << 10
+"""Bytes of it at the most: that is a fraction of a millisecond of the reader's."""
+SHADOWS: Final = 64
+"""Reads that wait to be compared; older ones are let go of."""
 
 
 async def nowhere(name: str) -> ObjectStore | None:  # noqa: ARG001
@@ -58,6 +69,9 @@ class PlacedObjectStore(ObjectStore):
         self.placement = placement
         self.fallbacks = 0
         """Reads that another store than the first one answered."""
+        self.shadows = deque[Shadow](maxlen=SHADOWS)
+        """Reads that are to be compared with the store that is moved to: the newest ones."""
+        self._reads = 0
         self._load = load
         self._find = find
         self._finding = anyio.Lock()
@@ -143,7 +157,18 @@ class PlacedObjectStore(ObjectStore):
         return await self._any(lambda store: store.head(key))
 
     async def get(self, key: str, span: Span | None = None) -> bytes:
-        return await self._any(lambda store: store.get(key, span))
+        data = await self._any(lambda store: store.get(key, span))
+        if self.placement.degrades and data:
+            self._shadow(key, 0 if span is None else span.start, data)
+        return data
+
+    def _shadow(self, key: str, start: int, data: bytes) -> None:
+        """Have one read in `SHADOWED` compared, or its beginning."""
+        self._reads += 1
+        if self._reads % SHADOWED == 0:
+            seen = memoryview(data)[:SHADOW]
+            span = Span(start, start + len(seen))
+            self.shadows.append(Shadow(key, span, digest_of(seen)))
 
     async def put(self, key: str, data: Payload, *, mode: PutMode = PutMode.CREATE) -> None:
         exists: ObjectExists | None = None

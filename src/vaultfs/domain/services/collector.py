@@ -24,9 +24,8 @@ from vaultfs.domain import collecting as steps
 from vaultfs.domain.collection import (
     GRACE_US,
     SPARSE,
+    AnyMarks,
     ChunkRow,
-    ExactMarks,
-    Marks,
     PackUse,
     Plan,
     count_needed,
@@ -304,7 +303,7 @@ class _Run:
             ),
         )
 
-    async def _act(self, found: Plan, marks: Marks | ExactMarks) -> None:
+    async def _act(self, found: Plan, marks: AnyMarks) -> None:
         now = self.report
         for some in _portions(found.revive):
             numbers = tuple(pack.number for pack in some)
@@ -338,7 +337,7 @@ class _Run:
 
     # Marking
 
-    async def _mark(self) -> Marks | ExactMarks:
+    async def _mark(self) -> AnyMarks:
         """What is needed, as it is at a moment after this was called."""
         marks = marks_of(await self.of.catalog.count_chunks(), self.number)
         pages: dict[tuple[UserId, Entry], int] = {}
@@ -349,9 +348,7 @@ class _Run:
         await self._walk(marks, pages)
         return marks
 
-    async def _walk(
-        self, marks: Marks | ExactMarks, pages: dict[tuple[UserId, Entry], int]
-    ) -> None:
+    async def _walk(self, marks: AnyMarks, pages: dict[tuple[UserId, Entry], int]) -> None:
         """Note what is under `pages`, each with the level of what is on it above chunks."""
         done: set[tuple[UserId, Digest]] = set()
         stack = list(pages.items())
@@ -375,7 +372,7 @@ class _Run:
                     tasks.start_soon(read, owner, entry, level)
             await self._rest()
 
-    async def _packs(self, marks: Marks | ExactMarks) -> list[PackUse]:
+    async def _packs(self, marks: AnyMarks) -> list[PackUse]:
         """All packs, with what is needed of each."""
         needed: dict[int, int] = {}
         async with aclosing(self._rows()) as rows:
@@ -462,9 +459,7 @@ class _Run:
 
     # Rewriting
 
-    async def _rewrite(
-        self, groups: Sequence[tuple[PackUse, ...]], marks: Marks | ExactMarks
-    ) -> None:
+    async def _rewrite(self, groups: Sequence[tuple[PackUse, ...]], marks: AnyMarks) -> None:
         waiting = list(groups)
         while waiting:
             some: list[tuple[PackUse, ...]] = []
@@ -475,7 +470,7 @@ class _Run:
                 await self._merge(group, wanted)
                 await self._rest()
 
-    async def _needed(self, packs: set[int], marks: Marks | ExactMarks) -> dict[int, set[Digest]]:
+    async def _needed(self, packs: set[int], marks: AnyMarks) -> dict[int, set[Digest]]:
         """The chunks of `packs` that are needed."""
         found: dict[int, set[Digest]] = {pack: set() for pack in packs}
         async with aclosing(self._rows()) as rows:
@@ -568,7 +563,7 @@ def _check(data: bytes, entries: Sequence[PackEntry]) -> None:
         decode_chunk(view[entry.offset : entry.offset + HEADER_SIZE + entry.size], entry.digest)
 
 
-def _note(marks: Marks | ExactMarks, namings: Sequence[Naming]) -> dict[tuple[UserId, Entry], int]:
+def _note(marks: AnyMarks, namings: Sequence[Naming]) -> dict[tuple[UserId, Entry], int]:
     """Note what `namings` name; the pages among it, with their levels. CPU work."""
     pages: dict[tuple[UserId, Entry], int] = {}
     for owner, manifest, entries in namings:

@@ -9,7 +9,7 @@ did not have its digest on the way, and the size, and the checksum if there is o
 other store says. What fails is a row too, is tried again, and blocks the cutover.
 """
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final
 
 import anyio
@@ -17,7 +17,7 @@ from anyio import to_thread
 from attrs import define, field, frozen
 
 from vaultfs.domain import migrating as steps
-from vaultfs.domain.digests import Digest, digest_of
+from vaultfs.domain.digests import Digest, digest_from_hex, digest_of
 from vaultfs.domain.errors import Conflict, InvalidField
 from vaultfs.domain.migrating import Claimed, Counts, Failure
 from vaultfs.domain.migration import AT_ONCE, Command, Level, Pace, Phase, Placement
@@ -234,6 +234,28 @@ class Migrator:
                     return
                 self._found = True
                 await self._copy_one(claimed[0], now.copies, progress)
+
+    async def compare(self) -> tuple[str, ...]:
+        """Compare some of the reads of this process with what the store that is moved to says;
+        the packs that differ, which are copied again before anybody can cut over.
+
+        A pack that is not there yet is no difference, nor is a store that does not answer.
+        """
+        now, wrong = await self.catalog.placement(), set[str]()
+        if now is None or now.target is None or not now.degrades:
+            return ()
+        store = self.stores.store(now.target)
+        for shadow in self.stores.shadows():
+            if not shadow.key.startswith(PACK_PREFIX):
+                continue
+            with suppress(StoreError):
+                data = await store.get(shadow.key, shadow.span)
+                if digest_of(data) != shadow.digest:
+                    wrong.add(shadow.key)
+        keys = tuple(digest_from_hex(key.removeprefix(PACK_PREFIX)) for key in sorted(wrong))
+        if keys:
+            await self._step(steps.NoteLost(now.target, keys))
+        return tuple(sorted(wrong))
 
     async def _is_complete(self, now: Placement, name: str) -> bool:
         counts = await self.catalog.copy_counts(name)

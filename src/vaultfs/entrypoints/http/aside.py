@@ -111,6 +111,9 @@ async def _copy(vault: Vault, metrics: Metrics) -> None:
     while True:
         complete = False
         with troubles.logged():
+            if wrong := await mover.compare():
+                log.error("reads differ between stores", extra={"packs": wrong})
+                metrics.upkeep["shadow_differences"] += len(wrong)
             complete = await mover.run(progress=copied)
         if complete:
             with waits.logged():

@@ -38,6 +38,7 @@ UPKEEP: Final = {
     "scrubbed_bytes": "Stored bytes that were read again.",
     "upkeep_problems": "What scrubs found, and collections that were stopped.",
     "migration_copied_bytes": "Bytes that were copied to another store.",
+    "shadow_differences": "Packs of which another store gave other bytes than were read.",
 }
 """Counters of upkeep, with what they count."""
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
