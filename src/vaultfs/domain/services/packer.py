@@ -41,6 +41,10 @@ ATTEMPTS: Final = 5
 """To record a pack, each under another key or in other stores."""
 GATHERED: Final = 4 * MIB
 """Packs of so many bytes are gathered in one piece of memory before they are hashed and put."""
+ALONE: Final = 2 * MIB
+"""A pack of so many bytes that somebody waits for does not wait for others on their way: with a
+store at the end of a slow link, the last pack of a file would be alone on it.
+"""
 
 
 def pack_key(digest: Digest) -> str:
@@ -215,9 +219,11 @@ class Packer:
     def _poke(self) -> None:
         """Seal the open pack if now is the time."""
         pack = self._open
-        if pack is not None and (
-            pack.builder.full or (not self._under_way and (pack.wanted or self.budget.writers_wait))
-        ):
+        if pack is None:
+            return
+        wanted = pack.wanted and pack.builder.size >= ALONE
+        short = pack.wanted or self.budget.writers_wait
+        if pack.builder.full or wanted or (short and not self._under_way):
             self._seal()
 
     def _seal(self) -> None:
@@ -381,6 +387,9 @@ class Packer:
             return await self.catalog.apply(units)
         newest = max(needs, key=lambda pack: pack.number)
         older = needs - {newest}
+        if wait and newest.builder.size >= ALONE:  # it goes beside those, not behind them
+            newest.wanted = True
+            self._poke()
         for pack in older:
             await pack.wait()
         if not newest.accepts:
