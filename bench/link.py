@@ -146,8 +146,8 @@ def by_store(link: Link, source: Path, folder: Path) -> float:
             environment = {**os.environ, **ceph.environment}
             program = Path(sys.executable).with_name("vaultfs")
             subprocess.run(link.at_client(program, *words), check=True, env=environment)
-            words = ("serve", folder, "--port", "8000", "--json", "--quiet")
-            command = link.at_client(program, *words)
+            serve = ("serve", folder, "--port", "8000", "--json", "--quiet")
+            command = link.at_client(program, *serve)
             with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
                 assert process.stdout is not None
                 token = json.loads(process.stdout.readline())["token"]
