@@ -146,6 +146,11 @@ class Placement:
         """All that are read or written."""
         return self.write_set | frozenset(self.read_order)
 
+    def relies_on(self, name: str) -> bool:
+        """Whether packs that the store `name` seems to have need no look by the copier."""
+        looked_at = self.copies is not None and name == self.copies[1]
+        return name == self.primary or (name in self.write_set and not looked_at)
+
     def _name(self, side: str) -> str:
         if side == "s":
             return self.source

@@ -11,7 +11,7 @@ makes it anew from the packs, and its owners from the manifests.
 
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
@@ -22,6 +22,7 @@ from attrs import define, field, frozen
 from vaultfs.domain.digests import Digest, digest_from_hex, digest_of
 from vaultfs.domain.errors import Corrupt, InvalidField, NotFound, Unsupported
 from vaultfs.domain.manifests import Entry, parse_page
+from vaultfs.domain.migration import Placement
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import RecordPack
 from vaultfs.domain.packs import (
@@ -207,24 +208,46 @@ class Recovery:
         damaged, so that a put of the same content stores them again and heals every version
         that needs them. One transaction: a crash leaves the old index. Puts of other
         processes wait. `progress` is told bytes of packs.
+
+        While there are two stores, both are asked for every pack. What the one that is copied
+        to has is left to the copier, who looks at it, unless that one is read first.
         """
         problems: list[str] = []
         packs = chunks = versions = 0
         async with self.catalog.reindex() as index:
+            # Where packs go by now, which cannot change until this is done.
+            await self.objects.refresh()
+            now = await self.catalog.placement()
             async with aclosing(self.objects.list(PACK_PREFIX)) as objects:
                 async for info in objects:
                     entries = await self._entries(info, problems, check=check)
                     if entries:
-                        await index.add_pack(self._record(info, entries))
+                        stores = await self._stores_with(info, now)
+                        await index.add_pack(self._record(info, entries, stores))
                         packs, chunks = packs + 1, chunks + len(entries)
                     progress(info.size)
             versions = await self._claim_all(index, problems)
         return Rebuilt(packs, chunks, versions, tuple(problems))
 
-    def _record(self, info: ObjectInfo, entries: Sequence[PackEntry]) -> RecordPack:
+    def _record(
+        self, info: ObjectInfo, entries: Sequence[PackEntry], stores: tuple[str, ...]
+    ) -> RecordPack:
         key = digest_from_hex(info.key.removeprefix(PACK_PREFIX))
         epoch = self.objects.targets().epoch
-        return RecordPack(key, info.size, None, self.objects.name, tuple(entries), (), (), epoch)
+        first, *others = stores
+        return RecordPack(key, info.size, None, first, tuple(entries), (), tuple(others), epoch)
+
+    async def _stores_with(self, info: ObjectInfo, now: Placement | None) -> tuple[str, ...]:
+        """The stores that a pack is in, without the one where the copier is to look."""
+        stores = self.objects.readable()
+        if now is None or len(stores) == 1:
+            return (self.objects.name,)
+        found: list[str] = []
+        for name, store in zip(now.read_order, stores, strict=True):
+            with suppress(ObjectNotFound):
+                if (await store.head(info.key)).size == info.size:
+                    found.append(name)
+        return tuple(filter(now.relies_on, found)) or tuple(found) or (now.primary,)
 
     async def _entries(
         self, info: ObjectInfo, problems: list[str], *, check: bool
