@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final, TypeVar
 
+import anyio
 import pytest
 from attrs import define, field
 from tests.faults import (
@@ -24,8 +25,14 @@ from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.wrappers.around import StoreAround
 from vaultfs.adapters.wrappers.placed import SHADOWED, PlacedObjectStore
-from vaultfs.domain.errors import Conflict, InvalidField
-from vaultfs.domain.migrating import CLAIM_US, Claimed, Step
+from vaultfs.domain.errors import (
+    Busy,
+    CatalogUnavailable,
+    Conflict,
+    InvalidField,
+    OutcomeUnknown,
+)
+from vaultfs.domain.migrating import CLAIM_US, Claimed, NoteCopied, Step
 from vaultfs.domain.migration import Blocked, Command, Level, Phase, Placement
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import Outcome, Unit
@@ -59,14 +66,17 @@ class Crash(Exception):
 
 @define(eq=False)
 class Effects:
-    """Counts what changes something, and crashes at the one with the number `at`."""
+    """Counts what changes something, and crashes at the one with the number `at`.
+
+    A process that is dead changes nothing more, whatever its code still tries.
+    """
 
     at: int | None = None
     seen: int = 0
 
     def __call__(self) -> None:
         self.seen += 1
-        if self.seen == self.at:
+        if self.at is not None and self.seen >= self.at:
             raise Crash
 
 
@@ -486,6 +496,72 @@ async def test_a_store_that_does_not_answer_uses_no_attempts_up(
     assert await mover.run()
 
 
+@define(eq=False)
+class Hindered(CatalogAround):
+    """A catalog whose notes of copies fail a few times; with `after`, once they are made."""
+
+    inner: Catalog
+    error: Exception
+    times: int
+    after: bool = False
+
+    async def migrate(self, step: Step, actor: UserId, at_us: int) -> int:
+        if not isinstance(step, NoteCopied) or not self.times:
+            return await super().migrate(step, actor, at_us)
+        self.times -= 1
+        if self.after:
+            await super().migrate(step, actor, at_us)
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "after"),
+    [
+        (Busy("others are writing the same"), False),
+        (CatalogUnavailable("the server is starting"), False),
+        (OutcomeUnknown("the connection was lost in a commit", op_id="x"), False),
+        (OutcomeUnknown("the connection was lost in a commit", op_id="x"), True),
+    ],
+)
+async def test_what_was_copied_is_noted_again_by_a_busy_catalog(
+    error: Exception, after: bool, world: World, vault: Vault, mover: Migrator
+) -> None:
+    await mover.start("t", Level.DIGEST)
+    mover.catalog = Hindered(mover.catalog, error, 2, after)
+    assert await mover.run()
+    await world.check(vault)
+
+
+class Blow(Exception):
+    """A bug, of whatever kind."""
+
+
+async def test_whoever_breaks_off_gives_back_what_was_claimed(
+    world: World, vault: Vault, mover: Migrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await mover.start("t", Level.DIGEST)
+
+    async def broken(key: str, span: Span | None = None) -> bytes:
+        raise Blow
+
+    async def hanging(key: str, span: Span | None = None) -> bytes:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(world.source, "get", broken)
+    for _ in range(7):  # more often than a pack is tried
+        with pytest.raises(Blow):
+            await mover.run()
+    monkeypatch.setattr(world.source, "get", hanging)
+    with anyio.move_on_after(0.1) as scope:
+        await mover.run()
+    assert scope.cancelled_caught
+    monkeypatch.undo()
+    assert (await mover.status()).failures == ()
+    assert await mover.run()  # by a clock that stood still
+    await world.check(vault)
+
+
 async def test_a_store_that_is_full_is_listed(world: World, vault: Vault, mover: Migrator) -> None:
     await mover.start("t", Level.ALL)
     world.target.writes = OutOfSpace
@@ -595,6 +671,62 @@ async def test_the_index_is_made_anew_in_any_phase(
     assert (rebuilt.packs, rebuilt.problems) == (4, ())
     await world.check(vault)
     await carry_out(mover)
+    await world.check(vault)
+
+
+@pytest.mark.parametrize(
+    ("phase", "there"),
+    [
+        (Phase.COPYING, {"s"}),
+        (Phase.DUAL, {"s"}),
+        (Phase.SOAK, {"s", "t"}),
+        (Phase.DETACHED, {"t"}),
+        (Phase.REVERSING, {"t"}),
+        (Phase.ROLLED_BACK, {"s", "t"}),
+    ],
+)
+async def test_a_new_index_knows_which_store_has_what(
+    phase: Phase, there: set[str], world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, phase)
+    await world.put(vault, "more")
+    await vault.recovery.rebuild()
+    for name in "st":
+        rows = {f"packs/{pack.key.hex()}" for pack in await world.catalog.packs_in(name)}
+        assert rows == (world.stores[name].packs if name in there else set())
+    await world.check(vault)
+
+
+async def test_a_new_index_leaves_the_way_back_as_it_was(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.SOAK)
+    await world.put(vault, "since")
+    lost = min(world.target.packs)
+    del world.target.memory.objects[lost]
+    assert (await vault.recovery.rebuild()).problems == ()
+    with pytest.raises(Blocked, match="1 packs are not verified in t"):
+        await mover.follow(Command.DETACH)
+    await mover.follow(Command.ROLLBACK)
+    world.target.down()
+    for name, data in world.kept.items():
+        assert await read(vault, f"/{name}") == data
+
+
+async def test_a_new_index_takes_no_leftovers_for_copies(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DUAL)
+    assert await mover.run()
+    key = min(world.source.packs)
+    whole = world.source.memory.objects[key]
+    world.target.memory.objects[key] = whole[:-1] + bytes([whole[-1] ^ 1])
+    await vault.recovery.rebuild()
+    with pytest.raises(Blocked, match="3 packs are not verified in t"):
+        await mover.follow(Command.CUTOVER)
+    assert await mover.run()
+    assert world.target.memory.objects[key] == whole
+    await mover.follow(Command.CUTOVER)
     await world.check(vault)
 
 

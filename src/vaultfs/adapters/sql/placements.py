@@ -321,6 +321,11 @@ def _note_copied(_tx: Transaction, _unit: Unit, step: steps.NoteCopied) -> Progr
         " WHERE pack = $2 AND backend = $3 AND state = 'intent' AND attempts > 0",
         [(error, number, step.store) for number, error in step.put_off],
     )
+    yield RunMany(
+        "UPDATE pack_locations SET seen = 0 WHERE pack = $1 AND backend = $2"
+        " AND state = 'verified'",
+        [(number, step.store) for number, _ in step.put_off],
+    )
     return len(good)
 
 

@@ -4,9 +4,10 @@
 
 What is to be copied is asked of the catalog, a few packs at a time, by any number of workers;
 what is done is a row for each pack. So there is nothing to be lost: a crash leaves packs that
-are claimed, which are anybody's again a few minutes later. Nothing is counted as copied that
-did not have its digest on the way, and the size, and the checksum if there is one, that the
-other store says. What fails is a row too, is tried again, and blocks the cutover.
+are claimed, which are anybody's again a few minutes later; short of a crash, a worker gives
+back what it does not copy. Nothing is counted as copied that did not have its digest on the
+way, and the size, and the checksum if there is one, that the other store says. What fails is a
+row too, is tried again, and blocks the cutover.
 """
 
 from contextlib import aclosing, suppress
@@ -18,7 +19,13 @@ from attrs import define, field, frozen
 
 from vaultfs.domain import migrating as steps
 from vaultfs.domain.digests import Digest, digest_from_hex, digest_of
-from vaultfs.domain.errors import Conflict, InvalidField
+from vaultfs.domain.errors import (
+    Busy,
+    CatalogUnavailable,
+    Conflict,
+    InvalidField,
+    OutcomeUnknown,
+)
 from vaultfs.domain.migrating import Claimed, Counts, Failure
 from vaultfs.domain.migration import AT_ONCE, Command, Level, Pace, Phase, Placement
 from vaultfs.domain.nodes import UserId, micros
@@ -44,6 +51,9 @@ MOST: Final = 5
 LOOSE: Final = ("backups/",)
 """Other objects that move along: they have no rows."""
 NOBODY: Final = UserId(0)
+BROKEN_OFF: Final = "copying it was broken off"
+NOTE_AGAIN_AFTER: Final = (0.05, 0.2, 0.8, 2.0)
+"""Seconds between the tries to note what was copied, where the catalog is busy or away."""
 READ_BACK: Final = 2
 """The level that says that a pack was read back."""
 LOOK_AGAIN: Final = 2.0
@@ -227,13 +237,18 @@ class Migrator:
                 now = await self.catalog.placement()
                 if now is None or now.copies is None or now.paused:
                     return
-                claimed = await self.catalog.claim_copies(
-                    now.copies[1], micros(self.clock.now()), limit=1
-                )
+                claimed = await self._claim(now.copies[1])
                 if not claimed:
                     return
                 self._found = True
                 await self._copy_one(claimed[0], now.copies, progress)
+
+    async def _claim(self, name: str) -> list[Claimed]:
+        """Claim a pack, cancelled or not: what is claimed has to be given back."""
+        now, claimed = micros(self.clock.now()), list[Claimed]()
+        with anyio.CancelScope(shield=True):
+            claimed += await self.catalog.claim_copies(name, now, limit=1)
+        return claimed
 
     async def compare(self) -> tuple[str, ...]:
         """Compare some of the reads of this process with what the store that is moved to says;
@@ -270,26 +285,50 @@ class Migrator:
             await self.follow(command, now.epoch)
 
     async def _copy_one(self, pack: Claimed, copies: tuple[str, str], progress: Progress) -> None:
-        """Copy a pack, and note what became of it."""
+        """Copy a pack, and note what became of it.
+
+        One that an error or a cancellation kept from being copied is anybody's at once.
+        """
         noted: list[tuple[int, int, str | None]] = []
-        put_off: list[tuple[int, str]] = []
+        put_off = [(pack.number, BROKEN_OFF)]
         try:
             await self._copy(pack, *map(self.stores.store, copies))
         except StoreError as error:
             if error.retryable:
-                put_off.append((pack.number, error.message))
+                put_off = [(pack.number, error.message)]
                 self.answering = False
             else:
                 noted.append((pack.number, 0, error.message))
         else:
             noted.append((pack.number, 1, None))
-        await self._step(steps.NoteCopied(copies[1], tuple(noted), pack.since, tuple(put_off)))
+        finally:
+            await self._note(
+                steps.NoteCopied(
+                    copies[1], tuple(noted), pack.since, () if noted else tuple(put_off)
+                )
+            )
         lanes = self._at_once.total_tokens
         if noted and noted[0][1]:
             progress(pack.size)
             self._at_once.total_tokens = min(MOST, lanes + 1)
         else:
             self._at_once.total_tokens = max(LEAST, lanes // 2)
+
+    async def _note(self, step: steps.NoteCopied) -> None:
+        """Note what became of claims, cancelled or not, and again if the catalog was busy.
+
+        What is noted twice is as if it had been once; what is not is nobody's for as long as
+        claims last. Raises what the catalog raised last.
+        """
+        with anyio.CancelScope(shield=True):
+            for pause in NOTE_AGAIN_AFTER:
+                try:
+                    await self._step(step)
+                except (Busy, CatalogUnavailable, OutcomeUnknown):
+                    await anyio.sleep(pause)
+                else:
+                    return
+            await self._step(step)
 
     async def _copy(self, pack: Claimed, source: ObjectStore, target: ObjectStore) -> None:
         """Copy a pack, seen to be right. Raises a `StoreError` with what is wrong."""
@@ -333,17 +372,24 @@ class Migrator:
         wanted = await self.catalog.to_read_back(name, READ_BACK, at_us)
         if not wanted:
             return False
-        target = self.stores.store(name)
+        target, left = self.stores.store(name), {pack.number: BROKEN_OFF for pack in wanted}
         noted: list[tuple[int, int, str | None]] = []
-        for pack in wanted:
-            try:
-                good = await self._digest_in(target, pack_key(pack.key)) == pack.key
-                problem = None if good else "what was read back is damaged"
-            except StoreError as error:
-                problem = error.message
-            noted.append((pack.number, READ_BACK, problem))
-        await self._step(steps.NoteCopied(name, tuple(noted), wanted[0].since))
+        try:
+            for pack in wanted:
+                noted.append((pack.number, READ_BACK, await self._problem_in(target, pack)))
+                del left[pack.number]
+        finally:
+            step = steps.NoteCopied(name, tuple(noted), wanted[0].since, tuple(left.items()))
+            await self._note(step)
         return True
+
+    async def _problem_in(self, store: ObjectStore, pack: Claimed) -> str | None:
+        """What is wrong with a pack that is read back."""
+        try:
+            good = await self._digest_in(store, pack_key(pack.key)) == pack.key
+        except StoreError as error:
+            return error.message
+        return None if good else "what was read back is damaged"
 
     async def _copy_loose(self, *names: str) -> None:
         """Have the second store hold what the first has and no rows: backups.
