@@ -27,6 +27,7 @@ from vaultfs.domain.access import Role
 from vaultfs.domain.batches import Batch
 from vaultfs.domain.batches import Outcome as BatchOutcome
 from vaultfs.domain.chains import Edge
+from vaultfs.domain.collecting import Rewrite
 from vaultfs.domain.collecting import Step as CollectStep
 from vaultfs.domain.collection import ChunkRow, PackUse
 from vaultfs.domain.digests import Buffer, Digest, digest_of
@@ -160,6 +161,12 @@ class CatalogAround(Catalog):
 
     async def collections(self, *, limit: int = 20) -> list[Collected]:
         return await self.inner.collections(limit=limit)
+
+    async def claim_rewrite(self, at_us: int) -> Rewrite | None:
+        return await self.inner.claim_rewrite(at_us)
+
+    async def rewrites(self, collection: int) -> list[str | None]:
+        return await self.inner.rewrites(collection)
 
     async def scrubs(self, *, limit: int = 20) -> list[Scrubbed]:
         return await self.inner.scrubs(limit=limit)

@@ -42,7 +42,9 @@ class TestContract(CatalogContract):
     @pytest.fixture
     def out_of_lease(self, postgres: Postgres, database: str) -> OutOfLease:
         async def wait(_: Caller) -> None:
-            postgres.run("UPDATE collections SET seen = 0", database.rpartition("/")[2])
+            name = database.rpartition("/")[2]
+            postgres.run("UPDATE collections SET seen = 0", name)
+            postgres.run("UPDATE rewrites SET claimed = 0", name)
 
         return wait
 

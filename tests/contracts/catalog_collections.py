@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import anyio
 import pytest
 from attrs import evolve
 from tests.contracts.callers import Caller, digest, pack_of, pieces_of, state_of
@@ -571,6 +572,52 @@ class CollectionContract:
             found[digest("a")]
         ]
         assert await gc.record("s", "s") not in {pack, rewritten, *found.values()}
+
+    # Rewriting by many
+
+    async def test_what_is_to_be_rewritten_is_claimed_once(self, gc: Collecting) -> None:
+        assert await gc.catalog.claim_rewrite(gc.me.now) is None
+        number = await gc.begin()
+        work = tuple(bytes([each]) for each in range(20))
+        assert await gc.step(steps.OfferRewrites(number, work)) == 20
+        given: list[steps.Rewrite] = []
+
+        async def claim_all() -> None:
+            while found := await gc.catalog.claim_rewrite(gc.me.now):
+                given.append(found)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(claim_all)
+        assert sorted(each.work for each in given) == list(work)
+        assert {each.collection for each in given} == {number}
+        assert await gc.catalog.rewrites(number) == [None] * 20
+        note = steps.NoteRewritten(number, given[0].number, "{}")
+        assert [await gc.step(note) for _ in range(2)] == [1, 0]
+        assert sum(each is not None for each in await gc.catalog.rewrites(number)) == 1
+
+    async def test_what_a_dead_process_was_to_rewrite_is_claimed_again(
+        self, gc: Collecting, out_of_lease: OutOfLease
+    ) -> None:
+        await gc.step(steps.OfferRewrites(await gc.begin(), (b"a", b"b")))
+        done, dead = [await gc.catalog.claim_rewrite(gc.me.now) for _ in range(2)]
+        assert done is not None
+        await gc.step(steps.NoteRewritten(gc.number, done.number, "{}"))
+        assert await gc.catalog.claim_rewrite(gc.me.now) is None
+        await out_of_lease(gc.me)
+        assert await gc.catalog.claim_rewrite(gc.me.now) == dead
+
+    async def test_nothing_is_rewritten_for_a_collection_that_is_over(self, gc: Collecting) -> None:
+        number = await gc.begin()
+        await gc.step(steps.OfferRewrites(number, (b"a", b"b")))
+        claimed = await gc.catalog.claim_rewrite(gc.me.now)
+        assert claimed is not None
+        await gc.begin()
+        assert await gc.catalog.claim_rewrite(gc.me.now) is None
+        with pytest.raises(Fenced):
+            await gc.step(steps.NoteRewritten(number, claimed.number, "{}"))
+        with pytest.raises(Fenced):
+            await gc.step(steps.OfferRewrites(number, (b"c",)))
 
     # Scrubs
 

@@ -32,7 +32,9 @@ from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.wrappers.around import StoreAround
 from vaultfs.adapters.wrappers.faulty import After, Before, FaultyObjectStore
+from vaultfs.domain import collection
 from vaultfs.domain.collecting import SCRUB_CLAIM_US, BeginScrub
+from vaultfs.domain.collection import REWRITE_US, PackUse
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Busy, Conflict, VaultError
 from vaultfs.domain.names import Address
@@ -762,6 +764,76 @@ async def test_a_scrub_of_everything_comes_to_an_end() -> None:
             await put(vault, f"/f{number}", random_bytes(1000, number))
         found = await scrub(vault, timedelta())
         assert (found.packs, found.problems) == (20, ())
+
+
+# Rewriting by many
+
+
+async def sparse_vault(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make 20 packs, a quarter of each needed, to be rewritten by fours."""
+    monkeypatch.setattr(collection, "FULL", 45_000)
+    for tree in range(20):
+        files = {f"f{number}": random_bytes(10_000, f"{tree}-{number}") for number in range(4)}
+        await put_tree(vault, f"/{tree}", files)
+    await forget(vault, *(f"/{tree}/f{number}" for tree in range(20) for number in range(3)))
+
+
+async def assert_rewritten(vault: Vault) -> None:
+    for tree in range(20):
+        assert await read(vault, f"/{tree}/f3") == random_bytes(10_000, f"{tree}-3")
+    await assert_sound(vault)
+    assert all(pack.condemned_us is not None or pack.size > 30_000 for pack in await uses(vault))
+
+
+async def uses(vault: Vault) -> list[PackUse]:
+    return await vault.catalog.pack_uses(0)
+
+
+REPACK = Options(only_repack=True)
+
+
+@pytest.mark.parametrize("what", ["shared", "died", "slow"])
+async def test_packs_are_rewritten_by_many(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Pausing(MemoryObjectStore())
+    async with open_memory_vault(store=store, budget=256 * MIB) as vault:
+        await sparse_vault(vault, monkeypatch)
+        asked = store.asked = anyio.Event()
+        reports: list[Report] = []
+
+        async def first() -> None:
+            reports.append(await collect(vault, REPACK))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first)
+            await asked.wait()  # it has claimed four packs
+            if what == "died":
+                assert await vault.catalog.claim_rewrite(micros(vault.clock.now())) is not None
+            if what == "slow":  # its claim runs out, and both rewrite the same packs
+                advance(vault, timedelta(microseconds=REWRITE_US))
+            helped = (await collect(vault, REPACK)).rewritten
+            assert helped == {"shared": 16, "died": 12, "slow": 20}[what]
+            assert await vault.collector().help() == 0
+            if what == "died":
+                advance(vault, timedelta(microseconds=REWRITE_US))
+            store.go_on.set()
+        assert [report.rewritten for report in reports] == [20]
+        await assert_rewritten(vault)
+        await collect(vault)
+        await assert_rewritten(vault)
+
+
+async def test_rewriting_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Pausing(MemoryObjectStore())
+    async with open_memory_vault(store=store, budget=256 * MIB) as vault:
+        await sparse_vault(vault, monkeypatch)
+        asked = store.asked = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(collect, vault, REPACK)
+            await asked.wait()
+            assert await vault.collector().help() == 16
+            tasks.cancel_scope.cancel()
+        assert (await collect(vault, REPACK)).rewritten == 4
+        await assert_rewritten(vault)
 
 
 # Upkeep

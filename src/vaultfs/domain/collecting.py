@@ -77,6 +77,36 @@ class MoveChunks:
 
 
 @frozen
+class OfferRewrites:
+    """Have packs rewritten by whoever claims them; `work` says which, in the collector's words.
+
+    What was offered before is forgotten. The answer is how many pieces of work there are.
+    """
+
+    collection: int
+    work: tuple[bytes, ...] = field(repr=lambda work: f"<{len(work)} pieces>")
+
+
+@frozen
+class NoteRewritten:
+    """A piece of work that was offered is done; nothing if somebody else was faster."""
+
+    collection: int
+    rewrite: int
+    done: str
+    """JSON: what came of it."""
+
+
+@frozen
+class Rewrite:
+    """A piece of work, for whoever has claimed it."""
+
+    number: int
+    collection: int
+    work: bytes = field(repr=lambda work: f"<{len(work)} bytes>")
+
+
+@frozen
 class Discard:
     """Let go of a pack, its rows and those of its chunks, and doom its object; 1 if so.
 
@@ -142,6 +172,8 @@ Step = (
     | Condemn
     | Revive
     | MoveChunks
+    | OfferRewrites
+    | NoteRewritten
     | Discard
     | Doom
     | NoteDeleted

@@ -68,6 +68,8 @@ FULL: Final = 16 << 20
 """Bytes of a pack that is made of others, about."""
 LEASE_US: Final = 600 * 1_000_000
 """A collection that was not heard of for so long is over."""
+REWRITE_US: Final = 60 * 1_000_000
+"""Packs that somebody began to rewrite so long ago may be rewritten by others: twice is fine."""
 CHUNK_BITS: Final = 32
 MOST_EXACT: Final = 1 << 18
 """Chunks up to which they are noted by their whole digests: 26 MB, 16 GiB of contents."""

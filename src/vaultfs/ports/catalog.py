@@ -23,6 +23,7 @@ from vaultfs.domain.tokens import Token
 if TYPE_CHECKING:  # readers of a catalog need not load the operations and all they know
     from vaultfs.domain.batches import Batch
     from vaultfs.domain.batches import Outcome as BatchOutcome
+    from vaultfs.domain.collecting import Rewrite
     from vaultfs.domain.collecting import Step as CollectStep
     from vaultfs.domain.collection import ChunkRow, PackUse
     from vaultfs.domain.migrating import Claimed, Counts, Failure
@@ -498,6 +499,17 @@ class Catalog(ABC):
     @abstractmethod
     async def collections(self, *, limit: int = 20) -> list[Collected]:
         """The newest collections, newest first."""
+
+    @abstractmethod
+    async def claim_rewrite(self, at_us: int) -> "Rewrite | None":
+        """Packs that the collection which is under way wants rewritten, for the caller to do.
+
+        Nobody else is given them for `collection.REWRITE_US`. None if there are no more, now.
+        """
+
+    @abstractmethod
+    async def rewrites(self, collection: int) -> list[str | None]:
+        """What came of each piece of work that `collection` offered last; None: not done yet."""
 
     @abstractmethod
     async def scrubs(self, *, limit: int = 20) -> list[Scrubbed]:

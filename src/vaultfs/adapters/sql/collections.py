@@ -16,6 +16,7 @@ from vaultfs.adapters.sql.transaction import Transaction
 from vaultfs.domain import collecting as steps
 from vaultfs.domain.collection import (
     LEASE_US,
+    REWRITE_US,
     PackUse,
     may_condemn,
     may_discard,
@@ -158,6 +159,49 @@ def _move(tx: Transaction, unit: Unit, now: int, step: steps.MoveChunks) -> Prog
     return len(moved)
 
 
+def _offer(_tx: Transaction, _unit: Unit, now: int, step: steps.OfferRewrites) -> Program[int]:
+    yield from _must_be_newest(step.collection, now)
+    yield Run("DELETE FROM rewrites")
+    yield RunMany(
+        "INSERT INTO rewrites(id, collection, work, claimed) VALUES ($1, $2, $3, 0)",
+        [(number, step.collection, work) for number, work in enumerate(step.work, 1)],
+    )
+    return len(step.work)
+
+
+def claim_rewrite(unit: Unit, tx: Transaction) -> Program[steps.Rewrite | None]:
+    """Packs that the collection which is under way wants rewritten and nobody is at, claimed."""
+    now = now_of(tx, unit)
+    stale = now - REWRITE_US
+    while free := (yield Run(_FREE, (stale,))):
+        rows = yield Run(_CLAIM_REWRITE, (now, free[0][0], stale))
+        if rows:  # and not somebody else's meanwhile
+            return steps.Rewrite(*rows[0])
+    return None
+
+
+_FREE: Final = (
+    "SELECT r.id FROM rewrites r JOIN collections c ON c.id = r.collection"
+    " WHERE c.ended IS NULL AND r.done IS NULL AND r.claimed <= $1 ORDER BY r.id LIMIT 1"
+)
+_CLAIM_REWRITE: Final = (
+    "UPDATE rewrites SET claimed = $1 WHERE id = $2 AND claimed <= $3 AND done IS NULL"
+    " RETURNING id, collection, work"
+)
+
+
+def _note_rewritten(
+    _tx: Transaction, _unit: Unit, now: int, step: steps.NoteRewritten
+) -> Program[int]:
+    yield from _must_be_newest(step.collection, now)
+    rows = yield Run(
+        "UPDATE rewrites SET done = $1 WHERE id = $2 AND collection = $3 AND done IS NULL"
+        " RETURNING 1",
+        (step.done, step.rewrite, step.collection),
+    )
+    return len(rows)
+
+
 def _discard(_tx: Transaction, _unit: Unit, now: int, step: steps.Discard) -> Program[int]:
     yield from _must_be_newest(step.collection, now)
     pack = yield from _use(step.pack, now)
@@ -286,6 +330,8 @@ _PROGRAMS: Final[dict[type, Callable[[Transaction, Unit, int, Any], Program[int]
     steps.Condemn: _condemn,
     steps.Revive: _revive,
     steps.MoveChunks: _move,
+    steps.OfferRewrites: _offer,
+    steps.NoteRewritten: _note_rewritten,
     steps.Discard: _discard,
     steps.Doom: _doom,
     steps.NoteDeleted: _note_deleted,

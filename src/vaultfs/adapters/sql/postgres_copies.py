@@ -37,7 +37,7 @@ TABLES: Final = (
     *("uploads", "upload_entries", "upload_tails"),
     *("lock_state", "lock_sessions", "answers"),
     *("collections", "doomed", "scrubs", "placement"),
-    *("paces", "servers"),
+    *("paces", "servers", "rewrites"),
 )
 
 

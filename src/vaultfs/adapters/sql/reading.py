@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # those who only read files need not know what an upload is
     from vaultfs.adapters.sql.transaction import Transaction
     from vaultfs.domain.batches import Batch
     from vaultfs.domain.batches import Outcome as BatchOutcome
+    from vaultfs.domain.collecting import Rewrite
     from vaultfs.domain.collecting import Step as CollectStep
     from vaultfs.domain.collection import ChunkRow, PackUse
     from vaultfs.domain.migrating import Claimed, Counts, Failure
@@ -220,6 +221,16 @@ class SqlCatalog(Catalog):
             Collected(number, holder, begun, ended, bool(complete), report)
             for number, holder, begun, ended, complete, report in rows
         ]
+
+    async def claim_rewrite(self, at_us: int) -> "Rewrite | None":
+        from vaultfs.adapters.sql.collections import claim_rewrite  # noqa: PLC0415
+
+        claimed: Rewrite | None = await self._program(claim_rewrite, UserId(0), at_us)
+        return claimed
+
+    async def rewrites(self, collection: int) -> list[str | None]:
+        sql = "SELECT done FROM rewrites WHERE collection = $1 ORDER BY id"
+        return [row[0] for row in await self._rows(sql, collection)]
 
     async def scrubs(self, *, limit: int = 20) -> list[Scrubbed]:
         rows = await self._rows(

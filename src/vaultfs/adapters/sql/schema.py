@@ -395,6 +395,16 @@ WORKERS: Final = (
         seen INTEGER NOT NULL
     )
     """,
+    # Packs that a collection wants rewritten, for whoever has time. Not in dumps.
+    """
+    CREATE TABLE rewrites(
+        id INTEGER PRIMARY KEY,
+        collection INTEGER NOT NULL,
+        work BLOB NOT NULL,
+        claimed INTEGER NOT NULL,
+        done TEXT
+    )
+    """,
 )
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (

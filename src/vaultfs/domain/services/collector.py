@@ -7,7 +7,9 @@ reads and writes for it. Each step of the catalog is a transaction, and rows go 
 a crash leaves objects that no row names, whose keys stand in the catalog as doomed, and the
 next collection deletes them. Any error ends the collection; nothing that was done before is
 wrong for it. One process collects at a time: a lease in the catalog sees to it, and who was
-paused for longer than that is refused with `Fenced`.
+paused for longer than that is refused with `Fenced`. Any number help it to rewrite: the packs
+are offered in the catalog, and claimed. Two may rewrite the same ones, for the second moves no
+chunk any more: a claim saves work, and nothing rests on it.
 """
 
 import time
@@ -33,7 +35,7 @@ from vaultfs.domain.collection import (
     plan,
 )
 from vaultfs.domain.digests import Digest, digest_from_hex
-from vaultfs.domain.errors import Conflict, Corrupt, Doomed, InvalidField, Unsupported
+from vaultfs.domain.errors import Busy, Conflict, Corrupt, Doomed, Fenced, InvalidField, Unsupported
 from vaultfs.domain.manifests import Entry, Manifest, unpack_entries
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import RecordPack
@@ -66,6 +68,8 @@ REWRITTEN_AT_ONCE: Final = 512
 """Packs whose needed chunks are looked for in one walk through the index: 20 MB of digests."""
 BEAT: Final = 60.0
 """Seconds after which a collection says that it is still under way."""
+PATIENCE: Final = 0.5
+"""Seconds after which it is asked again whether others have done their part."""
 ROOM: Final = 48 << 20
 """Bytes in memory while packs are rewritten."""
 
@@ -170,13 +174,20 @@ class Collector:
         Memory: `Marks`, a number for each pack and a digest for each page of a manifest, and
         48 MiB, charged, while packs are rewritten. Raises `Busy` while another collection is
         under way, `Conflict` for a catalog that has to be reconciled, `TooMuchGarbage`, and
-        whatever stops it.
+        whatever stops it. If all that was wanted is to rewrite packs, it does so for the other
+        collection instead, where that has some to give.
         """
         options = options or Options()
         reports: list[Report] = []
         for _ in range(1 if options.grace_us or options.dry_run else PASSES):
             run = _Run(self, options, actor, progress)
-            reports.append(await run.all())
+            try:
+                reports.append(await run.all())
+            except Busy:
+                helped = await self.help(duty=options.duty) if options.only_repack else 0
+                if not helped:
+                    raise
+                return Report(rewritten=helped)
             if not run.more:
                 break
         return _together(reports)
@@ -213,9 +224,32 @@ class Collector:
             await self.catalog.collect(steps.Reconcile(), actor, micros(self.clock.now()))
         return Reconciliation(named, unnamed, size, tuple(missing))
 
+    async def help(
+        self,
+        *,
+        duty: float = 1.0,
+        actor: UserId = UserId(0),  # noqa: B008 a number
+    ) -> int:
+        """Rewrite packs for the collection that another process has under way; how many.
+
+        Until it has none to give, or is over. What a crash leaves is done by the others.
+        """
+        try:
+            return await _Run(self, Options(duty=duty), actor, no_progress).work()
+        except Fenced:
+            return 0
+
     async def undelete(self, *, actor: UserId = UserId(0)) -> int:  # noqa: B008 a number
         """Take back all condemnations; how many."""
         return await self.catalog.collect(steps.Revive(), actor, micros(self.clock.now()))
+
+
+class _Done(msgspec.Struct):
+    """What came of rewriting some packs."""
+
+    packs: int = 0
+    size: int = 0
+    problems: list[str] = msgspec.field(default_factory=list[str])
 
 
 @define(eq=False)
@@ -230,6 +264,8 @@ class _Run:
     pace: Pace = field(init=False)
     more: bool = False
     """Something was done that the next collection may go on from."""
+    done: _Done = field(factory=_Done)
+    """What came of the packs that are being rewritten."""
     _beaten: float = 0.0
 
     def __attrs_post_init__(self) -> None:
@@ -466,9 +502,41 @@ class _Run:
             while waiting and sum(map(len, some)) < REWRITTEN_AT_ONCE:
                 some.append(waiting.pop(0))
             wanted = await self._needed({pack.number for group in some for pack in group}, marks)
-            for group in some:
-                await self._merge(group, wanted)
-                await self._rest()
+            offer = steps.OfferRewrites(self.number, tuple(_work(each, wanted) for each in some))
+            await self._step(offer)
+            await self._share()
+
+    async def _share(self) -> None:
+        """Rewrite what was offered, beside others who do, until all of it is done."""
+        while True:
+            await self.work()
+            outcomes = await self.of.catalog.rewrites(self.number)
+            done = [msgspec.json.decode(each, type=_Done) for each in outcomes if each is not None]
+            if len(done) == len(outcomes):
+                break
+            await anyio.sleep(PATIENCE)
+            await self._rest()
+        self.problems += [problem for each in done for problem in each.problems]
+        now = self.report
+        self.report = evolve(
+            now,
+            rewritten=now.rewritten + sum(each.packs for each in done),
+            rewritten_bytes=now.rewritten_bytes + sum(each.size for each in done),
+        )
+
+    async def work(self) -> int:
+        """Rewrite packs that nobody else is at, until there are no more now; how many."""
+        packs = 0
+        while rewrite := await self.of.catalog.claim_rewrite(micros(self.of.clock.now())):
+            self.number = rewrite.collection
+            sources = msgspec.msgpack.decode(rewrite.work, type=list[_Source])
+            self.done = _Done()
+            await self._merge(sources)
+            done = msgspec.json.encode(self.done).decode()
+            await self._step(steps.NoteRewritten(self.number, rewrite.number, done))
+            packs += self.done.packs
+            await self._rest()
+        return packs
 
     async def _needed(self, packs: set[int], marks: AnyMarks) -> dict[int, set[Digest]]:
         """The chunks of `packs` that are needed."""
@@ -480,17 +548,17 @@ class _Run:
                         found[pack].add(digest)
         return found
 
-    async def _merge(self, group: Sequence[PackUse], wanted: dict[int, set[Digest]]) -> None:
-        """Make one pack of what is needed of `group`, or more if those are too many chunks."""
+    async def _merge(self, sources: Sequence["_Source"]) -> None:
+        """Make one pack of what is needed of `sources`, or more if those are too many chunks."""
         budget = self.of.packer.budget
         charge = await budget.charge(Use.WRITE, min(ROOM, budget.total // 2))
         try:
             made = _Made()
-            for pack in group:
-                if len(made.indexes) + len(wanted[pack.number]) > MAX_ENTRIES:
+            for source in sources:
+                if len(made.indexes) + len(source.wanted) > MAX_ENTRIES:
                     await self._finish(made)
                     made = _Made()
-                await self._take(pack, wanted[pack.number], made)
+                await self._take(source, made)
             await self._finish(made)
         finally:
             charge.release()
@@ -509,24 +577,37 @@ class _Run:
             moved = await self._step(_moving(self.number, sealed, made, stored))
         if made.moves and not moved:
             return
-        now = self.report
-        self.report = evolve(
-            now,
-            rewritten=now.rewritten + len(made.sources),
-            rewritten_bytes=now.rewritten_bytes + sealed.size,
-        )
+        self.done.packs += len(made.sources)
+        self.done.size += sealed.size
 
-    async def _take(self, pack: PackUse, wanted: set[Digest], made: "_Made") -> None:
-        """Copy the chunks `wanted` of a pack; one that is damaged stays as it is."""
+    async def _take(self, pack: "_Source", made: "_Made") -> None:
+        """Copy the chunks that are wanted of a pack; one that is damaged stays as it is."""
+        wanted = frozenset(pack.wanted)
         try:
             data = await self.of.objects.get(pack_key(pack.key))
             table = await read_table(self.of.objects, pack_key(pack.key), pack.size)
             entries = [entry for entry in table if entry.digest in wanted]
             await to_thread.run_sync(_check, data, entries, limiter=self.of.workers)
         except (Corrupt, Unsupported, IntegrityError, ObjectNotFound) as error:
-            self.problems.append(f"{pack_key(pack.key)} was not rewritten: {error}")
+            self.done.problems.append(f"{pack_key(pack.key)} was not rewritten: {error}")
             return
         made.take(pack.number, data, entries)
+
+
+class _Source(msgspec.Struct, frozen=True):
+    """A pack that is to be rewritten, and the chunks of it that are needed."""
+
+    number: int
+    key: Digest
+    size: int
+    wanted: list[Digest]
+
+
+def _work(group: Sequence[PackUse], wanted: dict[int, set[Digest]]) -> bytes:
+    sources = [
+        _Source(pack.number, pack.key, pack.size, sorted(wanted[pack.number])) for pack in group
+    ]
+    return msgspec.msgpack.encode(sources)
 
 
 @define(eq=False)

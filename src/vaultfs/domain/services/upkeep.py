@@ -115,6 +115,7 @@ class Upkeep:
         try:
             report = await self.collector.run(Options(duty=plan.duty))
         except Busy:  # somebody else is at it
+            await self.collector.help(duty=plan.duty)
             return done
         except (Conflict, Corrupt) as error:
             return evolve(done, problems=(*done.problems, f"nothing was collected: {error}"))
