@@ -865,6 +865,18 @@ async def test_upkeep_collects_once_a_day_and_scrubs() -> None:
         assert (await vault.upkeep().run(plan)).problems
 
 
+@pytest.mark.parametrize("options", [Options(dry_run=True), Options(only_repack=True)])
+async def test_a_dry_run_or_a_repack_puts_off_no_collection(options: Options) -> None:
+    async with open_memory_vault() as vault:
+        await put(vault, "/gone", random_bytes(MIB))
+        await forget(vault, "/gone")
+        advance(vault, 2 * DAY)
+        await collect(vault, options)
+        assert (await vault.upkeep().run(Plan(backup=None))).condemned == 1
+        assert (await vault.upkeep().run(Plan(backup=None))).condemned == 0
+        assert len(await vault.catalog.collections()) == 2
+
+
 async def test_upkeep_goes_on_where_a_collection_cannot() -> None:
     async with open_memory_vault(budget=4 * 64 * MIB) as vault:
         for number in range(5):

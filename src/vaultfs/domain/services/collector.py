@@ -97,6 +97,8 @@ class Report:
     """What a collection did, or would do."""
 
     collection: int = 0
+    partial: bool = False
+    """It was a dry run, or only rewrote packs."""
     packs: int = 0
     total: int = 0
     """Bytes of all packs."""
@@ -187,7 +189,7 @@ class Collector:
                 helped = await self.help(duty=options.duty) if options.only_repack else 0
                 if not helped:
                     raise
-                return Report(rewritten=helped)
+                return Report(partial=True, rewritten=helped)
             if not run.more:
                 break
         return _together(reports)
@@ -276,7 +278,8 @@ class _Run:
     async def all(self) -> Report:
         holder = f"collector-{self.of.clock.new_id()}"
         self.number = await self._step(steps.Begin(holder))
-        self.report = Report(self.number)
+        partial = self.options.dry_run or self.options.only_repack
+        self.report = Report(self.number, partial)
         complete = False
         try:
             await self._collect()

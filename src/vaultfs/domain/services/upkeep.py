@@ -11,6 +11,7 @@ crash leaves some of it done, and the next run does the rest.
 from datetime import timedelta
 from typing import Final
 
+import msgspec
 from attrs import define, evolve, frozen
 
 from vaultfs.domain.errors import Busy, Conflict, Corrupt, NotFound
@@ -32,6 +33,8 @@ AT_LEAST: Final = 256 << 20
 """Bytes that a scrub of one run may read, however little its share would be."""
 DUTY: Final = 0.05
 """So little that nineteen of twenty calls beside it do not meet it: yet terabytes a day."""
+LOOKED_AT: Final = 1000
+"""The newest collections, dry runs among them, that are looked through for a whole one."""
 RUNS: Final = 24
 """A run scrubs what is due, but for a share of everything: so many runs could read it all."""
 
@@ -108,9 +111,7 @@ class Upkeep:
         return await self._scrub(plan, await self._collect(plan, done))
 
     async def _collect(self, plan: Plan, done: Maintained) -> Maintained:
-        last = await self.catalog.collections(limit=1)
-        now = self.clock.now()
-        if plan.collect is None or (last and last[0].begun_us > micros(now - plan.collect)):
+        if plan.collect is None or await self._has_collected(plan.collect):
             return done
         try:
             report = await self.collector.run(Options(duty=plan.duty))
@@ -124,6 +125,14 @@ class Upkeep:
             condemned=report.condemned,
             freed=report.discarded_bytes,
             problems=(*done.problems, *report.problems),
+        )
+
+    async def _has_collected(self, within: timedelta) -> bool:
+        """Whether a collection has begun since; dry runs, and those that only rewrite, are none."""
+        since = micros(self.clock.now() - within)
+        return any(
+            each.begun_us > since and not msgspec.json.decode(each.report).get("partial", False)
+            for each in await self.catalog.collections(limit=LOOKED_AT)
         )
 
     async def _scrub(self, plan: Plan, done: Maintained) -> Maintained:
