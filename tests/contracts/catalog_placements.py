@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
+import anyio
 import pytest
 from attrs import evolve
 from tests.contracts.callers import Caller, digest, pack_of
@@ -112,6 +113,28 @@ class PlacementContract:
         assert await catalog.packs_in("t") == []
         assert await lacking(catalog) == 1
         assert [each.key for each in await catalog.claim_copies("t", START)] == [pack.key]
+
+    async def test_of_operators_who_are_there_at_once_one_is_heard(self, catalog: Catalog) -> None:
+        now = await go(catalog, Command.START)
+        heard: list[Command] = []
+        late: list[str] = []
+
+        async def follow(command: Command) -> None:
+            try:
+                await step(catalog, Follow(command, now.epoch))
+                heard.append(command)
+            except Conflict as error:
+                late.append(str(error))
+
+        async with anyio.create_task_group() as tasks:
+            for command in (Command.DUAL, Command.ABORT, Command.DUAL, Command.ABORT):
+                tasks.start_soon(follow, command)
+        assert (len(heard), len(late)) == (1, 3)
+        assert all("somebody else was faster" in each for each in late)
+        after = await catalog.placement()
+        assert after is not None
+        wanted = {Command.DUAL: Phase.DUAL, Command.ABORT: Phase.ABORTED}[heard[0]]
+        assert (after.epoch, after.phase) == (now.epoch + 1, wanted)
 
     async def test_it_starts_where_everything_is(self, catalog: Catalog) -> None:
         with pytest.raises(InvalidField):

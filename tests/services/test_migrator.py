@@ -32,7 +32,7 @@ from vaultfs.domain.errors import (
     InvalidField,
     OutcomeUnknown,
 )
-from vaultfs.domain.migrating import CLAIM_US, Claimed, NoteCopied, Step
+from vaultfs.domain.migrating import CLAIM_US, Claimed, NoteCopied, Propose, Step
 from vaultfs.domain.migration import Blocked, Command, Level, Phase, Placement
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.operations import Outcome, Unit
@@ -47,12 +47,14 @@ from vaultfs.ports.objects import (
     ObjectStore,
     OutOfSpace,
     Payload,
+    PermissionDenied,
     PutMode,
     Span,
     StoreError,
     StoreMisconfigured,
     StoreUnavailable,
     Throttled,
+    Unauthenticated,
     WrongStore,
 )
 
@@ -572,7 +574,9 @@ async def test_a_store_that_is_full_is_listed(world: World, vault: Vault, mover:
     assert await mover.run()
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable, Throttled, OutOfSpace])
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable, Throttled, OutOfSpace, Unauthenticated, PermissionDenied]
+)
 @pytest.mark.parametrize(
     "phase", [Phase.COPYING, Phase.DUAL, Phase.SOAK, Phase.ROLLED_BACK, Phase.DETACHED]
 )
@@ -595,6 +599,91 @@ async def test_what_works_while_the_new_store_fails(
     await mover.retry()
     await mover.run()
     await world.check(vault)
+
+
+@pytest.mark.parametrize("error", [Unauthenticated, PermissionDenied])
+async def test_credentials_that_are_wrong_from_the_start_are_refused(
+    error: type[StoreError], world: World, vault: Vault, mover: Migrator
+) -> None:
+    world.target.down(error)
+    with pytest.raises(error):
+        await mover.start("t")
+    assert await world.catalog.placement() is None
+    await world.put(vault, "more")
+    await world.check(vault)
+
+
+@pytest.mark.parametrize("error", [Unauthenticated, PermissionDenied])
+async def test_credentials_that_expire_are_failures_until_there_are_others(
+    error: type[StoreError], world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DUAL)
+    world.target.down(error)
+    assert not await mover.run()
+    status = await mover.status()
+    assert status.counts is not None
+    assert (len(status.failures), status.counts.there) == (3, 0)
+    with pytest.raises(Blocked, match="3 packs are not verified in t"):
+        await mover.follow(Command.CUTOVER)
+    world.target.down(None)
+    assert await mover.retry() == 3
+    assert await mover.run()
+    await mover.follow(Command.CUTOVER)
+    world.target.down(error)
+    await mover.follow(Command.ROLLBACK)
+    for name, data in world.kept.items():
+        assert await read(vault, f"/{name}") == data
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable, Throttled, Unauthenticated])
+async def test_the_way_back_waits_for_the_old_store(
+    error: type[StoreError], world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DETACHED)
+    world.source.down(error)
+    await world.put(vault, "since", "two")
+    await mover.follow(Command.ROLLBACK)
+    assert not await mover.run()
+    with pytest.raises(Blocked, match="2 packs are not in s"):
+        await mover.follow(Command.REVERSED)
+    for name, data in world.kept.items():
+        assert await read(vault, f"/{name}") == data
+    world.source.down(None)
+    await mover.retry()
+    assert await mover.run()
+    await mover.advance()
+    assert await world.phase() is Phase.ROLLED_BACK
+    await world.check(vault)
+
+
+@pytest.mark.parametrize("phase", [each for each in Phase if each is not Phase.SETTLED])
+async def test_everything_is_started_anew_in_any_phase(phase: Phase, world: World) -> None:
+    async with world.server() as vault:
+        await write_marker(world.source, await world.catalog.vault_id())
+        await world.put(vault, "one", "two", "three")
+        if phase is Phase.DRAFT:
+            await world.catalog.migrate(Propose("s", "t", Level.ALL), UserId(0), 0)
+            await write_marker(world.target, await world.catalog.vault_id())
+        else:
+            await to_phase(await vault.migrator(), phase)
+    async with world.server() as one, world.server() as two:
+        assert await world.phase() is phase
+        await world.check(one)
+        await world.put(one, "four", "five")
+        await world.check(two)
+        await world.remove(two, "four")
+    async with world.server() as vault:
+        mover = await vault.migrator()
+        if phase is Phase.REVERSING:
+            assert await mover.run()
+            await mover.advance()
+        if phase in {Phase.REVERSING, Phase.ROLLED_BACK}:
+            await mover.follow(Command.DUAL)
+        if phase is Phase.ABORTED:
+            await mover.follow(Command.END)
+        await carry_out(mover)
+        await world.check(vault)
+    assert not world.source.memory.objects
 
 
 async def test_the_store_of_another_vault_is_refused(
