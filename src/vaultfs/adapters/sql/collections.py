@@ -297,14 +297,14 @@ _CLAIM_SCRUB: Final = (
 def _note_scrubbed(
     _tx: Transaction, _unit: Unit, now: int, step: steps.NoteScrubbed
 ) -> Program[int]:
-    column = "scrubbed" if step.size else "seen"
-    for right, state in (
-        (True, "CASE l.state WHEN 'corrupt' THEN 'present' ELSE l.state END"),
-        (False, "'corrupt'"),
+    when = "scrubbed = $1" if step.size else "seen = $1"
+    # What is damaged counts as claimed by nobody, so that it can be copied from another store.
+    for right, text in (
+        (True, f"state = CASE l.state WHEN 'corrupt' THEN 'present' ELSE l.state END, {when}"),
+        (False, "state = 'corrupt', scrubbed = $1, seen = 0"),
     ):
         yield RunMany(
-            f"UPDATE pack_locations AS l SET state = {state}, {column} = $1, claimed = 0"
-            " WHERE l.pack = $2"
+            f"UPDATE pack_locations AS l SET {text}, claimed = 0 WHERE l.pack = $2"
             f" AND {SCRUBBED.replace('$0', '$3')}",
             [(now, number, step.store) for number, found in step.packs if found is right],
         )
