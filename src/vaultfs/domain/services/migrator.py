@@ -15,6 +15,7 @@ from typing import Final
 
 import anyio
 from anyio import to_thread
+from anyio.abc import TaskGroup
 from attrs import define, field, frozen
 
 from vaultfs.domain import migrating as steps
@@ -218,8 +219,7 @@ class Migrator:
         while True:
             self.answering, self._found = True, False
             async with task_group() as tasks:
-                for _ in range(MOST):
-                    tasks.start_soon(self._lane, progress)
+                await self._lane(tasks, MOST - 1, progress)
             now = await self.catalog.placement()
             if now is None or now.copies is None or now.paused or not self.answering:
                 return False
@@ -230,8 +230,10 @@ class Migrator:
                 return await self._is_complete(now, now.copies[1])
             await anyio.sleep(min(wait / 1e6, LOOK_AGAIN))
 
-    async def _lane(self, progress: Progress) -> None:
-        """Copy pack by pack, beside other lanes, until there is none to be had."""
+    async def _lane(self, tasks: TaskGroup, more: int, progress: Progress) -> None:
+        """Copy pack by pack until there is none to be had; once there was one, others do so
+        beside it, `more` at the most.
+        """
         while self.answering:
             async with self._at_once:
                 now = await self.catalog.placement()
@@ -241,6 +243,9 @@ class Migrator:
                 if not claimed:
                     return
                 self._found = True
+                if more:
+                    tasks.start_soon(self._lane, tasks, more - 1, progress)
+                    more = 0
                 await self._copy_one(claimed[0], now.copies, progress)
 
     async def _claim(self, name: str) -> list[Claimed]:

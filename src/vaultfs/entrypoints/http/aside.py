@@ -23,6 +23,8 @@ log = logging.getLogger("vaultfs.server")
 UPKEEP_EVERY: Final = 3600
 FOLLOW_EVERY: Final = 1.0
 """Seconds between two looks at how a migration goes."""
+COPY_EVERY: Final = 5.0
+"""Seconds between two looks for something to copy: it is counted, so in proportion to packs."""
 ANNOUNCE_EVERY: Final = 30.0
 """Seconds; well below `migrating.ALIVE_US`."""
 GOODBYE: Final = 2.0
@@ -109,13 +111,16 @@ async def _copy(vault: Vault, metrics: Metrics) -> None:
     mover = await vault.migrator()
     troubles, waits = Troubles("copying failed"), Troubles("a migration waits")
     while True:
-        complete = False
-        with troubles.logged():
-            if wrong := await mover.compare():
-                log.error("reads differ between stores", extra={"packs": wrong})
-                metrics.upkeep["shadow_differences"] += len(wrong)
-            complete = await mover.run(progress=copied)
+        seen, complete = vault.objects.placement, False
+        if seen.copies is not None:
+            with troubles.logged():
+                if wrong := await mover.compare():
+                    log.error("reads differ between stores", extra={"packs": wrong})
+                    metrics.upkeep["shadow_differences"] += len(wrong)
+                complete = await mover.run(progress=copied)
         if complete:
             with waits.logged():
                 await mover.advance()
-        await anyio.sleep(FOLLOW_EVERY)
+        with anyio.move_on_after(COPY_EVERY):
+            while vault.objects.placement.epoch == seen.epoch:  # noqa: ASYNC110 a value changes
+                await anyio.sleep(FOLLOW_EVERY)
