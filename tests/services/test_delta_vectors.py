@@ -23,6 +23,14 @@ async def test_a_delta_leads_to_its_target(vector: dict[str, Any]) -> None:
     assert await rebuilt(BASE, bytes.fromhex(vector["delta"])) == wanted
 
 
+@pytest.mark.parametrize("vector", VECTORS["images"], ids=lambda each: each["what"])
+async def test_a_delta_between_images_leads_to_its_target(vector: dict[str, Any]) -> None:
+    base, delta, target = (bytes.fromhex(vector[each]) for each in ("base", "delta", "target"))
+    assert await rebuilt(base, delta) == target
+    with pytest.raises(VaultError):
+        await rebuilt(target, delta)
+
+
 @pytest.mark.parametrize("vector", VECTORS["refused"], ids=lambda each: each["what"])
 async def test_what_is_no_delta_is_refused(vector: dict[str, Any]) -> None:
     with pytest.raises(VaultError) as refused:

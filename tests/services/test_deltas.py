@@ -11,10 +11,12 @@ from attrs import define
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.domain.test_matching import edited
+from tests.domain.test_zipimages import words, zipped
 from tests.faults import MIB, BytesSource, at, open_memory_vault, random_bytes
 
 from vaultfs.domain.chains import Reason, Way
 from vaultfs.domain.deltacodec import (
+    IMAGES,
     Block,
     Header,
     ReadBase,
@@ -72,12 +74,12 @@ async def told(
         return offer, data
 
 
-async def rebuilt(base: bytes, delta: bytes, piece: int = 1 << 16) -> bytes:
+async def rebuilt(base: bytes, delta: bytes, piece: int = 1 << 16, *, images: bool = True) -> bytes:
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(delta), piece):
             yield delta[start : start + piece]
 
-    async with aclosing(Rebuilding(Bytes(base)).run(pieces())) as made:
+    async with aclosing(Rebuilding(Bytes(base), images).run(pieces())) as made:
         return b"".join([each async for each in made])
 
 
@@ -341,6 +343,72 @@ async def test_whatever_comes_leads_to_the_target_or_is_refused(
         assert await rebuilt(old, bytes(sent)) == new
     except VaultError:
         return
+
+
+# Zip files
+
+
+DOCUMENT = {
+    "[Content_Types].xml": b"<types/>",
+    **{f"part-{number}.xml": words(number, 5000) for number in range(12)},
+    "media/picture": noise(150_000, "picture"),
+}
+CHANGED = {**DOCUMENT, "part-3.xml": words(3, 5000).replace(b"lease", b"fence", 2)}
+
+
+async def zip_delta(old: bytes, new: bytes) -> bytes:
+    async with open_memory_vault() as vault:
+        node, (one, two) = await versions(vault, old, new)
+        offer, data = await told(vault, node, one, two)
+        assert offer.plan.way is Way.DIRECT
+    assert data is not None
+    assert await rebuilt(old, data) == new
+    return data
+
+
+async def test_a_change_of_a_document_is_as_long_as_the_change_of_its_text() -> None:
+    old, new = zipped(DOCUMENT), zipped(CHANGED)
+    data = await zip_delta(old, new)
+    assert data[4] == IMAGES
+    assert len(data) < 500
+    assert len(zipped({"part-3.xml": CHANGED["part-3.xml"]})) > 2000, "as it is packed"
+    assert len(await zip_delta(new, old)) < 500
+
+
+async def test_zip_files_of_others_are_sent_as_all_files_are() -> None:
+    old, new = zipped(DOCUMENT), zipped(CHANGED)
+    for base, target in (
+        (old, b"?" + new),
+        (noise(1000) + old, new),
+        (old, old + new[-22:]),  # two directories' ends
+        (old[:-30] + old[-22:], new),
+    ):
+        data = await zip_delta(base, target)
+        assert len(data) < len(target)
+
+
+async def test_a_server_takes_no_images() -> None:
+    data = await zip_delta(zipped(DOCUMENT), zipped(CHANGED))
+    with pytest.raises(Unsupported):
+        await rebuilt(zipped(DOCUMENT), data, images=False)
+
+
+async def test_every_byte_of_images_counts() -> None:
+    old, new = zipped(DOCUMENT), zipped(CHANGED)
+    data = await zip_delta(old, new)
+    for piece in (1, 7):
+        assert await rebuilt(old, data, piece) == new
+    for place in range(len(data)):
+        with pytest.raises((Corrupt, Unsupported, VersionMismatch)):
+            await rebuilt(old, data[:place])
+        flipped = bytearray(data)
+        flipped[place] ^= 0x10
+        with pytest.raises((Corrupt, Unsupported, VersionMismatch)):
+            assert await rebuilt(old, bytes(flipped)) != new
+    with pytest.raises(VersionMismatch):
+        await rebuilt(new, data)
+    with pytest.raises(Corrupt):
+        await rebuilt(old, data + b"?")
 
 
 async def test_a_header_is_believed_for_no_more_than_it_says() -> None:

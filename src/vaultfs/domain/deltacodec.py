@@ -26,6 +26,9 @@ from vaultfs.domain.errors import Corrupt, Unsupported
 from vaultfs.domain.matching import Difference, FineStep
 
 FORMAT: Final = 1
+IMAGES: Final = 2
+"""The format of a delta between images of zip files: see `domain.zipimages`."""
+MAX_CODES: Final = 1 << 16
 MEDIA_TYPE: Final = "application/vnd.vaultfs.delta"
 MAGIC: Final = b"VFDL"
 CHECK: Final = 8
@@ -86,6 +89,52 @@ def write_header(header: Header) -> bytes:
     """The head of a stream."""
     sizes = write_varint(header.base_size) + write_varint(header.target_size)
     return MAGIC + bytes([FORMAT]) + sizes + header.base + header.target
+
+
+class Images(NamedTuple):
+    """The head of a delta between images: of the files, and how their images are made."""
+
+    header: Header
+    base_codes: bytes
+    target_codes: bytes
+
+
+def write_images(images: Images) -> bytes:
+    """The head of a delta between images; a delta of `FORMAT` between these follows it."""
+    header = images.header
+    sizes = write_varint(header.base_size) + write_varint(header.target_size)
+    head = MAGIC + bytes([IMAGES]) + sizes + header.base + header.target
+    for codes in (images.base_codes, images.target_codes):
+        packed = _packed(codes)
+        head += write_varint(len(codes)) + write_varint(len(packed)) + packed
+    return head
+
+
+def read_images(data: bytes) -> tuple[Images, int] | None:
+    """Such a head, and where it ends; None if there is more to come. Raises `Corrupt`."""
+    at = len(MAGIC) + 1
+    numbers = _try_numbers(data[at:], 2)
+    if numbers is None:
+        return None
+    (base_size, target_size), read = numbers
+    at += read
+    checks = data[at : at + 2 * CHECK]
+    at += 2 * CHECK
+    codes: list[bytes] = []
+    for _ in range(2):
+        found = _try_numbers(data[at:], 2)
+        if found is None:
+            return None
+        (size, stored), read = found
+        if not stored <= size <= MAX_CODES:
+            raise Corrupt("a delta has more codes than a zip file can have members")
+        at += read
+        if len(data) < at + stored:
+            return None
+        codes.append(_unpacked(data[at : at + stored], size))
+        at += stored
+    header = Header(base_size, target_size, checks[:CHECK], checks[CHECK:])
+    return Images(header, *codes), at
 
 
 def write_end(blocks: int) -> bytes:

@@ -143,7 +143,7 @@ class Pull:
         from vaultfs.domain.services.rebuilding import Rebuilding
         from vaultfs.entrypoints.client import check_digest
 
-        rebuilding, whole, told = Rebuilding(base), blake3(), 0
+        rebuilding, whole, told = Rebuilding(base, images=True), blake3(), 0
         came = self._pieces(answer)
         made = rebuilding.run(came) if answer.status == 226 else came
         before = base.before if self.expected == "any" else self.expected

@@ -248,8 +248,20 @@ class _Making:
             return
         assert coarse is not None
         async with aclosing(self.encoded(digest, target.digest, coarse)) as encoded:
-            async for piece in encoded:
-                yield piece
+            if (images := await self._between_images(digest, target.digest)) is None:
+                async for piece in encoded:
+                    yield piece
+            else:
+                yield min(b"".join([piece async for piece in encoded]), images, key=len)
+
+    async def _between_images(self, digest: Digest, vouched: Digest) -> bytes | None:
+        """The delta between images, where both versions are zip files at hand."""
+        old, target = self.old, self.target
+        if self.plan.way is not Way.DIRECT or old is None:
+            return None
+        header = Header.of(old.size, digest, target.size, vouched)
+        manifests = (old.manifest, target.manifest)
+        return await self.deltas.differ.between_images(self.owner, *manifests, header)
 
     async def encoded(
         self, digest: Digest, vouched: Digest, coarse: Delta

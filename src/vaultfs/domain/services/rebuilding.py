@@ -6,17 +6,33 @@ until then it is nothing to be shown to anybody.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Final, Protocol
 
 from anyio import to_thread
-from attrs import define, field
+from attrs import define, field, frozen
 from blake3 import blake3
 
-from vaultfs.domain.deltacodec import CHECK, Block, Header, Parser, ReadBase, Sealed, prefix_ranges
+from vaultfs.domain.deltacodec import (
+    CHECK,
+    IMAGES,
+    MAGIC,
+    MAX_CODES,
+    MAX_HEAD,
+    Block,
+    Header,
+    Images,
+    Parser,
+    ReadBase,
+    Sealed,
+    prefix_ranges,
+    read_images,
+)
 from vaultfs.domain.deltas import Copy, Literal
-from vaultfs.domain.digests import Digest
+from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Corrupt, VersionMismatch
 from vaultfs.domain.matching import Difference, total
+from vaultfs.domain.zipimages import MAX_IMAGE, MAX_ZIP, closed, opened
 
 PIECE: Final = 1 << 20
 """Bytes that are handed on at a time."""
@@ -45,7 +61,10 @@ class Rebuilding:
     """One content on its way."""
 
     base: Base
+    images: bool = False
+    """Whether deltas between images are taken: whole files and images are in memory then."""
     _parser: Parser = field(factory=Parser)
+    _head: Images | None = None
     _whole: blake3 = field(factory=blake3)
     _size: int = 0
 
@@ -60,18 +79,67 @@ class Rebuilding:
         `VersionMismatch` if the base is another one, before anything is made, and `Corrupt`
         or `Unsupported` for a delta that is damaged.
         """
-        checked = False
+        began = b""
         async for data in delta:
+            began += data
+            if len(began) > len(MAGIC):
+                break
+        if self.images and began.startswith(MAGIC + bytes([IMAGES])):
+            made = self._from_images(began, delta)
+        else:
+            made = self._from_blocks(began, delta)
+        async with aclosing(made):
+            async for piece in made:
+                yield piece
+        self._check_target()
+
+    async def _from_blocks(
+        self, data: bytes, delta: AsyncIterator[bytes]
+    ) -> AsyncGenerator[bytes, None]:
+        checked = False
+        while data:
             for sealed in self._parser.feed(data):
                 checked = checked or self._check_base()
                 async for piece in self._made(sealed):
                     yield piece
+            data = await anext(delta, b"")
         self._parser.close()
         self._check_base()
-        self._check_target()
+
+    async def _from_images(
+        self, data: bytes, delta: AsyncIterator[bytes]
+    ) -> AsyncGenerator[bytes, None]:
+        while (found := read_images(data)) is None:
+            more = await anext(delta, b"")
+            if not more or len(data) > MAX_HEAD + 2 * MAX_CODES:
+                raise Corrupt("a delta was cut short")
+            data += more
+        self._head, at = found
+        header, base = self._head.header, self.base
+        self._check_base()
+        if max(header.base_size, header.target_size) > MAX_ZIP:
+            raise Corrupt("no zip file as large as that is laid open")
+        whole = await base.read(0, base.size) if base.size else b""
+        image = await to_thread.run_sync(opened, whole, self._head.base_codes)
+        inner = Rebuilding(_Held(image, digest_of(image)))
+        target, size = list[bytes](), 0
+        async with aclosing(inner.run(_chained(data[at:], delta))) as made:
+            async for piece in made:
+                size += len(piece)
+                if size > MAX_IMAGE:
+                    raise Corrupt("an image of a zip file is too large")
+                target.append(piece)
+        codes = self._head.target_codes
+        data = await to_thread.run_sync(closed, b"".join(target), codes, header.target_size)
+        await to_thread.run_sync(self._whole.update, data)
+        self._size = len(data)
+        for start in range(0, len(data), PIECE):
+            yield data[start : start + PIECE]
 
     @property
     def _header(self) -> Header:
+        if self._head is not None:
+            return self._head.header
         assert self._parser.header is not None
         return self._parser.header
 
@@ -136,6 +204,27 @@ class Rebuilding:
                 held, size = [], 0
         if held:
             yield b"".join(held)
+
+
+@frozen
+class _Held:
+    """A base that is in memory."""
+
+    data: bytes
+    digest: Digest
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    async def read(self, start: int, stop: int) -> bytes:
+        return self.data[start:stop]
+
+
+async def _chained(data: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    yield data
+    async for more in rest:
+        yield more
 
 
 def _reading(known: dict[tuple[int, int], bytes]) -> ReadBase:
