@@ -124,6 +124,23 @@ def text(size: int) -> Callable[[Path, Path], None]:
     return make
 
 
+def document(old: Path, new: Path) -> None:
+    """A text document as office programs keep it: XML parts and pictures, packed by zlib."""
+    draw = random.Random(7)
+    words = ["".join(draw.choices("abcdefghij", k=6)) for _ in range(900)]
+    text = "".join(f"<w:p>{' '.join(draw.choices(words, k=60))}</w:p>" for _ in range(3000))
+    pictures = [draw.randbytes(150_000) for _ in range(7)]
+    for file, content in ((old, text), (new, text.replace("<w:p>", "<w:p>A sentence more. ", 1))):
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+            for name, part in (
+                ("word/document.xml", content.encode()),
+                *((f"word/media/{each}.png", data) for each, data in enumerate(pictures)),
+            ):
+                info = zipfile.ZipInfo(name, (2024, 1, 2, 3, 4, 6))
+                info.compress_type = zipfile.ZIP_DEFLATED
+                out.writestr(info, part)
+
+
 def releases(name: str, *, as_tar: bool) -> Callable[[Path, Path], None]:
     def make(old: Path, new: Path) -> None:
         for requirement, file in zip(WHEELS[name], (old, new), strict=True):
@@ -140,6 +157,7 @@ PAIRS: Final[dict[str, Callable[[Path, Path], None]]] = {
     "text 1 KB": text(1000),
     "text 10 KB": text(10_000),
     "text 100 KB": text(100_000),
+    "docx": document,
     "django wheel": releases("django", as_tar=False),
     "django tar": releases("django", as_tar=True),
     "numpy tar": releases("numpy", as_tar=True),
@@ -210,7 +228,7 @@ def child(vault: Path, old: Path, new: Path) -> None:
             begun = time.perf_counter()
             back = vault.parent / "back"
             async with local_base(old) as local, replacing(back, None, Origin()) as out:
-                async for piece in Rebuilding(local).run(pieces()):
+                async for piece in Rebuilding(local, images=True).run(pieces()):
                     await out.write(piece)
             applying = time.perf_counter() - begun
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
