@@ -67,6 +67,10 @@ FAILURES: Final = (
     " JOIN packs p ON p.id = l.pack"
     f" WHERE l.backend = $1 AND l.state NOT IN {THERE} AND l.attempts >= $2 ORDER BY p.key LIMIT $3"
 )
+FAILED: Final = (
+    "SELECT COUNT(*) FROM pack_locations"
+    f" WHERE backend = $1 AND state NOT IN {THERE} AND attempts >= $2"
+)
 PACKS_IN: Final = (
     "SELECT p.key, p.size, p.crc32c, l.backend FROM pack_locations l"
     f" JOIN packs p ON p.id = l.pack WHERE l.backend = $1 AND l.state IN {THERE} AND p.key > $2"

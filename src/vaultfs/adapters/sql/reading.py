@@ -181,13 +181,13 @@ class SqlCatalog(Catalog):
         return [Failure(*row) for row in await self._rows(FAILURES, store, MOST_ATTEMPTS, limit)]
 
     async def copy_counts(self, store: str) -> "Counts":
-        from vaultfs.adapters.sql.placements import COUNTS  # noqa: PLC0415
-        from vaultfs.domain.migrating import Counts  # noqa: PLC0415
+        from vaultfs.adapters.sql.placements import COUNTS, FAILED  # noqa: PLC0415
+        from vaultfs.domain.migrating import MOST_ATTEMPTS, Counts  # noqa: PLC0415
 
         [row] = await self._rows(COUNTS, store)
         packs, size, there, there_size, read_back = map(int, row)
-        failed = len(await self.copy_failures(store))
-        return Counts(packs, size, there, there_size, failed, read_back)
+        [(failed,)] = await self._rows(FAILED, store, MOST_ATTEMPTS)
+        return Counts(packs, size, there, there_size, int(failed), read_back)
 
     async def chunk_rows(
         self, *, after: Digest | None = None, limit: int = 8192
