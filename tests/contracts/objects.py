@@ -79,6 +79,10 @@ class ObjectStoreContract:
     def written(self) -> Written:
         raise NotImplementedError("a backend's tests look behind the port themselves")
 
+    async def test_tells_how_much_room_there_is_if_it_knows(self, store: ObjectStore) -> None:
+        room = await store.room()
+        assert room is None or room > 0
+
     async def test_returns_what_was_put(self, store: ObjectStore, written: Written) -> None:
         await store.put("packs/one", b"\x00\xff")
         assert await store.get("packs/one") == b"\x00\xff" == written("packs/one")
@@ -147,6 +151,10 @@ class ObjectStoreContract:
         assert (info.key, info.size) == ("key", 3)
         assert info.modified_us > 1_500_000_000_000_000
         assert {name for name, _ in info.digests} == store.capabilities.digests
+
+    async def test_tells_how_much_room_there_is_if_it_knows(self, store: ObjectStore) -> None:
+        room = await store.room()
+        assert room is None or room > 0
 
     async def test_absent(self, store: ObjectStore) -> None:
         await store.put("other", b".")

@@ -716,6 +716,18 @@ async def test_a_store_that_nobody_named_is_refused(vault: Vault, mover: Migrato
         await mover.start("s")
 
 
+async def test_a_store_that_is_too_small_is_refused(
+    world: World, mover: Migrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def room() -> int:
+        return 8_000
+
+    monkeypatch.setattr(world.target, "room", room)
+    with pytest.raises(OutOfSpace, match="room for 8000 bytes, and the packs are 9"):
+        await mover.start("t")
+    assert await world.phase() is Phase.SETTLED
+
+
 async def test_of_two_operators_one_is_too_late(world: World, mover: Migrator) -> None:
     seen = (await mover.start("t")).epoch
     await mover.follow(Command.DUAL, seen)

@@ -182,6 +182,11 @@ class LocalObjectStore(ObjectStore):
     async def probe(self) -> None:
         await probe_objects(self)
 
+    async def room(self) -> int:
+        with self._edge("room", ""):
+            found = await run_sync(os.statvfs, self._root)
+        return found.f_bavail * found.f_frsize
+
     async def aclose(self) -> None:
         """Nothing is held between calls."""
 

@@ -294,6 +294,10 @@ class ObjectStore(ABC):
         Raises whatever is wrong with it, `StoreMisconfigured` for a false promise.
         """
 
+    async def room(self) -> int | None:
+        """Bytes for which there is room now; None where that cannot be told, as in a cloud."""
+        return None
+
     @abstractmethod
     async def aclose(self) -> None:
         """Let go of connections and threads. Nothing may be called afterwards."""

@@ -50,6 +50,9 @@ class StoreAround(ObjectStore):
     async def probe(self) -> None:
         await self.inner.probe()
 
+    async def room(self) -> int | None:
+        return await self.inner.room()
+
     async def aclose(self) -> None:
         await self.inner.aclose()
 

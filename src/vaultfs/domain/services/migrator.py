@@ -39,6 +39,7 @@ from vaultfs.ports.objects import (
     ObjectExists,
     ObjectNotFound,
     ObjectStore,
+    OutOfSpace,
     PutMode,
     StoreError,
 )
@@ -106,9 +107,20 @@ class Migrator:
             raise Conflict(f"a migration from {now.source} to {now.target} is {now.phase} already")
         store = await self.stores.find(target)
         await store.probe()
+        await self._see_room(store)
         await self.stores.claim(target)
         await self._step(steps.Propose(source, target, level, pace))
         return await self.follow(Command.START)
+
+    async def _see_room(self, store: ObjectStore) -> None:
+        """Raises `OutOfSpace` if it can be told that everything does not fit in."""
+        room, size = await store.room(), (await self.catalog.stats()).packed
+        if room is not None and room < size:
+            raise OutOfSpace(
+                f"there is room for {room} bytes, and the packs are {size}",
+                backend=store.name,
+                operation="start",
+            )
 
     async def follow(self, command: Command, if_epoch: int | None = None) -> Placement:
         """Go on to another phase. Raises `Blocked` with what is in the way, and `Conflict`."""
