@@ -79,10 +79,6 @@ class ObjectStoreContract:
     def written(self) -> Written:
         raise NotImplementedError("a backend's tests look behind the port themselves")
 
-    async def test_tells_how_much_room_there_is_if_it_knows(self, store: ObjectStore) -> None:
-        room = await store.room()
-        assert room is None or room > 0
-
     async def test_returns_what_was_put(self, store: ObjectStore, written: Written) -> None:
         await store.put("packs/one", b"\x00\xff")
         assert await store.get("packs/one") == b"\x00\xff" == written("packs/one")
