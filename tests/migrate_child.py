@@ -9,6 +9,7 @@ many effects there were. Run again, it goes on from wherever the vault is.
 """
 
 import os
+import signal
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +26,7 @@ from vaultfs.adapters.wrappers.counting import CountingObjectStore, Effect
 from vaultfs.adapters.wrappers.placed import PlacedObjectStore
 from vaultfs.domain.errors import Busy, NotFound
 from vaultfs.domain.migration import Command, Level, Phase, Placement
+from vaultfs.domain.services import migrator
 from vaultfs.domain.services.collector import Options
 from vaultfs.domain.services.migrator import Migrator
 from vaultfs.entrypoints.opening import OWNER
@@ -161,14 +163,17 @@ async def copied(mover: Migrator) -> None:
         await anyio.sleep(0.05)
 
 
-async def run(where: str, folder: Path, deadly: int, signal: int) -> None:
+async def run(where: str, folder: Path, deadly: int, sign: int) -> None:
     count = 0
+    if sign == signal.SIGSTOP:
+        # In the middle of a transaction of another task SQLite would keep everybody out.
+        migrator.MOST = 1  # type: ignore[misc]
 
     def effect(_: str) -> None:
         nonlocal count
         count += 1
         if count == deadly:
-            os.kill(os.getpid(), signal)
+            os.kill(os.getpid(), sign)
 
     def told(name: str) -> None:
         sys.stdout.write(f"put {name}\n")
