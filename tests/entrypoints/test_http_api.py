@@ -239,7 +239,8 @@ async def test_content_cannot_act_in_the_name_of_the_server(api: Client) -> None
 
 async def test_a_damaged_file_is_an_error_and_says_nothing_of_the_server(api: Client) -> None:
     await put(api, "/a.txt", CONTENT)
-    store: Any = api.vault.objects
+    [store] = api.vault.objects.stores.values()
+    assert isinstance(store, MemoryObjectStore)
     for key in [key for key in store.objects if key.startswith("packs/")]:
         del store.objects[key]
     assert await api.refused(500, "GET", FILE) == "damaged_content"

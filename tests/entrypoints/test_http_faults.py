@@ -44,7 +44,8 @@ async def test_a_store_that_fails_leaves_the_old_version(
         raise error
 
     with monkeypatch.context() as broken:
-        broken.setattr(type(api.vault.objects), "put", fail)
+        [store] = api.vault.objects.stores.values()
+        broken.setattr(type(store), "put", fail)
         answer = await api("PUT", FILE, content=NEW)
         assert (answer.status_code, answer.json()["code"]) == (status, code)
         assert "/srv/x" not in answer.text
@@ -57,7 +58,8 @@ async def test_a_store_that_fails_leaves_the_old_version(
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
 async def test_a_damaged_pack_hits_its_files_alone(api: Client, damage: str) -> None:
     await api.ok("PUT", FILE, content=OLD)
-    store: Any = api.vault.objects
+    [found] = api.vault.objects.stores.values()
+    store: Any = found
     [key] = [each for each in store.objects if each.startswith("packs/")]
     await api.ok("PUT", "/v1/files/me/b", content=NEW)
     data = bytearray(store.objects[key])

@@ -106,7 +106,8 @@ async def test_a_file_that_cannot_be_read_comes_without_its_bytes(api: Client) -
     assert not node.is_folder
     [(digest, _)] = version.manifest.entries
     places = await api.vault.catalog.locate(api.vault.user.id, [digest])
-    objects: Any = api.vault.objects
+    [store] = api.vault.objects.stores.values()
+    objects: Any = store
     while not hasattr(objects, "objects"):
         objects = objects.inner
     for key, data in list(objects.objects.items()):

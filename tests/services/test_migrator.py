@@ -466,6 +466,8 @@ async def test_a_pack_that_is_missing_or_damaged_is_listed_and_never_counted(
     assert {f"packs/{each.key.hex()}" for each in failures} == {missing, damaged}
     assert world.target.packs.isdisjoint({missing, damaged})
     await mover.advance()
+    assert await world.phase() is Phase.COPYING, "two of three are far from all"
+    await mover.follow(Command.DUAL)
     with pytest.raises(Blocked, match="2 packs are not verified in t"):
         await mover.follow(Command.CUTOVER)
     world.source.memory.objects.update(bytes_of)
@@ -473,6 +475,25 @@ async def test_a_pack_that_is_missing_or_damaged_is_listed_and_never_counted(
     assert await mover.run()
     await mover.follow(Command.CUTOVER)
     await world.check(vault)
+
+
+async def test_packs_go_to_both_once_all_but_one_in_a_hundred_are_there(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await world.put(vault, *(f"more-{number}" for number in range(98)))
+    missing = sorted(world.source.packs)[:2]
+    kept = {key: world.source.memory.objects.pop(key) for key in missing}
+    await mover.start("t", Level.DIGEST)
+    assert not await mover.run()
+    await mover.advance()
+    assert await world.phase() is Phase.COPYING, "two of 101 are missing"
+    world.source.memory.objects[missing[0]] = kept[missing[0]]
+    await mover.retry()
+    assert not await mover.run()
+    await mover.advance()
+    assert await world.phase() is Phase.DUAL
+    with pytest.raises(Blocked, match="1 packs are not verified in t"):
+        await mover.follow(Command.CUTOVER)
 
 
 async def test_what_decays_in_the_new_store_is_read_back_and_copied_again(

@@ -28,7 +28,7 @@ from vaultfs.domain.errors import (
     OutcomeUnknown,
 )
 from vaultfs.domain.migrating import Claimed, Counts, Failure
-from vaultfs.domain.migration import AT_ONCE, Command, Level, Pace, Phase, Placement
+from vaultfs.domain.migration import AT_ONCE, Blocked, Command, Level, Pace, Phase, Placement
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.domain.services.tasks import task_group
@@ -58,6 +58,7 @@ NOTE_AGAIN_AFTER: Final = (0.05, 0.2, 0.8, 2.0)
 """Seconds between the tries to note what was copied, where the catalog is busy or away."""
 READ_BACK: Final = 2
 """The level that says that a pack was read back."""
+ALMOST: Final = 0.01
 LOOK_AGAIN: Final = 2.0
 """Seconds that the pace is waited for at the most before the placement is looked at again."""
 
@@ -294,12 +295,26 @@ class Migrator:
         return counts.there == counts.packs and not await self.catalog.unread(name, now.level)
 
     async def advance(self) -> None:
-        """Go on to the phase that follows by itself once all is copied."""
+        """Go on to the phase that follows by itself, if enough is copied.
+
+        That is all of it on the way back; to have packs put into both stores, all but one in a
+        hundred: as long as that is not so, more of them may come than are copied. Raises `Blocked`.
+        """
         now = await self._placement()
-        following = {Phase.COPYING: Command.DUAL, Phase.REVERSING: Command.REVERSED}
-        command = following.get(now.phase)
-        if command is not None:
+        following = {Phase.COPYING: (Command.DUAL, ALMOST), Phase.REVERSING: (Command.REVERSED, 0)}
+        if now.copies is None or now.paused or now.phase not in following:
+            return
+        command, share = following[now.phase]
+        counts = await self.catalog.copy_counts(now.copies[1])
+        if counts.packs - counts.there > counts.packs * share:
+            return
+        try:
             await self.follow(command, now.epoch)
+        except Blocked:
+            raise
+        except Conflict:
+            if (await self._placement()).epoch == now.epoch:  # else somebody else did that
+                raise
 
     async def _copy_one(self, pack: Claimed, copies: tuple[str, str], progress: Progress) -> None:
         """Copy a pack, and note what became of it.

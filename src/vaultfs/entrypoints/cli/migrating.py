@@ -209,17 +209,15 @@ async def _watch(call: Session, mover: "Migrator") -> bool:
     with call.progress("migrate", left) as bar:
         async with task_group() as tasks:
             tasks.start_soon(_show, mover, bar, left)
-            complete = await mover.run()
-            while not complete and await _is_under_way(mover):
-                await anyio.sleep(LOOK_EVERY)
-                complete = await mover.run()
+            try:
+                while not (complete := await mover.run()) and await _is_under_way(mover):
+                    await mover.advance()
+                    await anyio.sleep(LOOK_EVERY)
+                await mover.advance()
+                complete = complete and await mover.run()
+            except Blocked:  # by what the status tells
+                complete = False
             tasks.cancel_scope.cancel()
-    try:
-        if complete:
-            await mover.advance()
-            await mover.run()
-    except Blocked:  # by what the status tells
-        return False
     return complete
 
 

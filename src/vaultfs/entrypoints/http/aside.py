@@ -104,23 +104,25 @@ async def _follow(vault: Vault, name: str) -> None:
 
 async def _copy(vault: Vault, metrics: Metrics) -> None:
     """Copy what a migration wants copied, beside other servers that do."""
+    more = False
 
     def copied(size: int) -> None:
+        nonlocal more
         metrics.upkeep["migration_copied_bytes"] += size
+        more = True
 
     mover = await vault.migrator()
     troubles, waits = Troubles("copying failed"), Troubles("a migration waits")
     while True:
-        seen, complete = vault.objects.placement, False
+        seen, more = vault.objects.placement, False
         if seen.copies is not None:
             with troubles.logged():
                 if wrong := await mover.compare():
                     log.error("reads differ between stores", extra={"packs": wrong})
                     metrics.upkeep["shadow_differences"] += len(wrong)
-                complete = await mover.run(progress=copied)
-        if complete:
+                await mover.run(progress=copied)
             with waits.logged():
                 await mover.advance()
-        with anyio.move_on_after(COPY_EVERY):
+        with anyio.move_on_after(FOLLOW_EVERY if more else COPY_EVERY):
             while vault.objects.placement.epoch == seen.epoch:  # noqa: ASYNC110 a value changes
                 await anyio.sleep(FOLLOW_EVERY)
