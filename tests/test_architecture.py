@@ -17,7 +17,7 @@ PURE = {
     *("abc", "base64", "bisect", "collections", "datetime", "enum", "functools", "hashlib"),
     *("hmac", "itertools", "json"),
     *("math", "operator", "re", "struct", "threading", "typing", "unicodedata"),
-    *("attrs", "blake3", "crc32c", "google_crc32c", "pyfastcdc", "zstandard"),
+    *("attrs", "blake3", "crc32c", "google_crc32c", "pyfastcdc", "zlib", "zstandard"),
     *("backports", "compression", "sys"),  # zstd, in whichever of the two the version has it
 }
 """What the core may import: nothing in it reads a clock, a disk, an environment or dice."""
