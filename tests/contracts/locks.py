@@ -461,8 +461,10 @@ class SharedLockContract:
             while not done.cancel_called:
                 async with pair[side].hold(Owner(f"{side}{number}"), TREE, {F: Mode.X}):
                     counts[side] += 1
+                if sum(counts) >= 400:  # a busy disk may stop one of them for a while
+                    done.cancel()
 
-        with anyio.move_on_after(1.5) as done:
+        with anyio.move_on_after(20) as done:
             async with anyio.create_task_group() as tasks:
                 for number in range(3):
                     tasks.start_soon(take, 0, number)
