@@ -578,8 +578,8 @@ class CollectionContract:
     async def test_what_is_to_be_rewritten_is_claimed_once(self, gc: Collecting) -> None:
         assert await gc.catalog.claim_rewrite(gc.me.now) is None
         number = await gc.begin()
-        work = tuple(bytes([each]) for each in range(20))
-        assert await gc.step(steps.OfferRewrites(number, work)) == 20
+        work = tuple(bytes([each]) for each in range(200))
+        assert await gc.step(steps.OfferRewrites(number, work)) == 200
         given: list[steps.Rewrite] = []
 
         async def claim_all() -> None:
@@ -591,7 +591,7 @@ class CollectionContract:
                 tasks.start_soon(claim_all)
         assert sorted(each.work for each in given) == list(work)
         assert {each.collection for each in given} == {number}
-        assert await gc.catalog.rewrites(number) == [None] * 20
+        assert await gc.catalog.rewrites(number) == [None] * 200
         note = steps.NoteRewritten(number, given[0].number, "{}")
         assert [await gc.step(note) for _ in range(2)] == [1, 0]
         assert sum(each is not None for each in await gc.catalog.rewrites(number)) == 1

@@ -96,7 +96,7 @@ _VALUES = re.compile(r"VALUES \(([^)]*)\)")
 @cache
 def _widened(sql: str) -> str:
     """An INSERT of one row as an INSERT of `ROWS_AT_ONCE`."""
-    row = ",".join("?" * _VALUES.findall(sql)[0].count("$"))
+    row = re.sub(r"\$\d+", "?", _VALUES.findall(sql)[0])
     return _VALUES.sub("VALUES " + ",".join([f"({row})"] * ROWS_AT_ONCE), sql)
 
 
