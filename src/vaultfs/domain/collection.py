@@ -127,6 +127,10 @@ class Marks:
             at = at + step & _WORD
         return True
 
+    def needed(self, rows: Sequence["ChunkRow"]) -> Iterator["ChunkRow"]:
+        """Those of `rows` that are needed, or seem so."""
+        return (row for row in rows if self.has(row[1], row[0]))
+
     def _factor(self, owner: UserId) -> int:
         return ((owner + 1) * _GOLDEN + self.salt * _MIXING) & _WORD | 1
 
@@ -144,6 +148,11 @@ class ExactMarks:
     def has(self, owner: UserId, digest: bytes) -> bool:
         """Whether it was noted."""
         return digest in self._noted.get(owner, ())
+
+    def needed(self, rows: Sequence["ChunkRow"]) -> list["ChunkRow"]:
+        """Those of `rows` that are needed."""
+        noted, none = self._noted, set[bytes]()
+        return [row for row in rows if row[0] in noted.get(row[1], none)]
 
 
 AnyMarks = Marks | ExactMarks
@@ -171,9 +180,9 @@ def count_needed(
     `rows` are some of all rows, in the order of digests, none of a digest left out.
     """
     last: tuple[bytes, int] | None = None
-    for digest, owner, pack, size in rows:
+    for digest, _, pack, size in marks.needed(rows):
         place = digest, pack
-        if place != last and marks.has(owner, digest):
+        if place != last:
             needed[pack] = needed.get(pack, 0) + HEADER_SIZE + size
             last = place
 
