@@ -31,6 +31,7 @@ from tests.faults import (
     write_tree,
 )
 
+from vaultfs.adapters.local import LocalObjectStore
 from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import Exists
 from vaultfs.domain.integrity import Depth
@@ -204,6 +205,16 @@ async def test_an_init_that_was_killed_is_taken_up_again(place: Path) -> None:
             await init_vault(folder)
         async with opened(folder) as vault:
             assert await files_of(vault) == []
+
+
+async def test_an_init_that_got_as_far_as_its_store_is_taken_up_again(place: Path) -> None:
+    folder = place / "vault"
+    (folder / "objects").mkdir(parents=True)
+    store = await LocalObjectStore.open(folder / "objects")
+    await store.aclose()
+    await init_vault(folder)
+    async with opened(folder) as vault:
+        assert await files_of(vault) == []
 
 
 async def test_leftovers_of_a_crash_are_invisible_and_go_a_day_later(place: Path) -> None:

@@ -400,7 +400,9 @@ def _is_free(folder: Path) -> bool:
     """Whether nothing is in `folder` but what an interrupted `init` left in it."""
     objects = folder / "objects"
     started = {objects, *(folder / f"{ELSEWHERE}{end}" for end in ("", ".new"))}
-    return set(folder.iterdir()) <= started and not (objects.is_dir() and any(objects.iterdir()))
+    held = objects.iterdir() if objects.is_dir() else ()
+    # An open store has a folder of its own, whose name begins with a dot.
+    return set(folder.iterdir()) <= started and all(each.name.startswith(".") for each in held)
 
 
 async def _refuse_second_init(folder: Path) -> None:
