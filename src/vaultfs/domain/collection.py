@@ -172,9 +172,7 @@ class ChunkRow(NamedTuple):
     size: int
 
 
-def count_needed(
-    marks: Marks | ExactMarks, rows: Sequence[ChunkRow], needed: dict[int, int]
-) -> None:
+def count_needed(marks: AnyMarks, rows: Sequence[ChunkRow], needed: dict[int, int]) -> None:
     """Add to `needed` the bytes of each pack that are needed.
 
     `rows` are some of all rows, in the order of digests, none of a digest left out.

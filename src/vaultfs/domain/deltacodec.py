@@ -85,10 +85,25 @@ ReadBase = Callable[[int, int], bytes]
 """The bytes of the base from one offset to another."""
 
 
-def write_header(header: Header) -> bytes:
+def write_header(header: Header, form: int = FORMAT) -> bytes:
     """The head of a stream."""
     sizes = write_varint(header.base_size) + write_varint(header.target_size)
-    return MAGIC + bytes([FORMAT]) + sizes + header.base + header.target
+    return MAGIC + bytes([form]) + sizes + header.base + header.target
+
+
+def _read_header(data: bytes) -> tuple[Header, int] | None:
+    """The head of a stream of either format, and where it ends; None if there is more to come."""
+    numbers = _try_numbers(data[len(MAGIC) + 1 :], 2)
+    if numbers is None:
+        return None
+    (base_size, target_size), at = numbers
+    at += len(MAGIC) + 1
+    if len(data) < at + 2 * CHECK:
+        return None
+    if max(base_size, target_size) > MAX_SIZE:
+        raise Corrupt("no content is as large as a delta says")
+    base, target = data[at : at + CHECK], data[at + CHECK : at + 2 * CHECK]
+    return Header(base_size, target_size, base, target), at + 2 * CHECK
 
 
 class Images(NamedTuple):
@@ -101,9 +116,7 @@ class Images(NamedTuple):
 
 def write_images(images: Images) -> bytes:
     """The head of a delta between images; a delta of `FORMAT` between these follows it."""
-    header = images.header
-    sizes = write_varint(header.base_size) + write_varint(header.target_size)
-    head = MAGIC + bytes([IMAGES]) + sizes + header.base + header.target
+    head = write_header(images.header, IMAGES)
     for codes in (images.base_codes, images.target_codes):
         packed = _packed(codes)
         head += write_varint(len(codes)) + write_varint(len(packed)) + packed
@@ -112,14 +125,10 @@ def write_images(images: Images) -> bytes:
 
 def read_images(data: bytes) -> tuple[Images, int] | None:
     """Such a head, and where it ends; None if there is more to come. Raises `Corrupt`."""
-    at = len(MAGIC) + 1
-    numbers = _try_numbers(data[at:], 2)
-    if numbers is None:
+    begun = _read_header(data)
+    if begun is None:
         return None
-    (base_size, target_size), read = numbers
-    at += read
-    checks = data[at : at + 2 * CHECK]
-    at += 2 * CHECK
+    header, at = begun
     codes: list[bytes] = []
     for _ in range(2):
         found = _try_numbers(data[at:], 2)
@@ -133,7 +142,6 @@ def read_images(data: bytes) -> tuple[Images, int] | None:
             return None
         codes.append(_unpacked(data[at : at + stored], size))
         at += stored
-    header = Header(base_size, target_size, checks[:CHECK], checks[CHECK:])
     return Images(header, *codes), at
 
 
@@ -321,18 +329,11 @@ class Parser:
             raise Unsupported(
                 f"delta format {data[len(MAGIC)]} is of a newer release: upgrade vaultfs"
             )
-        numbers = _try_numbers(data[len(MAGIC) + 1 :], 2)
-        if numbers is None:
+        found = _read_header(data)
+        if found is None:
             return False
-        (base_size, target_size), at = numbers
-        at += len(MAGIC) + 1
-        if len(data) < at + 2 * CHECK:
-            return False
-        if max(base_size, target_size) > MAX_SIZE:
-            raise Corrupt("no content is as large as a delta says")
-        base, target = data[at : at + CHECK], data[at + CHECK : at + 2 * CHECK]
-        self.header = Header(base_size, target_size, base, target)
-        self._rest = data[at + 2 * CHECK :]
+        self.header, at = found
+        self._rest = data[at:]
         return True
 
     def _next(self) -> "Sealed | None":

@@ -7,7 +7,7 @@ the file `stores`. The store that a vault has without any of that is called by i
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -109,13 +109,19 @@ def _nowhere(name: str) -> str:
     return f"no store is called {name}: name it with {VARIABLE}='{name}=URL'"
 
 
-async def alone(store: "ObjectStore", catalog: "Catalog") -> PlacedObjectStore:
-    """The stores of a vault that has one, and is told of no other."""
-    first = Placement(0, Phase.SETTLED, store.name)
+def _loading(catalog: "Catalog", primary: str) -> Callable[[], Awaitable[Placement]]:
+    """Asks for the placement; where there never was one, everything is in `primary`."""
+    first = Placement(0, Phase.SETTLED, primary)
 
     async def load() -> Placement:
         return await catalog.placement() or first
 
+    return load
+
+
+async def alone(store: "ObjectStore", catalog: "Catalog") -> PlacedObjectStore:
+    """The stores of a vault that has one, and is told of no other."""
+    load = _loading(catalog, store.name)
     return PlacedObjectStore({store.name: store}, await load(), load)
 
 
@@ -130,10 +136,8 @@ async def placed_around(
     from vaultfs.entrypoints.vault import open_objects
 
     primary = own.name
-    first = await catalog.placement() or Placement(0, Phase.SETTLED, primary)
-
-    async def load() -> Placement:
-        return await catalog.placement() or first
+    load = _loading(catalog, primary)
+    first = await load()
 
     async def opening(url: str) -> "ObjectStore":
         store = await open_objects(url)

@@ -100,8 +100,9 @@ def execute(step: steps.Step, unit: Unit, tx: Transaction) -> Program[int]:
 
 def claim(store: str, limit: int, unit: Unit, tx: Transaction) -> Program[list[steps.Claimed]]:
     """Packs that `store` lacks, claimed for whoever asks; none if nothing is copied there now."""
-    placement, now = (yield from _copying(store)), now_of(tx, unit)
-    if placement is None or (yield from _wait(placement, now)):
+    now = now_of(tx, unit)
+    placement = yield from _copying(store, now)
+    if placement is None:
         return []
     [(begun,)] = yield Run(SINCE, (since(store),))
     stale, after = now - steps.CLAIM_US, 0
@@ -122,8 +123,9 @@ def claim_read_back(
     store: str, level: int, limit: int, unit: Unit, tx: Transaction
 ) -> Program[list[steps.Claimed]]:
     """Packs in `store` that are verified below `level`, claimed for whoever asks."""
-    placement, now = (yield from _copying(store)), now_of(tx, unit)
-    if placement is None or (yield from _wait(placement, now)):
+    now = now_of(tx, unit)
+    placement = yield from _copying(store, now)
+    if placement is None:
         return []
     [(begun,)] = yield Run(SINCE, (since(store),))
     stale = now - steps.CLAIM_US
@@ -141,13 +143,13 @@ def waiting(unit: Unit, tx: Transaction) -> Program[int]:
     return (yield from _wait(to_placement(rows[0]), now_of(tx, unit))) if rows else 0
 
 
-def _copying(store: str) -> Program[Placement | None]:
-    """The placement, if `store` is copied to by it now."""
+def _copying(store: str, now: int) -> Program[Placement | None]:
+    """The placement, if `store` is copied to by it, and its pace has nobody wait."""
     rows = yield Run(PLACEMENT)
     placement = to_placement(rows[0]) if rows else None
     if placement is None or placement.copies is None or placement.copies[1] != store:
         return None
-    return placement
+    return None if (yield from _wait(placement, now)) else placement
 
 
 def _wait(placement: Placement, now: int) -> Program[int]:
@@ -203,6 +205,14 @@ def _write(tx: Transaction, unit: Unit, placement: Placement) -> Program[int]:
     return placement.epoch
 
 
+def _to_be_changed(if_epoch: int | None) -> Program[Placement]:
+    """The placement as it is, with everybody who goes by it waited for."""
+    yield from _raise_epoch()
+    now = yield from _current()
+    _must_be(now, if_epoch)
+    return now
+
+
 def _must_be(placement: Placement, epoch: int | None) -> None:
     if epoch not in {None, placement.epoch}:
         raise Conflict(
@@ -230,9 +240,7 @@ _BEGIN: Final = (
 
 
 def _follow(tx: Transaction, unit: Unit, step: steps.Follow) -> Program[int]:
-    yield from _raise_epoch()
-    now = yield from _current()
-    _must_be(now, step.if_epoch)
+    now = yield from _to_be_changed(step.if_epoch)
     placement = follow(now, step.command, (yield from _facts(now, now_of(tx, unit))))
     if step.command is Command.END:
         gone = now.source if now.phase is Phase.RETIRED else now.target
@@ -276,16 +284,12 @@ def still_unread(copied: int, read: int, level: Level) -> int:
 
 
 def _pause(tx: Transaction, unit: Unit, step: steps.Pause) -> Program[int]:
-    yield from _raise_epoch()
-    now = yield from _current()
-    _must_be(now, step.if_epoch)
+    now = yield from _to_be_changed(step.if_epoch)
     return (yield from _write(tx, unit, pause(now, paused=step.paused)))
 
 
 def _throttle(tx: Transaction, unit: Unit, step: steps.Throttle) -> Program[int]:
-    yield from _raise_epoch()
-    now = yield from _current()
-    _must_be(now, step.if_epoch)
+    now = yield from _to_be_changed(step.if_epoch)
     yield Run("DELETE FROM paces WHERE name = 'copies'")  # nobody waits as the old pace had it
     return (yield from _write(tx, unit, throttle(now, step.pace)))
 

@@ -137,10 +137,10 @@ class Differ:
         """
         if max(base.size, target.size) > MAX_ZIP:
             return None
+        for manifest in (base, target):
+            if await self._bytes(user, manifest, 0, len(MAGIC)) != MAGIC:
+                return None
         async with self.working:
-            for manifest in (base, target):
-                if await self._bytes(user, manifest, 0, len(MAGIC)) != MAGIC:
-                    return None
             old = await self._bytes(user, base, 0, base.size)
             new = await self._bytes(user, target, 0, target.size)
             with suppress(Corrupt):

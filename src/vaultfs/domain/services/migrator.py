@@ -59,6 +59,7 @@ NOTE_AGAIN_AFTER: Final = (0.05, 0.2, 0.8, 2.0)
 READ_BACK: Final = 2
 """The level that says that a pack was read back."""
 ALMOST: Final = 0.01
+"""Of all packs, what may be missing where packs begin to be put into both stores."""
 LOOK_AGAIN: Final = 2.0
 """Seconds that the pace is waited for at the most before the placement is looked at again."""
 
@@ -321,24 +322,20 @@ class Migrator:
 
         One that an error or a cancellation kept from being copied is anybody's at once.
         """
-        noted: list[tuple[int, int, str | None]] = []
-        put_off = [(pack.number, BROKEN_OFF)]
+        noted: tuple[tuple[int, int, str | None], ...] = ()
+        put_off: tuple[tuple[int, str], ...] = ((pack.number, BROKEN_OFF),)
         try:
             await self._copy(pack, *map(self.stores.store, copies))
         except StoreError as error:
             if error.retryable:
-                put_off = [(pack.number, error.message)]
+                put_off = ((pack.number, error.message),)
                 self.answering = False
             else:
-                noted.append((pack.number, 0, error.message))
+                noted, put_off = ((pack.number, 0, error.message),), ()
         else:
-            noted.append((pack.number, 1, None))
+            noted, put_off = ((pack.number, 1, None),), ()
         finally:
-            await self._note(
-                steps.NoteCopied(
-                    copies[1], tuple(noted), pack.since, () if noted else tuple(put_off)
-                )
-            )
+            await self._note(steps.NoteCopied(copies[1], noted, pack.since, put_off))
         lanes = self._at_once.total_tokens
         if noted and noted[0][1]:
             progress(pack.size)
