@@ -58,8 +58,8 @@ def test_files_and_folders_come_in_step(vault: SyncRemoteVault, tmp_path: Path) 
     assert vault.changes(changes.cursor).entries == []
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "a").write_bytes(b"a")
-    assert vault.sync(tmp_path / "work", "/work").pushed == 1
-    assert vault.sync(tmp_path / "other", "/work").pulled == 1
+    assert vault.sync(tmp_path / "work", "/desk").pushed == 1
+    assert vault.sync(tmp_path / "other", "/desk").pulled == 1
 
 
 def test_reading_is_like_a_file(vault: SyncRemoteVault) -> None:

@@ -36,12 +36,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def there(cli: Cli, tmp_path: Path) -> dict[str, bytes]:
     out = tmp_path / f"there-{time.monotonic_ns()}"
-    cli("get", "/work", out)
+    cli("get", "/desk", out)
     return contents(out)
 
 
 def sync(cli: Cli, folder: Path, *words: str, code: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = cli.json("sync", *words, folder, "/work", code=code)
+    found: dict[str, Any] = cli.json("sync", *words, folder, "/desk", code=code)
     return found
 
 
@@ -124,13 +124,13 @@ def test_a_folder_that_is_gone_stops_and_asks(cli: Cli, one: Path, tmp_path: Pat
     sync(cli, one)
     for each in range(15):
         (one / str(each)).unlink()
-    assert cli.refused("sync", one, "/work") == "conflict"
+    assert cli.refused("sync", one, "/desk") == "conflict"
     assert len(there(cli, tmp_path)) == 20
     assert sync(cli, one, "--force")["deleted_there"] == 15
-    cli("mv", "/work", "/elsewhere")
-    assert cli.refused("sync", one, "/work") == "not_found"
+    cli("mv", "/desk", "/elsewhere")
+    assert cli.refused("sync", one, "/desk") == "not_found"
     assert len(contents(one)) == 5
-    assert cli.refused("sync", one, "/another") == "conflict"  # it is in step with /work
+    assert cli.refused("sync", one, "/another") == "conflict"  # it is in step with /desk
 
 
 def test_nothing_is_done_that_is_only_asked_for(cli: Cli, one: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_interrupted_anywhere_it_goes_on(cli: Cli, one: Path, two: Path, tmp_pat
     written = set(contents(one).values())
     for delay in (0.4, 0.5, 0.55, 0.6, 0.7, 0.9):
         for folder in (one, two):
-            words = command(*cli.words, "--quiet", "sync", folder, "/work")
+            words = command(*cli.words, "--quiet", "sync", folder, "/desk")
             running = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL)
             try:
                 running.wait(delay)
@@ -209,7 +209,7 @@ def test_watching_follows_both_sides(served: Cli, one: Path, two: Path) -> None:
     env = clean_env(VAULTFS_TOKEN=served.token)
     watching = [
         subprocess.Popen(
-            command(*served.words, "--quiet", "sync", "--watch", folder, "/work"), env=env
+            command(*served.words, "--quiet", "sync", "--watch", folder, "/desk"), env=env
         )
         for folder in (one, two)
     ]

@@ -313,8 +313,8 @@ def _sync_both_ways(cli: Cli, tmp_path: Path) -> None:
 def _batch(cli: Cli, tmp_path: Path) -> None:
     ops: list[dict[str, Any]] = [
         {"id": "made", "op": "mkdir", "path": "/archive"},
-        {"op": "copy", "src": "/work/new", "dst": {"ref": "made", "path": "copy"}},
-        {"op": "move", "src": "/work/new", "dst": {"ref": "made", "path": "moved"}},
+        {"op": "copy", "src": "/desk/new", "dst": {"ref": "made", "path": "copy"}},
+        {"op": "move", "src": "/desk/new", "dst": {"ref": "made", "path": "moved"}},
     ]
     (tmp_path / "ops.json").write_text(json.dumps(ops))
     reply = cli.json("batch", tmp_path / "ops.json")
