@@ -362,9 +362,10 @@ def note(marks: Marks, world: World) -> None:
 def used(world: World, marks: Marks) -> Generator[None, None, list[PackUse]]:
     needed: dict[int, int] = {}
     after: object = b""
-    while rows := [
-        ChunkRow(*row) for row in execute(world.connection, queries.CHUNK_ROWS, (after, 40))
-    ]:
+    while found := execute(world.connection, queries.CHUNK_ROWS, (after, 40)).fetchall():
+        yield
+        more = execute(world.connection, queries.MORE_OWNERS, found[-1][:2])
+        rows = [ChunkRow(*row) for row in [*found, *more]]
         count_needed(marks, rows, needed)
         after = rows[-1][0]
         yield

@@ -175,14 +175,19 @@ class ChunkRow(NamedTuple):
 def count_needed(marks: AnyMarks, rows: Sequence[ChunkRow], needed: dict[int, int]) -> None:
     """Add to `needed` the bytes of each pack that are needed.
 
-    `rows` are some of all rows, in the order of digests, none of a digest left out.
+    `rows` are some of all rows, in the order of digests, none of a digest left out. Users have a
+    chunk in common where it is in the same pack.
     """
-    last: tuple[bytes, int] | None = None
+    last: bytes | None = None
+    counted: list[int] = []
     for digest, _, pack, size in marks.needed(rows):
-        place = digest, pack
-        if place != last:
-            needed[pack] = needed.get(pack, 0) + HEADER_SIZE + size
-            last = place
+        if digest != last:
+            last, counted = digest, [pack]
+        elif pack in counted:
+            continue
+        else:
+            counted.append(pack)
+        needed[pack] = needed.get(pack, 0) + HEADER_SIZE + size
 
 
 @frozen

@@ -124,15 +124,12 @@ INDEX = """
     ORDER BY c.digest
 """
 
-CHUNK_ROWS: Final = """
-    SELECT c.digest, c.user, c.pack, c.size FROM chunks c
-    WHERE c.digest > $1 AND c.digest <= (
-        SELECT digest FROM (
-            SELECT digest FROM chunks WHERE digest > $1 ORDER BY digest LIMIT $2
-        ) page ORDER BY digest DESC LIMIT 1
-    )
-    ORDER BY c.digest, c.pack
-"""
+CHUNK_ROWS: Final = (
+    "SELECT digest, user, pack, size FROM chunks WHERE digest > $1 ORDER BY digest, user LIMIT $2"
+)
+MORE_OWNERS: Final = (
+    "SELECT digest, user, pack, size FROM chunks WHERE digest = $1 AND user > $2 ORDER BY user"
+)
 VERSIONS_NAMING: Final = (
     "SELECT n.tree, v.manifest, NULL FROM versions v JOIN nodes n ON n.id = v.node"
 )

@@ -193,6 +193,9 @@ class SqlCatalog(Catalog):
         self, *, after: Digest | None = None, limit: int = 8192
     ) -> "Sequence[ChunkRow]":
         rows: Any = await self._rows(queries.CHUNK_ROWS, after or b"", limit)
+        if len(rows) == limit:
+            digest, owner, *_ = rows[-1]
+            rows = [*rows, *await self._rows(queries.MORE_OWNERS, digest, owner)]
         found: Sequence[ChunkRow] = rows  # as good as those: making them takes time
         return found
 

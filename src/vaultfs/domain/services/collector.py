@@ -36,7 +36,7 @@ from vaultfs.domain.collection import (
 )
 from vaultfs.domain.digests import Digest, digest_from_hex
 from vaultfs.domain.errors import Busy, Conflict, Corrupt, Doomed, Fenced, InvalidField, Unsupported
-from vaultfs.domain.manifests import Entry, Manifest, unpack_entries
+from vaultfs.domain.manifests import Manifest, unpack_entries
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import RecordPack
 from vaultfs.domain.packs import (
@@ -52,7 +52,6 @@ from vaultfs.domain.services.budget import Use
 from vaultfs.domain.services.packer import PACK_PREFIX, Packer, Stored, pack_key
 from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.tables import read_table
-from vaultfs.domain.services.tasks import task_group
 from vaultfs.ports.catalog import Catalog, Naming
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.objects import IntegrityError, ObjectNotFound, ObjectStore
@@ -60,8 +59,8 @@ from vaultfs.ports.progress import Progress, no_progress
 
 PASSES: Final = 4
 """Collections in a row where there is no grace period: what one condemns the next discards."""
-AT_ONCE: Final = 8
-"""Pages that are read at the same time."""
+AT_ONCE: Final = 32
+"""Pages that are read at the same time: some 10 MB, 50 at the very most."""
 STEP: Final = 256
 """Packs, or objects, of one step."""
 REWRITTEN_AT_ONCE: Final = 512
@@ -379,36 +378,28 @@ class _Run:
     async def _mark(self) -> AnyMarks:
         """What is needed, as it is at a moment after this was called."""
         marks = marks_of(await self.of.catalog.count_chunks(), self.number)
-        pages: dict[tuple[UserId, Entry], int] = {}
+        pages: _Pages = {}
         async with aclosing(self.of.catalog.namings()) as namings:
             async for some in namings:
                 limiter = self.of.workers
-                pages |= await to_thread.run_sync(_note, marks, some, limiter=limiter)
+                await to_thread.run_sync(_note, marks, some, pages, limiter=limiter)
         await self._walk(marks, pages)
         return marks
 
-    async def _walk(self, marks: AnyMarks, pages: dict[tuple[UserId, Entry], int]) -> None:
+    async def _walk(self, marks: AnyMarks, pages: "_Pages") -> None:
         """Note what is under `pages`, each with the level of what is on it above chunks."""
         done: set[tuple[UserId, Digest]] = set()
-        stack = list(pages.items())
-        while stack:
-            some = stack[-AT_ONCE:]
-            del stack[-AT_ONCE:]
-            fresh = {(owner, entry): level for (owner, entry), level in some}
-            for owner, entry in list(fresh):
-                if (owner, entry[0]) in done:
-                    del fresh[owner, entry]
-                done.add((owner, entry[0]))
-
-            async def read(owner: UserId, entry: Entry, level: int) -> None:
-                below = await self.of.reader.page(owner, entry, level)
+        while pages:
+            (owner, level), waiting = next(reversed(pages.items()))  # the last: the fewest wait
+            some = [waiting.popitem() for _ in range(min(AT_ONCE, len(waiting)))]
+            if not waiting:
+                del pages[owner, level]
+            fresh = [entry for entry in some if (owner, entry[0]) not in done]
+            done.update((owner, digest) for digest, _ in fresh)
+            for below in (await self.of.reader.pages(owner, fresh, level)).values():
                 marks.add(owner, [digest for digest, _ in below])
                 if level > 1:
-                    stack.extend(((owner, each), level - 1) for each in below)
-
-            async with task_group() as tasks:
-                for (owner, entry), level in fresh.items():
-                    tasks.start_soon(read, owner, entry, level)
+                    pages.setdefault((owner, level - 1), {}).update(below)
             await self._rest()
 
     async def _packs(self, marks: AnyMarks) -> list[PackUse]:
@@ -647,9 +638,12 @@ def _check(data: bytes, entries: Sequence[PackEntry]) -> None:
         decode_chunk(view[entry.offset : entry.offset + HEADER_SIZE + entry.size], entry.digest)
 
 
-def _note(marks: AnyMarks, namings: Sequence[Naming]) -> dict[tuple[UserId, Entry], int]:
-    """Note what `namings` name; the pages among it, with their levels. CPU work."""
-    pages: dict[tuple[UserId, Entry], int] = {}
+_Pages = dict[tuple[UserId, int], dict[Digest, int]]
+"""Pages that are to be walked: by owner and level, the bytes of content under each."""
+
+
+def _note(marks: AnyMarks, namings: Sequence[Naming], pages: _Pages) -> None:
+    """Note what `namings` name, and the pages among it in `pages`. CPU work."""
     for owner, manifest, entries in namings:
         if manifest is None:
             assert entries is not None
@@ -658,8 +652,7 @@ def _note(marks: AnyMarks, namings: Sequence[Naming]) -> dict[tuple[UserId, Entr
         found = Manifest.decode(manifest)
         marks.add(owner, [digest for digest, _ in found.entries])
         if found.level:
-            pages.update(((owner, entry), found.level) for entry in found.entries)
-    return pages
+            pages.setdefault((owner, found.level), {}).update(found.entries)
 
 
 def _key_of(name: str) -> Digest | None:

@@ -36,6 +36,8 @@ GAP: Final = 64 << 10
 """Unwanted bytes between two chunks that are cheaper to read than to skip."""
 LOOKUP: Final = 512
 """Chunks located in one question to the catalog."""
+SMALL: Final = 128 << 10
+"""What a fetch costs for which a thread is not worth its while: decoded in some 50 us."""
 UNREADABLE: Final = (Corrupt, Unsupported, IntegrityError, ObjectNotFound)
 """What a damaged chunk leads to: a flipped bit can look like the codec of a newer release."""
 
@@ -145,17 +147,30 @@ class Reader:
 
     async def page(self, user: UserId, entry: Entry, level: int) -> tuple[Entry, ...]:
         """The entries of the manifest page that `entry` names. Raises `DamagedContent`."""
-        digest, size = entry
-        places = await self.catalog.locate(user, [digest])
-        if digest not in places:
-            raise _lost(digest)
-        wanted = Wanted(digest, places[digest].length, 0, places[digest].length)
-        [fetch] = plan_fetches([(wanted, places[digest])])
-        [data] = await self.fetch(user, fetch)
-        try:
-            return parse_page(data, level=level, size=size)
-        except (Corrupt, Unsupported) as error:
-            raise DamagedContent(str(error), digest=digest) from error
+        return (await self.pages(user, [entry], level))[entry[0]]
+
+    async def pages(
+        self, user: UserId, named: Sequence[Entry], level: int
+    ) -> dict[Digest, tuple[Entry, ...]]:
+        """The same of several pages, which are read at once: memory is the caller's business."""
+        places = await self.catalog.locate(user, [digest for digest, _ in named])
+        sizes = dict(named)
+        for digest in sizes:
+            if digest not in places:
+                raise _lost(digest)
+        found: dict[Digest, tuple[Entry, ...]] = {}
+
+        async def read(fetch: Fetch) -> None:
+            pages = await self.fetch(user, fetch)
+            for (wanted, _), data in zip(fetch.chunks, pages, strict=True):
+                found[wanted.digest] = _parsed(wanted.digest, data, level, sizes[wanted.digest])
+
+        chunks = [(Wanted(each, at.length, 0, at.length), at) for each, at in places.items()]
+        chunks.sort(key=lambda chunk: (chunk[1].pack, chunk[1].offset))  # neighbours share a get
+        async with task_group() as tasks:
+            for fetch in plan_fetches(chunks):
+                tasks.start_soon(read, fetch)
+        return found
 
     @asynccontextmanager
     async def chunks(
@@ -217,7 +232,16 @@ class Reader:
     ) -> list[Buffer]:
         objects = store or self.objects
         data = await objects.get(pack_key(fetch.pack), Span(fetch.start, fetch.stop))
+        if fetch.cost <= SMALL:
+            return take(fetch, data)
         return await to_thread.run_sync(take, fetch, data, limiter=self.workers)
+
+
+def _parsed(digest: Digest, data: Buffer, level: int, size: int) -> tuple[Entry, ...]:
+    try:
+        return parse_page(data, level=level, size=size)
+    except (Corrupt, Unsupported) as error:
+        raise DamagedContent(str(error), digest=digest) from error
 
 
 def _lost(digest: Digest) -> DamagedContent:

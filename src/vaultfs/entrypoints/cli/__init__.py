@@ -2,27 +2,16 @@
 
 import os
 import sys
+from collections import UserDict
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
-from vaultfs.entrypoints.cli import (
-    batching,
-    collecting,
-    contents,
-    credentials,
-    locking,
-    looking,
-    migrating,
-    nodes,
-    server,
-    session,
-    stepping,
-    upkeep,
-    uploads,
-)
+from vaultfs.entrypoints.cli import session
 from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
@@ -36,8 +25,49 @@ _UsageError: Final[type[BaseException]] = typer.BadParameter.__mro__[1]
 """The class above it, whose module is another one from release to release of Typer."""
 
 
+COMMANDS: Final = {
+    "upkeep": ("init", "demo", "retention", "verify", "rebuild", "backup", "stats"),
+    "contents": ("put", "get", "cat"),
+    "looking": ("ls", "tree", "stat", "versions"),
+    "nodes": ("mkdir", "mv", "cp", "rm", "trash", "restore", "meta"),
+    "batching": ("batch", "grant", "revoke", "access"),
+    "stepping": ("pull", "push", "sync", "diff"),
+    "locking": ("lock",),
+    "uploads": ("upload",),
+    "collecting": ("gc", "repack", "scrub", "reconcile"),
+    "migrating": ("migrate",),
+    "server": ("serve", "maintain", "config", "user", "token"),
+    "credentials": ("login", "logout"),
+}
+"""The modules of this package that have commands, and those, as help shows them."""
+
+
+class _Made(UserDict[str, Any]):
+    """Commands by their names, made when they are asked for: most of them never are."""
+
+    def __init__(self) -> None:
+        super().__init__({name: module for module, names in COMMANDS.items() for name in names})
+
+    def __getitem__(self, name: str) -> Any:
+        found = self.data[name]
+        if isinstance(found, str):
+            part = typer.Typer(**_LOOKS)
+            part.callback()(lambda: None)
+            import_module(f"{__name__}.{found}").add_to(part)
+            command: Any = get_command(part)
+            self.data.update(command.commands)
+        return self.data[name]
+
+
+_LOOKS: Final[dict[str, Any]] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
+
+
 class Commands(TyperGroup):
     """All commands; a command that is not understood is answered in JSON too, if that is wanted."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Made()
 
     def main(
         self,
@@ -79,9 +109,8 @@ app = typer.Typer(
     help="A versioned, deduplicating file vault in a folder of your own, or behind a server.",
     epilog=EPILOG,
     no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    **_LOOKS,
 )
 
 
@@ -114,24 +143,6 @@ def options(
     session.defaults.json = as_json
     session.defaults.quiet = quiet
     session.defaults.debug = debug
-
-
-for module in (
-    *(
-        upkeep,
-        contents,
-        looking,
-        nodes,
-        batching,
-        stepping,
-        locking,
-        uploads,
-        collecting,
-        migrating,
-    ),
-    *(server, credentials),
-):
-    module.add_to(app)
 
 
 def main() -> None:
