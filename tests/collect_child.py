@@ -1,9 +1,10 @@
 """A process that collects garbage in a vault, then scrubs it, and may kill itself in the middle.
 
-    python -m tests.collect_child WHERE FOLDER NUMBER    dies at effect NUMBER; 0 for never
+    python -m tests.collect_child WHERE FOLDER NUMBER         dies at effect NUMBER; 0 for never
+    python -m tests.collect_child WHERE FOLDER NUMBER help    only rewrites packs for another one
 
 `WHERE` is the address of a PostgreSQL or a SQLite file, `FOLDER` that of the objects; `furnish`
-has filled them. Says in the end how many effects there were.
+has filled them. Says in the end how many effects there were, and how many packs it rewrote.
 """
 
 import os
@@ -12,6 +13,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -64,8 +66,8 @@ async def opened(
         await store.aclose()
 
 
-async def run(where: str, folder: Path, deadly: int) -> None:
-    count = 0
+async def run(where: str, folder: Path, deadly: int, *, helps: bool) -> None:
+    count = helped = 0
 
     def effect(_: str) -> None:
         nonlocal count
@@ -74,12 +76,15 @@ async def run(where: str, folder: Path, deadly: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     async with opened(where, folder, effect) as vault:
-        await vault.collector().run(AT_ONCE)
-        await vault.scrubber().run(timedelta())
-    sys.stdout.write(f"effects {count}\n")
+        if helps:
+            helped = await vault.collector().help()
+        else:
+            await vault.collector().run(AT_ONCE)
+            await vault.scrubber().run(timedelta())
+    sys.stdout.write(f"effects {count} helped {helped}\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    place, objects, number = sys.argv[1:]
-    anyio.run(run, place, Path(objects), int(number))
+    place, objects, number, *rest = sys.argv[1:]
+    anyio.run(partial(run, place, Path(objects), int(number), helps=rest == ["help"]))

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -21,20 +22,26 @@ from tests.batch_child import open_catalog
 from tests.collect_child import AT_ONCE, furnish, opened
 from tests.faults import (
     Effects,
+    MemoryTree,
     State,
     add_user,
     assert_sound,
+    at,
     open_memory_vault,
     quick_folder,
+    random_bytes,
     state_of,
 )
 from tests.postgres import Postgres
 
 from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
+from vaultfs.adapters.sql import collections as programs
 from vaultfs.adapters.wrappers.around import StoreAround
 from vaultfs.adapters.wrappers.counting import Effect
+from vaultfs.domain import collection
 from vaultfs.domain.collection import LEASE_US
 from vaultfs.domain.errors import VaultError
+from vaultfs.domain.services.collector import Options
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.entrypoints.opening import OWNER
 from vaultfs.entrypoints.vault import Vault
@@ -159,23 +166,11 @@ async def test_a_collection_whose_process_is_killed_is_finished_by_the_next(plac
 async def _killed_at(number: int, place: Place) -> int:
     """How many effects a collection had that was to be killed at one of them."""
     with quick_folder() as folder, place(folder) as (where, lease_over):
-        objects = folder / "objects"
-        objects.mkdir()
-        catalog = await open_catalog(where, create=True)
-        await add_user(catalog, OWNER)
-        await catalog.aclose()
+        objects = await _made(where, folder)
         async with opened(where, objects) as vault:
             await furnish(vault)
             before = await state_of(vault)
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.collect_child", where, str(objects), str(number)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == (-signal.SIGKILL if number else 0), done.stderr
+        done = _child(where, objects, number)
         async with opened(where, objects) as vault:
             assert await state_of(vault) == before
             await assert_sound(vault)
@@ -183,3 +178,62 @@ async def _killed_at(number: int, place: Place) -> int:
             await vault.collector().run(AT_ONCE)
             await assert_finished(vault, before)
         return int(done.stdout.split()[1]) if done.stdout else 0
+
+
+async def _made(where: str, folder: Path) -> Path:
+    """Make an empty vault; where its objects are."""
+    objects = folder / "objects"
+    objects.mkdir()
+    catalog = await open_catalog(where, create=True)
+    await add_user(catalog, OWNER)
+    await catalog.aclose()
+    return objects
+
+
+def _child(where: str, objects: Path, number: int, *rest: str) -> subprocess.CompletedProcess[str]:
+    """Run a process that collects, and is killed at effect `number`, or not."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.collect_child", where, str(objects), str(number), *rest],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == (-signal.SIGKILL if number else 0), done.stderr
+    return done
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.slow
+async def test_processes_share_what_is_to_be_rewritten_and_one_is_killed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "FULL", 45_000)  # five times four packs
+    monkeypatch.setattr(programs, "REWRITE_US", 1_000_000)
+    helped: list[str] = []
+
+    def effect(what: str) -> None:  # others come while it is about to store its first pack
+        if what.startswith("before") and " put " in what and armed and not helped:
+            helped.append("")
+            _child(where, objects, 1, "help")
+            helped.append(_child(where, objects, 0, "help").stdout.split()[-1])
+
+    with quick_folder() as folder, place(folder) as (where, _):
+        armed, objects = False, await _made(where, folder)
+        async with opened(where, objects, effect) as vault:
+            for tree in range(20):
+                files = {f"f{n}": random_bytes(10_000, f"{tree}-{n}") for n in range(4)}
+                await vault.transfer.put(vault.user, MemoryTree(files), at(f"/{tree}"))
+            for tree, number in product(range(20), range(3)):
+                await vault.files.delete(vault.user, at(f"/{tree}/f{number}"))
+            for node, _ in await vault.files.trash(vault.user, OWNER):
+                await vault.files.purge(vault.user, OWNER, node.id)
+            before, armed = await state_of(vault), True
+            report = await vault.collector().run(Options(only_repack=True))
+            assert helped == ["", "12"]  # one of the groups was its own, one that of the dead
+            assert report.rewritten == 20
+            assert await state_of(vault) == before
+            await assert_sound(vault)
+            await vault.collector().run(AT_ONCE)
+            await assert_finished(vault, before)
