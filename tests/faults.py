@@ -112,8 +112,10 @@ class CatalogAround(Catalog):
     async def migrate(self, step: MigrationStep, actor: UserId, at_us: int) -> int:
         return await self.inner.migrate(step, actor, at_us)
 
-    async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> list[Claimed]:
-        return await self.inner.claim_copies(store, at_us, limit=limit)
+    async def claim_copies(
+        self, store: str, at_us: int, *, after: int = 0, limit: int = 16
+    ) -> list[Claimed]:
+        return await self.inner.claim_copies(store, at_us, after=after, limit=limit)
 
     async def copies_wait(self, at_us: int) -> int:
         return await self.inner.copies_wait(at_us)
@@ -345,9 +347,11 @@ class CountingCatalog(CatalogAround):
         self._effect(f"after catalog migrate {kind}")
         return answer
 
-    async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> list[Claimed]:
+    async def claim_copies(
+        self, store: str, at_us: int, *, after: int = 0, limit: int = 16
+    ) -> list[Claimed]:
         self._effect("before catalog claim_copies")
-        claimed = await super().claim_copies(store, at_us, limit=limit)
+        claimed = await super().claim_copies(store, at_us, after=after, limit=limit)
         self._effect("after catalog claim_copies")
         return claimed
 

@@ -293,6 +293,20 @@ class PlacementContract:
         assert await copied(catalog, first) == 3
         assert await catalog.copy_counts("t") == Counts(5, 5000, 3, 3000, 0, 0)
 
+    async def test_packs_behind_another_are_claimed_first(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        await me.do(*(stored(name, me, "s") for name in "abcde"))
+        await go(catalog, Command.START)
+        [first] = await catalog.claim_copies("t", START, limit=1)
+        [second, third] = await catalog.claim_copies("t", START, after=first.number + 1, limit=2)
+        assert first.number + 1 < second.number < third.number
+        found = await catalog.claim_copies("t", START, after=third.number)
+        assert [each.number for each in found] == [third.number + 1]
+        again = await catalog.claim_copies("t", START, after=found[0].number)
+        assert [each.number for each in again] == [first.number + 1], "none is left behind it"
+        assert await catalog.claim_copies("t", START, after=third.number) == []
+
     async def test_a_claim_runs_out(
         self, catalog: Catalog, me: Caller, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -139,8 +139,10 @@ class CrashingCatalog(CatalogAround):
     async def migrate(self, step: Step, actor: UserId, at_us: int) -> int:
         return await self._around(super().migrate(step, actor, at_us))
 
-    async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> list[Claimed]:
-        return await self._around(super().claim_copies(store, at_us, limit=limit))
+    async def claim_copies(
+        self, store: str, at_us: int, *, after: int = 0, limit: int = 16
+    ) -> list[Claimed]:
+        return await self._around(super().claim_copies(store, at_us, after=after, limit=limit))
 
 
 @define(eq=False)

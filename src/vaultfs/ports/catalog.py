@@ -432,9 +432,14 @@ class Catalog(ABC):
         """
 
     @abstractmethod
-    async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> "list[Claimed]":
+    async def claim_copies(
+        self, store: str, at_us: int, *, after: int = 0, limit: int = 16
+    ) -> "list[Claimed]":
         """Up to `limit` packs that `store` lacks, for the caller to copy: nobody else is given
         them for `migrating.CLAIM_US`. None as long as `copies_wait` is more than 0.
+
+        Those with numbers above `after` are looked at first, the others if none of them is to be
+        copied: who claims one pack after another need not pass over all that are copied.
         """
 
     @abstractmethod

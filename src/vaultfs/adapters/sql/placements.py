@@ -98,19 +98,24 @@ def execute(step: steps.Step, unit: Unit, tx: Transaction) -> Program[int]:
     return answer
 
 
-def claim(store: str, limit: int, unit: Unit, tx: Transaction) -> Program[list[steps.Claimed]]:
+def claim(
+    store: str, after: int, limit: int, unit: Unit, tx: Transaction
+) -> Program[list[steps.Claimed]]:
     """Packs that `store` lacks, claimed for whoever asks; none if nothing is copied there now."""
     now = now_of(tx, unit)
     placement = yield from _copying(store, now)
     if placement is None:
         return []
     [(begun,)] = yield Run(SINCE, (since(store),))
-    stale, after = now - steps.CLAIM_US, 0
+    stale, begins = now - steps.CLAIM_US, [0, after] if after else [0]
+    after = begins.pop()
     claimed: list[steps.Claimed] = []
     while len(claimed) < limit:
         rows = yield Run(CANDIDATES, (store, steps.MOST_ATTEMPTS, stale, limit, after))
         if not rows:
-            break
+            if claimed or not begins:
+                break
+            after = begins.pop()
         for number, key, size, crc32c in rows:
             after = number
             if len(claimed) < limit and (yield Run(CLAIM, (number, store, now, stale))):

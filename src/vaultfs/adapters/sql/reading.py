@@ -120,10 +120,13 @@ class SqlCatalog(Catalog):
         answer: int = await self._program(partial(execute, step), actor, at_us)
         return answer
 
-    async def claim_copies(self, store: str, at_us: int, *, limit: int = 16) -> "list[Claimed]":
+    async def claim_copies(
+        self, store: str, at_us: int, *, after: int = 0, limit: int = 16
+    ) -> "list[Claimed]":
         from vaultfs.adapters.sql.placements import claim  # noqa: PLC0415
 
-        claimed: list[Claimed] = await self._program(partial(claim, store, limit), UserId(0), at_us)
+        program = partial(claim, store, after, limit)
+        claimed: list[Claimed] = await self._program(program, UserId(0), at_us)
         return claimed
 
     async def _program(

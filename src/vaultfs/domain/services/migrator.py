@@ -88,6 +88,8 @@ class Migrator:
     answering: bool = field(default=True, init=False)
     """Whether the stores answered when something was copied last."""
     _found: bool = field(default=False, init=False)
+    _last: int = field(default=0, init=False)
+    """The pack that was claimed last."""
     _at_once: anyio.CapacityLimiter = field(
         factory=lambda: anyio.CapacityLimiter(LEAST), init=False
     )
@@ -266,7 +268,8 @@ class Migrator:
         """Claim a pack, cancelled or not: what is claimed has to be given back."""
         now, claimed = micros(self.clock.now()), list[Claimed]()
         with anyio.CancelScope(shield=True):
-            claimed += await self.catalog.claim_copies(name, now, limit=1)
+            claimed += await self.catalog.claim_copies(name, now, after=self._last, limit=1)
+        self._last = claimed[0].number if claimed else 0
         return claimed
 
     async def compare(self) -> tuple[str, ...]:
