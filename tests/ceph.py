@@ -60,7 +60,7 @@ paxos propose interval = 0.05
 paxos min wait = 0.01
 osd data = {folder}/osd
 osd objectstore = memstore
-memstore device bytes = 4294967296
+memstore device bytes = {room}
 osd max object name len = 2048
 rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw data = {folder}/rgw
@@ -85,6 +85,8 @@ class Ceph:
 
     folder: Path
     port: int = field(factory=free_port)
+    room: int = 4 << 30
+    """Bytes of memory for objects."""
     _processes: "dict[str, subprocess.Popen[bytes]]" = field(
         factory=dict[str, "subprocess.Popen[bytes]"]
     )
@@ -142,6 +144,7 @@ class Ceph:
                 mon_v1=mon_v1,
                 port=self.port,
                 folder=self.folder,
+                room=self.room,
                 key=b64encode(bytes(32)).decode(),
             )
         )
@@ -267,10 +270,12 @@ class Bucket:
 
 
 @contextmanager
-def serving() -> Generator[Ceph, None, None]:
-    """A server of its own, started and stopped again; skips where there can be none."""
+def serving(room: int = 4 << 30) -> Generator[Ceph, None, None]:
+    """A server of its own with so much memory for objects, started and stopped again; skips
+    where there can be none.
+    """
     folder = Path(tempfile.mkdtemp(prefix="vaultfs-s3-"))  # short: sockets are in it
-    ceph = Ceph(folder)
+    ceph = Ceph(folder, room=room)
     try:
         try:
             _install()

@@ -94,7 +94,9 @@ class World:
         return self._answer(lambda tx: collections.execute(step, self._unit(), tx))
 
     def claim(self, store: str) -> list[migrating.Claimed]:
-        return self._answer(lambda tx: placements.claim(store, self.serial % 7, 8, self._unit(), tx))
+        return self._answer(
+            lambda tx: placements.claim(store, self.serial % 7, 8, self._unit(), tx)
+        )
 
     def _unit(self, *operations: ops.Operation) -> Unit:
         self.serial += 1
