@@ -16,8 +16,11 @@ from typing import Any, Final
 import httpx
 import pytest
 from attrs import define, field
+from tests.azurite import Container
+from tests.ceph import Bucket
 from tests.entrypoints.cli_calls import call
 from tests.entrypoints.test_many_servers import ROOT, Place, Running
+from tests.fakegcs import Bucket as GcsBucket
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +170,49 @@ def test_a_vault_moves_and_comes_back_while_it_is_served(
     assert not [each for each in left if "packs" in each.parts], left
     with place.serve() as again:  # from the settings that it had before
         check(clients, again)
+
+
+@pytest.mark.timeout(400)
+def test_a_vault_goes_through_stores_of_every_kind_while_it_is_served(
+    database: str,
+    bucket: Bucket,
+    container: Container,
+    gcs_bucket: GcsBucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    homes = {
+        "s3": bucket.url("vault"),
+        "azure": container.url("/vault"),
+        "gs": gcs_bucket.url("/vault"),
+    }
+    monkeypatch.setenv("VAULTFS_STORES", " ".join(f"{name}={url}" for name, url in homes.items()))
+    place = Place(database, (tmp_path / "objects").as_uri(), tmp_path / "log")
+    operator = Operator(place)
+    with place.serve() as one, place.serve() as two:
+        assert one.token is not None
+        clients, before = Clients(one.token), "local"
+        with clients.on(one, two):
+            for name in homes:
+                clients.some_more()
+                operator("start", "--to", name, "--verify", "V3")
+                operator.copied()
+                operator.cutover(one, two)
+                clients.some_more()
+                if name == "gs":
+                    operator.follow("rollback", one, two)
+                    clients.some_more()
+                    operator.follow("dual", one, two)
+                    operator.cutover(one, two)
+                operator.follow("detach", one, two)
+                operator("retire", before)
+                before = name
+            clients.some_more()
+        assert not clients.errors, clients.errors[:5]
+        check(clients, two)
+    assert place.cli("--json", "verify", "--depth", "full").value["clean"]
+    for box in (bucket, container):
+        assert not [each for each in box.names() if "/packs/" in each]
 
 
 @pytest.mark.timeout(400)
