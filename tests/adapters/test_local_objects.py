@@ -204,7 +204,7 @@ def at_a_page(data: bytes, *, moved: int = 0) -> memoryview:
 
 
 @pytest.mark.parametrize("moved", [0, 1, 512])
-@pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, (1 << 20) + 4095])
+@pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 4095, (5 << 20) + 1])
 async def test_one_large_piece_is_stored_whole_wherever_its_memory_begins(
     store: LocalObjectStore, moved: int, size: int
 ) -> None:
@@ -213,8 +213,9 @@ async def test_one_large_piece_is_stored_whole_wherever_its_memory_begins(
     assert await store.get("packs/first") == data
 
 
+@pytest.mark.parametrize("moved", [0, 1])
 async def test_a_disk_that_takes_part_of_a_direct_write_gets_the_rest(
-    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
     pwrite, sizes = os.pwrite, iter([4096, 1000])
 
@@ -222,8 +223,8 @@ async def test_a_disk_that_takes_part_of_a_direct_write_gets_the_rest(
         return pwrite(fd, data[: next(sizes, len(data))], offset)
 
     monkeypatch.setattr(os, "pwrite", some)
-    data = Random(3).randbytes(1 << 20)
-    await store.put("packs/first", at_a_page(data))
+    data = Random(3).randbytes(3 << 20)
+    await store.put("packs/first", at_a_page(data, moved=moved))
     assert await store.get("packs/first") == data
 
 

@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 from heapq import merge
 from io import BufferedWriter, FileIO
 from itertools import islice
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -75,6 +76,8 @@ _WRITE_BUFFER: Final = 64 << 10
 _SMALL: Final = 256 << 10
 _SECTOR: Final = 4096
 """Direct I/O goes by pieces of so many bytes, on every disk."""
+_PIECE: Final = 2 << 20
+"""Bytes that go to the disk at once where they have to be moved first."""
 _FANNED: Final = 32
 _PAGE: Final = 512
 _LEFTOVER_AGE: Final = 24 * 3600.0
@@ -474,24 +477,43 @@ def _flush_folder(path: str) -> None:
 
 
 def _write_past_cache(file: BufferedWriter, data: memoryview) -> None:
-    """Write `data` to the new `file`; whole sectors straight from memory to the disk.
+    """Write `data` to the new `file`; whole sectors to the disk, without a copy in its cache.
 
-    A copy into the page cache costs as much as all else that is done to the bytes. File
-    systems without direct I/O, and memory that does not begin where a page does, refuse.
+    That copy costs as much as all else that is done to the bytes, and more where the cache has to
+    grow. What does not begin where a page does goes through memory that does, a piece at a time.
+    File systems without direct I/O refuse.
     """
     fd, flags = file.fileno(), fcntl.fcntl(file, fcntl.F_GETFL)
     whole = len(data) - len(data) % _SECTOR
     at = 0
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-        while at < whole:
-            at += os.pwrite(fd, data[at:whole], at)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
+    for write in (_write_directly, _write_by_pieces):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+            at = write(fd, data[:whole])
+            break
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
     fcntl.fcntl(fd, fcntl.F_SETFL, flags)
     file.seek(at)
     file.write(data[at:])
+
+
+def _write_directly(fd: int, data: memoryview) -> int:
+    at = 0
+    while at < len(data):
+        at += os.pwrite(fd, data[at:], at)
+    return at
+
+
+def _write_by_pieces(fd: int, data: memoryview) -> int:
+    at = 0
+    with mmap(-1, _PIECE) as room, memoryview(room) as piece:
+        while at < len(data):
+            size = min(_PIECE, len(data) - at)
+            piece[:size] = data[at : at + size]
+            at += os.pwrite(fd, piece[:size], at)
+    return at
 
 
 def _create(name: str) -> BufferedWriter:
