@@ -507,12 +507,11 @@ def _write_directly(fd: int, data: memoryview) -> int:
 
 
 def _write_by_pieces(fd: int, data: memoryview) -> int:
-    at = 0
-    with mmap(-1, _PIECE) as room, memoryview(room) as piece:
-        while at < len(data):
-            size = min(_PIECE, len(data) - at)
-            piece[:size] = data[at : at + size]
-            at += os.pwrite(fd, piece[:size], at)
+    at, room = 0, memoryview(mmap(-1, _PIECE))
+    while at < len(data):
+        size = min(_PIECE, len(data) - at)
+        room[:size] = data[at : at + size]
+        at += os.pwrite(fd, room[:size], at)
     return at
 
 
