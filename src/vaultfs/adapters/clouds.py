@@ -39,7 +39,7 @@ from vaultfs.ports.objects import (
 )
 
 _AT_ONCE: Final = 16
-_PIECE: Final = 64 << 10
+_PIECE: Final = 256 << 10
 """Bytes that are handed to a socket at a time."""
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _PREFIX: Final = re.compile(r"([A-Za-z0-9._-]*[A-Za-z0-9_-][A-Za-z0-9._-]*/)*")

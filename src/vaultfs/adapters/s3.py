@@ -19,7 +19,6 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from datetime import datetime
 from hashlib import md5
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -91,8 +90,6 @@ _CONNECTIONS: Final = 64
 _CONNECT_LIMIT: Final = 10.0
 _READ_LIMIT: Final = 60.0
 """Seconds without a byte."""
-_PIECE: Final = 256 << 10
-"""Bytes of a body that are read at a time."""
 _SMALL: Final = 256 << 10
 """Bytes up to which parts are joined rather than read one after the other."""
 _LONGEST_KEY: Final = 1024
@@ -424,11 +421,8 @@ class S3ObjectStore(ObjectStore):
                 return b""  # an object is there, and ends before
             raise
         async with found["Body"] as body:
-            # The library joins pieces, which takes twice the bytes for a while.
-            whole = _room(found["ContentLength"])
-            while piece := await body.read(_PIECE):
-                whole.write(piece)
-            return whole.getvalue()
+            whole: bytes = await body.read()
+            return whole
 
     async def _delete_batch(self, keys: Sequence[str]) -> dict[str, StoreError]:
         """The errors of keys that are not gone."""
@@ -454,16 +448,6 @@ class S3ObjectStore(ObjectStore):
 
 
 # Bodies
-
-
-def _room(size: int) -> BytesIO:
-    """Where `size` bytes are to be written: memory that is not moved, and becomes the bytes."""
-    room = BytesIO()
-    if size:
-        room.seek(size - 1)
-        room.write(b"\0")
-        room.seek(0)
-    return room
 
 
 def _body(parts: tuple[Buffer, ...]) -> bytes | Parts:
