@@ -436,6 +436,20 @@ async def test_a_quota_ends_an_upload_in_the_middle_and_keeps_what_fits() -> Non
         assert vault.budget.free == vault.budget.total
 
 
+async def test_what_a_quota_refuses_is_not_left_out_in_the_middle() -> None:
+    data = random_bytes(22 * MIB)
+    source = BytesSource(data, step=BLOCK, pause=lambda: anyio.sleep(0.1))  # a pack is recorded
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        await vault.files.change(vault.user, SetQuota(vault.user.tree, 8 * MIB))
+        with pytest.raises(QuotaExceeded):
+            await vault.uploads.append(vault.user, upload.id, source, at=0)
+        offset = (await vault.uploads.get(vault.user, upload.id)).offset
+        await vault.files.change(vault.user, SetQuota(vault.user.tree, None))
+        await vault.uploads.append(vault.user, upload.id, BytesSource(data[offset:]), at=offset)
+        assert await _content(vault, "/x") == data
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
