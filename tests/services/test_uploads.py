@@ -19,8 +19,10 @@ from vaultfs.domain.errors import (
     ChunksMissing,
     Fenced,
     InvalidField,
+    Locked,
     NotFound,
     OffsetMismatch,
+    ParentNotFound,
     QuotaExceeded,
     SourceChanged,
     TooLarge,
@@ -30,6 +32,8 @@ from vaultfs.domain.errors import (
     VersionMismatch,
 )
 from vaultfs.domain.frames import HEAD, Named, write_chunk, write_named
+from vaultfs.domain.lockmodes import Mode
+from vaultfs.domain.locknodes import Owner
 from vaultfs.domain.names import Address, parse_address
 from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, VersionId
 from vaultfs.domain.operations import SetQuota
@@ -299,6 +303,28 @@ async def test_a_later_writer_in_the_same_process_ends_the_earlier() -> None:
         assert await _content(vault, "/x") == data
 
 
+async def test_a_look_that_is_out_of_date_replaces_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with open_memory_vault() as vault:
+        uploads = vault.uploads
+        upload = await uploads.create(vault.user, Purpose(at("/x")))
+        look = Uploads.open
+
+        async def slow_look(self: Uploads, caller: User, number: str) -> Upload:
+            found = await look(self, caller, number)
+            monkeypatch.undo()
+            await uploads.append(caller, number, BytesSource(b"first"), at=0)
+            return found
+
+        monkeypatch.setattr(Uploads, "open", slow_look)
+        with pytest.raises(OffsetMismatch):
+            await uploads.append(vault.user, upload.id, BytesSource(b"second"), at=0, size=6)
+        await uploads.append(vault.user, upload.id, BytesSource(b"!"), at=5)
+        assert await _content(vault, "/x") == b"first!"
+        assert await _state(vault, "/x") == (DigestState.VERIFIED, digest_of(b"first!"))
+
+
 async def test_a_checksum_that_is_wrong_leaves_nothing_of_its_bytes() -> None:
     data = random_bytes(BLOCK + 5)
     async with open_memory_vault() as vault:
@@ -387,6 +413,23 @@ async def test_a_claim_that_is_false_fails_the_commit() -> None:
             await vault.uploads.append(vault.user, upload.id, BytesSource(b"abc"), at=0)
         with pytest.raises(NotFound):
             await vault.files.version(vault.user, at("/x"))
+
+
+@pytest.mark.parametrize("why", ["locked", "no folder"])
+async def test_whatever_refuses_a_commit_the_bytes_are_kept(why: str) -> None:
+    data = random_bytes(BLOCK + 9)
+    async with open_memory_vault() as vault:
+        purpose = Purpose(at("/d/x"), parents=why == "locked")
+        upload = await vault.uploads.create(vault.user, purpose, size=len(data))
+        locked = {("d",): Mode.X} if why == "locked" else {("e",): Mode.X}
+        async with vault.locks.hold(Owner("me"), vault.user.tree, locked):
+            with pytest.raises(Locked if why == "locked" else ParentNotFound):
+                await vault.uploads.append(vault.user, upload.id, BytesSource(data), at=0)
+        assert (await vault.uploads.get(vault.user, upload.id)).offset == len(data)
+        await vault.files.mkdir(vault.user, at("/d"))
+        nothing = BytesSource(b"")
+        await vault.uploads.append(vault.user, upload.id, nothing, at=len(data), length=0)
+        assert await _content(vault, "/d/x") == data
 
 
 async def test_a_commit_that_is_refused_keeps_the_bytes() -> None:

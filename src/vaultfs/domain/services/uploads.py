@@ -26,7 +26,6 @@ from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import (
     ChecksumMismatch,
     ChunksMissing,
-    Conflict,
     Fenced,
     InvalidField,
     NotFound,
@@ -198,6 +197,10 @@ class _Writer:
     """Of the append that is under way."""
     idle: anyio.Event = field(factory=anyio.Event)
     appended: anyio.Event = field(factory=anyio.Event)
+
+    def is_at(self, upload: Upload) -> bool:
+        """Whether nobody, here or elsewhere, has written between what is known and `upload`."""
+        return (self.upload.fence, self.upload.offset) == (upload.fence, upload.offset)
 
 
 @define(eq=False)
@@ -373,7 +376,7 @@ class Uploads:
     async def _attach(self, caller: User, upload: Upload) -> _Writer:
         """The session with this process as its only writer, and nobody at it in this process."""
         known = self._warm.get(upload.id)
-        if known is not None and known.scope is None and known.upload.fence == upload.fence:
+        if known is not None and known.scope is None and known.is_at(upload):
             known.upload = upload
             known.idle = anyio.Event()
             return known
@@ -666,7 +669,9 @@ class _Append:
             entries += await self._cut_tail(placed, tail)
         try:
             await self._finish(entries, placed)
-        except Conflict:
+        except InvalidField:  # no other try would end otherwise
+            raise
+        except VaultError:
             # The bytes are good: what is in the way may go, and an empty append tries again.
             self.writer.manifest = None
             with suppress(VaultError):
