@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from random import Random
+from typing import Any
 
 import anyio
 import pytest
@@ -19,6 +20,7 @@ from vaultfs.domain.errors import (
     ChunksMissing,
     Fenced,
     InvalidField,
+    IsAFolder,
     Locked,
     NotFound,
     OffsetMismatch,
@@ -523,6 +525,69 @@ async def test_joined_parts_are_one_content(sizes: tuple[int, ...]) -> None:
         assert await _content(vault, "/x") == data
         assert await _manifest(vault, "/x") == await _manifest(vault, "/put")
         assert await _state(vault, "/x") == (DigestState.VERIFIED, blake3(data).digest())
+
+
+async def _part(vault: Vault, data: bytes) -> str:
+    upload = await vault.uploads.create(vault.user, Purpose(None), size=len(data))
+    if data:
+        await vault.uploads.append(vault.user, upload.id, BytesSource(data), at=0)
+    return upload.id
+
+
+async def test_parts_without_a_byte_are_joined() -> None:
+    async with open_memory_vault() as vault:
+        numbers = [await _part(vault, b""), await _part(vault, b"")]
+        whole = await vault.uploads.concatenate(vault.user, numbers, Purpose(at("/x")))
+        assert whole.state is UploadState.FINISHED
+        assert await _content(vault, "/x") == b""
+
+
+@pytest.mark.parametrize("data", [b"", b"abc"])
+async def test_what_is_refused_before_anybody_knows_its_number_is_given_up(data: bytes) -> None:
+    async with open_memory_vault() as vault:
+        number = await _part(vault, data)
+        purpose = Purpose(at("/none/x"), parents=False)
+        with pytest.raises(ParentNotFound):
+            await vault.uploads.concatenate(vault.user, [number], purpose)
+        with pytest.raises(ParentNotFound):
+            await vault.uploads.create(vault.user, purpose, size=0)
+        with pytest.raises(IsAFolder):
+            await vault.uploads.create(vault.user, Purpose(at("/")), size=1)
+        assert not await left_over(vault)
+        await vault.uploads.concatenate(vault.user, [number], Purpose(at("/x")))
+        assert await _content(vault, "/x") == data
+
+
+async def test_a_part_that_is_forgotten_while_it_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_memory_vault() as vault:
+        numbers = [await _part(vault, b"abc"), await _part(vault, b"def")]
+        create = Uploads.create
+
+        async def create_late(self: Uploads, *arguments: Any, **more: Any) -> Upload:
+            _wait_a_day(vault)
+            await self.expire(vault.user)
+            return await create(self, *arguments, **more)
+
+        monkeypatch.setattr(Uploads, "create", create_late)
+        with pytest.raises(UploadGone):
+            await vault.uploads.concatenate(vault.user, numbers, Purpose(at("/x")))
+        assert not await left_over(vault)
+        with pytest.raises(NotFound):
+            await vault.files.version(vault.user, at("/x"))
+
+
+async def test_what_has_ended_takes_no_more_bytes() -> None:
+    async with open_memory_vault() as vault:
+        user, uploads = vault.user, vault.uploads
+        upload = await uploads.create(user, Purpose(at("/x")), size=3)
+        await uploads.append(user, upload.id, BytesSource(b"abc"), at=0)
+        for nothing, frames in ((b"", False), (HEAD, True)):
+            again = BytesSource(nothing)
+            found = await uploads.append(user, upload.id, again, at=3, frames=frames)
+            assert found.state is UploadState.FINISHED
+        for more, frames in ((b"d", False), (_frames(*_pieces(b"d")), True)):
+            with pytest.raises(UploadGone):
+                await uploads.append(user, upload.id, BytesSource(more), at=3, frames=frames)
 
 
 # Frames

@@ -28,14 +28,17 @@ from vaultfs.domain.errors import (
     ChunksMissing,
     Fenced,
     InvalidField,
+    IsAFolder,
     NotFound,
     OffsetMismatch,
     PacksGone,
+    SourceChanged,
     TooLarge,
     Unsupported,
     UploadGone,
     VaultError,
 )
+from vaultfs.domain.frames import HEAD_SIZE
 from vaultfs.domain.manifests import Entry, Manifest, ManifestBuilder, Page
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import (
@@ -235,6 +238,8 @@ class Uploads:
         address = purpose.address
         tree = caller.tree
         if address is not None:
+            if not address.path:
+                raise IsAFolder("/ is a folder; a file needs a name")
             tree = await self.files.tree(caller, address.tree)
             if tree != caller.tree:
                 await self.files.check_writable(caller, tree, address.path)
@@ -260,9 +265,26 @@ class Uploads:
         writer = _Writer(upload, ManifestBuilder())
         self._keep(writer)
         if size == 0:
-            await _Append(files or self.files, caller, writer, None, no_progress).finish_empty()
+            async with self.given_up_if_refused(caller, upload.id):
+                await _Append(files or self.files, caller, writer, None, no_progress).finish_empty()
             self._forget(writer)
         return writer.upload
+
+    @asynccontextmanager
+    async def given_up_if_refused(self, caller: User, number: str) -> AsyncGenerator[None, None]:
+        """Give up a session that comes to nothing before its caller is told of it.
+
+        But where the line is cut: who finds it among the sessions under way can go on.
+        """
+        try:
+            yield
+        except SourceChanged:
+            raise
+        except BaseException:
+            gasp = anyio.move_on_after(LAST_GASP)
+            with anyio.CancelScope(shield=True), gasp, suppress(VaultError):
+                await self.abort(caller, number)
+            raise
 
     async def get(self, caller: User, number: str) -> Upload:
         """The session as it is. Raises `NotFound`, also for those of others."""
@@ -345,7 +367,10 @@ class Uploads:
         """
         upload = await self.open(caller, number)
         _must_follow(upload, at)
-        if upload.state is UploadState.FINISHED:
+        if upload.state is UploadState.FINISHED:  # the end, told again, and no more
+            most = HEAD_SIZE if frames else 0
+            if await source.readinto(memoryview(bytearray(most + 1))) > most:
+                must_be_open(upload, self._now())
             return upload
         if size is not None and size != upload.size:
             await self.files.change(caller, DeclareUpload(upload.tree, number, size))
@@ -421,14 +446,16 @@ class Uploads:
         for part in parts:
             if part.path is not None or part.state is not UploadState.FINISHED:
                 raise UploadGone(f"upload {part.id} is no part that is finished")
-        upload = await self.create(caller, purpose, size=sum(part.offset for part in parts))
-        writer = self._warm[upload.id]
+        size = sum(part.offset for part in parts)
+        upload = await self.create(caller, purpose, size=size, files=files)
+        writer = self._warm.pop(upload.id, None)
+        if writer is None:  # of parts that are empty
+            return upload
         append = _Append(files or self.files, caller, writer, None, no_progress)
-        try:
+        async with self.given_up_if_refused(caller, upload.id):
             await append.join(parts)
-        except BaseException:
-            self._forget(writer)
-            raise
+            if writer.upload.state is not UploadState.FINISHED:
+                raise UploadGone("a part was forgotten while it was joined")
         return writer.upload
 
 
