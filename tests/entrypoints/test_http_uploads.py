@@ -120,6 +120,32 @@ async def test_an_append_that_is_refused_changes_nothing(
     assert (await api("HEAD", where)).headers["upload-offset"] == "0"
 
 
+async def test_what_has_ended_is_gone(api: Client) -> None:
+    headers = {"Upload-Offset": "0", "Content-Type": BYTES}
+    given_up = await begin(api, Upload_Length="3")
+    await api.ok("DELETE", given_up)
+    assert (await api("HEAD", given_up)).status_code == 410
+    assert await api.refused(410, "PATCH", given_up, headers=headers, content=b"a") == "upload_gone"
+    done = await begin(api, Upload_Length="3")
+    await api.ok("PATCH", done, headers=headers, content=b"abc")
+    headers["Upload-Offset"] = "3"
+    await api.ok("PATCH", done, headers=headers)
+    assert await api.refused(410, "PATCH", done, headers=headers, content=b"d") == "upload_gone"
+    assert await api.refused(410, "DELETE", done) == "upload_gone"
+    part = await begin(api, Upload_Length="3", Upload_Concat="partial")
+    await api.ok("DELETE", part)
+    join = {"Upload-Metadata": METADATA, "Upload-Concat": f"final;{part}"}
+    assert await api.refused(410, "POST", "/v1/uploads", headers=join) == "upload_gone"
+
+
+async def test_refusals_tell_the_version_of_tus(api: Client) -> None:
+    headers = {"Upload-Length": "3", "Upload-Metadata": METADATA, "Tus-Resumable": "0.2.0"}
+    answer = await api("POST", "/v1/uploads", headers=headers)
+    assert answer.status_code == 412
+    assert answer.headers["tus-version"] == answer.headers["tus-resumable"] == "1.0.0"
+    assert (await api("HEAD", "/v1/uploads/none")).headers["tus-resumable"] == "1.0.0"
+
+
 async def test_an_append_of_nothing_has_a_checksum_too(api: Client) -> None:
     where = await begin(api, Upload_Length="3")
     headers = {"Upload-Offset": "0", "Content-Type": BYTES}

@@ -26,6 +26,7 @@ from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import (
     ChecksumMismatch,
     ChunksMissing,
+    Conflict,
     Fenced,
     InvalidField,
     IsAFolder,
@@ -440,12 +441,12 @@ class Uploads:
         """One content of those of `numbers`, finished parts, in that order.
 
         Their chunks are used as they are, but for a few behind each seam: see `seams`.
-        Raises `NotFound`, and `UploadGone` for what is no finished part.
+        Raises `NotFound`, `UploadGone`, and `Conflict` for what is no finished part.
         """
-        parts = [await self.get(caller, number) for number in numbers]
+        parts = [await self.open(caller, number) for number in numbers]
         for part in parts:
             if part.path is not None or part.state is not UploadState.FINISHED:
-                raise UploadGone(f"upload {part.id} is no part that is finished")
+                raise Conflict(f"upload {part.id} is no part that is finished")
         size = sum(part.offset for part in parts)
         upload = await self.create(caller, purpose, size=size, files=files)
         writer = self._warm.pop(upload.id, None)

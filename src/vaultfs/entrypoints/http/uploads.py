@@ -62,6 +62,8 @@ HASHERS: Final[dict[str, Callable[[], Hasher]]] = {
     "blake3": blake3,
 }
 _VERSION: Final = {"Tus-Resumable": "1.0.0"}
+REFUSED: Final = _VERSION | {"Tus-Version": "1.0.0"}
+"""Headers of refusals: with them a client that speaks another version knows what to speak."""
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _PART_OF: Final = re.compile(r"/v1/uploads/([A-Za-z0-9_-]{1,64})$")
 
@@ -371,7 +373,7 @@ ROUTES: Final = (
             IF_NONE_MATCH,
             WITH_LOCK,
         ),
-        failures=(400, 409, 412, 413, 507),
+        failures=(400, 409, 410, 412, 413, 460, 507),
     ),
     Route(
         *("GET", "/v1/uploads", list_uploads, "listUploads", "List what is under way."),
