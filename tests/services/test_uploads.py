@@ -37,7 +37,7 @@ from vaultfs.domain.frames import HEAD, Named, write_chunk, write_named
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Owner
 from vaultfs.domain.names import Address, parse_address
-from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, VersionId
+from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, VersionId, micros
 from vaultfs.domain.operations import SetQuota
 from vaultfs.domain.packs import PACK_TARGET, Kind, StoredChunk, raw_chunk
 from vaultfs.domain.services.budget import BLOCK, MIB
@@ -305,6 +305,32 @@ async def test_a_later_writer_in_the_same_process_ends_the_earlier() -> None:
         assert await _content(vault, "/x") == data
 
 
+async def test_who_gives_an_upload_up_ends_its_append() -> None:
+    blocked = anyio.Event()
+
+    async def hang() -> None:
+        blocked.set()
+        await anyio.sleep_forever()
+
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=1000)
+        failed: list[UploadGone] = []
+
+        async def run() -> None:
+            slow = BytesSource(bytes(1000), step=100, pause=hang)
+            with pytest.raises(UploadGone, match="aborted") as refused:
+                await vault.uploads.append(vault.user, upload.id, slow, at=0)
+            failed.append(refused.value)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await blocked.wait()
+            await vault.uploads.abort(vault.user, upload.id)
+        assert failed
+        assert vault.budget.free == vault.budget.total
+        assert not await vault.catalog.upload_tail(upload.id)
+
+
 async def test_a_look_that_is_out_of_date_replaces_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -367,13 +393,16 @@ async def test_refusals() -> None:
             await append(b"x" * 101, 0)
         with pytest.raises(OffsetMismatch):
             await append(b"x", 0, size=99)
-        with pytest.raises(TooLarge):
-            await uploads.append(
-                *(user, number, BytesSource(b"")),
-                at=0,
-                length=MAX_CHECKED + 1,
-                checksum=Checksum("blake3", blake3(), b""),
-            )
+        for frames in (True, False):
+            for length in (MAX_CHECKED + 1, None):
+                with pytest.raises(TooLarge):
+                    await uploads.append(
+                        *(user, number, BytesSource(b"")),
+                        at=0,
+                        length=length,
+                        checksum=Checksum("blake3", blake3(), b""),
+                        frames=frames,
+                    )
         other = User(UserId(user.id + 1), "other", None, 0)
         with pytest.raises(NotFound):
             await uploads.get(other, number)
@@ -639,6 +668,33 @@ async def test_what_the_server_has_need_only_be_named() -> None:
         await vault.uploads.append(vault.user, upload.id, BytesSource(body), at=0, frames=True)
         assert await _content(vault, "/x") == data + b"more"
         assert (await _state(vault, "/x"))[0] is DigestState.VERIFIED
+
+
+async def test_what_is_promised_to_an_upload_is_kept_as_long_as_it_lasts() -> None:
+    data = random_bytes(100_000)
+    async with open_memory_vault() as vault:
+        await vault.files.put(vault.user, at("/put"), BytesSource(data))
+        digests = [each.digest for each in _pieces(data)]
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")))
+
+        async def promised() -> bool:
+            now = micros(vault.clock.now())
+            return any(use.pinned for use in await vault.catalog.pack_uses(now))
+
+        await vault.uploads.have(vault.user, digests)
+        assert await promised()
+        _wait_a_day(vault)
+        assert not await promised()
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")))
+        await vault.uploads.have(vault.user, digests, holder=upload.id)
+        for day in range(1, 7):
+            assert isinstance(vault.clock, ManualClock)
+            vault.clock.advance(timedelta(microseconds=IDLE_US - 1))
+            await vault.uploads.append(vault.user, upload.id, BytesSource(b"."), at=day - 1)
+            assert await promised()
+        _wait_a_day(vault)
+        await vault.uploads.expire(vault.user)
+        assert not await promised()
 
 
 async def test_nobody_can_name_what_only_others_have() -> None:

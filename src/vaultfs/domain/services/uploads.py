@@ -81,6 +81,7 @@ from vaultfs.domain.services.seams import Joiner
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.uploads import (
     IDLE_US,
+    LIFE_US,
     MAX_NOTES,
     Upload,
     UploadState,
@@ -324,14 +325,14 @@ class Uploads:
     ) -> list[bool]:
         """Which of `digests` the caller need not send, and has not to send for a day from now.
 
-        `holder` is the session they are for, if they are for one.
+        `holder` is the session they are for, if they are for one: as long as it lasts.
         """
         if len(digests) > MAX_HAVE:
             raise TooLarge(f"{len(digests)} digests: {MAX_HAVE} is the most")
         known = await self.files.catalog.known(caller.id, digests)
         own = set(known.own)
         while own:
-            until = self._now() + IDLE_US
+            until = self._now() + (IDLE_US if holder is None else LIFE_US)
             pin = PinChunks(caller.id, holder or holder_of(caller.id), tuple(own), until)
             try:
                 await self.files.change(caller, pin)
@@ -376,8 +377,12 @@ class Uploads:
         if size is not None and size != upload.size:
             await self.files.change(caller, DeclareUpload(upload.tree, number, size))
             upload = upload._replace(size=size)
-        if not frames:
-            _must_fit(upload, length, checksum)
+        if not frames:  # whose bytes are not those of the content
+            _must_fit(upload, length)
+        if checksum is not None and (length is None or length > MAX_CHECKED):
+            raise TooLarge(
+                f"with a checksum {MAX_CHECKED} bytes is the most, and they must be said"
+            )
         writer = await self._attach(caller, upload)
         _must_follow(writer.upload, at)
         append = _Append(files or self.files, caller, writer, checksum, progress)
@@ -392,6 +397,7 @@ class Uploads:
             writer.scope = None
             writer.idle.set()
         if writer.taken_over:
+            await self.open(caller, number)  # or it was given up
             raise Fenced(f"upload {number} was taken over by another writer: ask for its offset")
         if writer.upload.state is UploadState.FINISHED:
             self._forget(writer)
@@ -467,14 +473,12 @@ def _must_follow(upload: Upload, at: int) -> None:
         )
 
 
-def _must_fit(upload: Upload, length: int | None, checksum: Checksum | None) -> None:
+def _must_fit(upload: Upload, length: int | None) -> None:
     """Refuse before a byte is read what would be refused anyhow."""
     if length is not None and upload.size is not None and upload.offset + length > upload.size:
         raise TooLarge(
             f"upload {upload.id} was to have {upload.size} bytes: {upload.offset + length} are more"
         )
-    if checksum is not None and (length is None or length > MAX_CHECKED):
-        raise TooLarge(f"with a checksum {MAX_CHECKED} bytes is the most, and they must be said")
 
 
 @define(eq=False)
