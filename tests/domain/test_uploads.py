@@ -1,5 +1,6 @@
 """The state machine of upload sessions, against a model that keeps the bytes themselves."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -233,3 +234,63 @@ def test_what_has_ended_has_no_tail_and_is_told_of_for_a_day(end: str) -> None:
     assert not forgettable(ended, now + KEPT_US - 1)
     assert forgettable(ended, now + KEPT_US)
     assert expire(ended, 10 * now) == ended
+
+
+def test_no_size_is_less_than_what_has_come() -> None:
+    upload = append(fresh(), fence=0, at=0, cut=10, tail=5, now_us=0)
+    with pytest.raises(TooLarge):
+        declare(upload, 14, 0)
+    upload = declare(upload, 15, 0)
+    with pytest.raises(OffsetMismatch):
+        declare(upload, 16, 0)
+    with pytest.raises(TooLarge):
+        append(upload, fence=0, at=10, cut=6, tail=0, now_us=0)
+    assert declare(upload, 15, 0) == upload
+
+
+def test_the_earlier_writer_neither_appends_nor_ends() -> None:
+    upload = append(attach(fresh(1), 0), fence=1, at=0, cut=1, tail=0, now_us=0)
+    upload = attach(upload, 0)
+    assert upload.fence == 2
+    for fence in (1, 3):
+        with pytest.raises(Fenced):
+            append(upload, fence=fence, at=1, cut=0, tail=0, now_us=0)
+        with pytest.raises(Fenced):
+            finish(upload, fence=fence, now_us=0, node=None, version=None)
+
+
+def test_what_is_appended_follows_what_is_there() -> None:
+    upload = append(fresh(), fence=0, at=0, cut=10, tail=5, now_us=0)
+    for at, cut, tail in ((9, 20, 0), (11, 20, 0), (0, 20, 0), (10, 0, 4), (10, 4, 0)):
+        with pytest.raises(OffsetMismatch):
+            append(upload, fence=0, at=at, cut=cut, tail=tail, now_us=0)
+    assert append(upload, fence=0, at=10, cut=0, tail=5, now_us=0) == upload
+    assert append(upload, fence=0, at=10, cut=5, tail=0, now_us=0).offset == 15
+
+
+@pytest.mark.parametrize("end", ["finished", "aborted", "expired", "overdue"])
+def test_what_has_ended_is_not_changed(end: str) -> None:
+    upload = append(fresh(1), fence=0, at=0, cut=1, tail=0, now_us=0)
+    now, wrong = 1, UploadGone
+    if end == "finished":
+        upload = finish(upload, fence=0, now_us=1, node=None, version=None)
+    elif end == "aborted":
+        upload = abort(upload, 1)
+        assert abort(upload, 2) == upload
+    else:
+        now, wrong = upload.expires_us, UploadExpired
+        must_be_open(upload, now - 1)
+    if end == "expired":
+        upload = expire(upload, now)
+    changes: list[Callable[[], Upload]] = [
+        lambda: attach(upload, now),
+        lambda: declare(upload, 1, now),
+        lambda: append(upload, fence=0, at=1, cut=0, tail=0, now_us=now),
+        lambda: finish(upload, fence=0, now_us=now, node=None, version=None),
+    ]
+    if end != "aborted":
+        changes.append(lambda: abort(upload, now))
+    for change in changes:
+        with pytest.raises(UploadGone) as refused:
+            change()
+        assert type(refused.value) is wrong
