@@ -1,5 +1,6 @@
 """The state machine of upload sessions, against a model that keeps the bytes themselves."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -180,3 +181,116 @@ def test_a_late_clock_never_makes_a_session_older() -> None:
     upload = append(upload, fence=1, at=0, cut=10, tail=0, now_us=1000)
     upload = append(upload, fence=1, at=10, cut=10, tail=0, now_us=500)
     assert upload.touched_us == 1000
+
+
+def test_how_long_a_session_lives() -> None:
+    day = 24 * 3600 * 1_000_000
+    upload = fresh()
+    assert upload.expires_us == day
+    for number in range(1, 7):
+        upload = append(upload, fence=0, at=0, cut=0, tail=0, now_us=number * (day - 1))
+    assert upload.expires_us == 7 * day - 6
+    upload = append(upload, fence=0, at=0, cut=0, tail=0, now_us=7 * day - 7)
+    assert upload.expires_us == 7 * day
+
+
+def test_a_tail_has_bounds() -> None:
+    append(fresh(), fence=0, at=0, cut=0, tail=MAX_TAIL, now_us=0)
+    upload = append(fresh(), fence=0, at=0, cut=10, tail=5, now_us=0)
+    for cut, tail in ((0, MAX_TAIL + 1), (10, -1)):
+        with pytest.raises(OffsetMismatch) as refused:
+            append(upload, fence=0, at=10, cut=cut, tail=tail, now_us=0)
+        assert refused.value.offset == 15  # behind the tail: that is where the client goes on
+
+
+def test_what_is_not_cut_is_not_finished() -> None:
+    upload = append(fresh(15), fence=0, at=0, cut=10, tail=5, now_us=0)
+    assert upload.complete
+    ended: dict[str, Any] = {"now_us": 1, "node": NodeId(5), "version": VersionId(6)}
+    with pytest.raises(OffsetMismatch):
+        finish(upload, fence=0, **ended)
+    with pytest.raises(OffsetMismatch):
+        finish(append(fresh(15), fence=0, at=0, cut=10, tail=0, now_us=0), fence=0, **ended)
+    upload = append(upload, fence=0, at=10, cut=5, tail=0, now_us=0)
+    assert finish(upload, fence=0, **ended).state is UploadState.FINISHED
+
+
+@pytest.mark.parametrize("end", ["finished", "aborted", "expired"])
+def test_what_has_ended_has_no_tail_and_is_told_of_for_a_day(end: str) -> None:
+    upload = append(fresh(), fence=0, at=0, cut=10, tail=5, now_us=7)
+    now = upload.expires_us
+    assert not forgettable(upload, 10 * now)
+    if end == "finished":
+        upload = append(declare(upload, 15, now - 1), fence=0, at=10, cut=5, tail=0, now_us=7)
+        now -= 1
+        ended = finish(upload, fence=0, now_us=now, node=None, version=None)
+    elif end == "aborted":
+        now -= 1
+        ended = abort(upload, now)
+    else:
+        assert expire(upload, now - 1) == upload
+        ended = expire(upload, now)
+    assert (ended.state, ended.tail, ended.touched_us) == (UploadState(end), 0, now)
+    assert not forgettable(ended, now + KEPT_US - 1)
+    assert forgettable(ended, now + KEPT_US)
+    assert expire(ended, 10 * now) == ended
+
+
+def test_no_size_is_less_than_what_has_come() -> None:
+    upload = append(fresh(), fence=0, at=0, cut=10, tail=5, now_us=0)
+    with pytest.raises(TooLarge):
+        declare(upload, 14, 0)
+    upload = declare(upload, 15, 0)
+    with pytest.raises(OffsetMismatch):
+        declare(upload, 16, 0)
+    with pytest.raises(TooLarge):
+        append(upload, fence=0, at=10, cut=6, tail=0, now_us=0)
+    assert declare(upload, 15, 0) == upload
+
+
+def test_the_earlier_writer_neither_appends_nor_ends() -> None:
+    upload = append(attach(fresh(1), 0), fence=1, at=0, cut=1, tail=0, now_us=0)
+    upload = attach(upload, 0)
+    assert upload.fence == 2
+    for fence in (1, 3):
+        with pytest.raises(Fenced):
+            append(upload, fence=fence, at=1, cut=0, tail=0, now_us=0)
+        with pytest.raises(Fenced):
+            finish(upload, fence=fence, now_us=0, node=None, version=None)
+
+
+def test_what_is_appended_follows_what_is_there() -> None:
+    upload = append(fresh(), fence=0, at=0, cut=10, tail=5, now_us=0)
+    for at, cut, tail in ((9, 20, 0), (11, 20, 0), (0, 20, 0), (10, 0, 4), (10, 4, 0)):
+        with pytest.raises(OffsetMismatch):
+            append(upload, fence=0, at=at, cut=cut, tail=tail, now_us=0)
+    assert append(upload, fence=0, at=10, cut=0, tail=5, now_us=0) == upload
+    assert append(upload, fence=0, at=10, cut=5, tail=0, now_us=0).offset == 15
+
+
+@pytest.mark.parametrize("end", ["finished", "aborted", "expired", "overdue"])
+def test_what_has_ended_is_not_changed(end: str) -> None:
+    upload = append(fresh(1), fence=0, at=0, cut=1, tail=0, now_us=0)
+    now, wrong = 1, UploadGone
+    if end == "finished":
+        upload = finish(upload, fence=0, now_us=1, node=None, version=None)
+    elif end == "aborted":
+        upload = abort(upload, 1)
+        assert abort(upload, 2) == upload
+    else:
+        now, wrong = upload.expires_us, UploadExpired
+        must_be_open(upload, now - 1)
+    if end == "expired":
+        upload = expire(upload, now)
+    changes: list[Callable[[], Upload]] = [
+        lambda: attach(upload, now),
+        lambda: declare(upload, 1, now),
+        lambda: append(upload, fence=0, at=1, cut=0, tail=0, now_us=now),
+        lambda: finish(upload, fence=0, now_us=now, node=None, version=None),
+    ]
+    if end != "aborted":
+        changes.append(lambda: abort(upload, now))
+    for change in changes:
+        with pytest.raises(UploadGone) as refused:
+            change()
+        assert type(refused.value) is wrong

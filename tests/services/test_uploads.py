@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from random import Random
+from typing import Any
 
 import anyio
 import pytest
@@ -19,8 +20,11 @@ from vaultfs.domain.errors import (
     ChunksMissing,
     Fenced,
     InvalidField,
+    IsAFolder,
+    Locked,
     NotFound,
     OffsetMismatch,
+    ParentNotFound,
     QuotaExceeded,
     SourceChanged,
     TooLarge,
@@ -30,8 +34,10 @@ from vaultfs.domain.errors import (
     VersionMismatch,
 )
 from vaultfs.domain.frames import HEAD, Named, write_chunk, write_named
+from vaultfs.domain.lockmodes import Mode
+from vaultfs.domain.locknodes import Owner
 from vaultfs.domain.names import Address, parse_address
-from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, VersionId
+from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, VersionId, micros
 from vaultfs.domain.operations import SetQuota
 from vaultfs.domain.packs import PACK_TARGET, Kind, StoredChunk, raw_chunk
 from vaultfs.domain.services.budget import BLOCK, MIB
@@ -299,6 +305,54 @@ async def test_a_later_writer_in_the_same_process_ends_the_earlier() -> None:
         assert await _content(vault, "/x") == data
 
 
+async def test_who_gives_an_upload_up_ends_its_append() -> None:
+    blocked = anyio.Event()
+
+    async def hang() -> None:
+        blocked.set()
+        await anyio.sleep_forever()
+
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=1000)
+        failed: list[UploadGone] = []
+
+        async def run() -> None:
+            slow = BytesSource(bytes(1000), step=100, pause=hang)
+            with pytest.raises(UploadGone, match="aborted") as refused:
+                await vault.uploads.append(vault.user, upload.id, slow, at=0)
+            failed.append(refused.value)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await blocked.wait()
+            await vault.uploads.abort(vault.user, upload.id)
+        assert failed
+        assert vault.budget.free == vault.budget.total
+        assert not await vault.catalog.upload_tail(upload.id)
+
+
+async def test_a_look_that_is_out_of_date_replaces_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with open_memory_vault() as vault:
+        uploads = vault.uploads
+        upload = await uploads.create(vault.user, Purpose(at("/x")))
+        look = Uploads.open
+
+        async def slow_look(self: Uploads, caller: User, number: str) -> Upload:
+            found = await look(self, caller, number)
+            monkeypatch.undo()
+            await uploads.append(caller, number, BytesSource(b"first"), at=0)
+            return found
+
+        monkeypatch.setattr(Uploads, "open", slow_look)
+        with pytest.raises(OffsetMismatch):
+            await uploads.append(vault.user, upload.id, BytesSource(b"second"), at=0, size=6)
+        await uploads.append(vault.user, upload.id, BytesSource(b"!"), at=5)
+        assert await _content(vault, "/x") == b"first!"
+        assert await _state(vault, "/x") == (DigestState.VERIFIED, digest_of(b"first!"))
+
+
 async def test_a_checksum_that_is_wrong_leaves_nothing_of_its_bytes() -> None:
     data = random_bytes(BLOCK + 5)
     async with open_memory_vault() as vault:
@@ -339,13 +393,16 @@ async def test_refusals() -> None:
             await append(b"x" * 101, 0)
         with pytest.raises(OffsetMismatch):
             await append(b"x", 0, size=99)
-        with pytest.raises(TooLarge):
-            await uploads.append(
-                *(user, number, BytesSource(b"")),
-                at=0,
-                length=MAX_CHECKED + 1,
-                checksum=Checksum("blake3", blake3(), b""),
-            )
+        for frames in (True, False):
+            for length in (MAX_CHECKED + 1, None):
+                with pytest.raises(TooLarge):
+                    await uploads.append(
+                        *(user, number, BytesSource(b"")),
+                        at=0,
+                        length=length,
+                        checksum=Checksum("blake3", blake3(), b""),
+                        frames=frames,
+                    )
         other = User(UserId(user.id + 1), "other", None, 0)
         with pytest.raises(NotFound):
             await uploads.get(other, number)
@@ -387,6 +444,23 @@ async def test_a_claim_that_is_false_fails_the_commit() -> None:
             await vault.uploads.append(vault.user, upload.id, BytesSource(b"abc"), at=0)
         with pytest.raises(NotFound):
             await vault.files.version(vault.user, at("/x"))
+
+
+@pytest.mark.parametrize("why", ["locked", "no folder"])
+async def test_whatever_refuses_a_commit_the_bytes_are_kept(why: str) -> None:
+    data = random_bytes(BLOCK + 9)
+    async with open_memory_vault() as vault:
+        purpose = Purpose(at("/d/x"), parents=why == "locked")
+        upload = await vault.uploads.create(vault.user, purpose, size=len(data))
+        locked = {("d",): Mode.X} if why == "locked" else {("e",): Mode.X}
+        async with vault.locks.hold(Owner("me"), vault.user.tree, locked):
+            with pytest.raises(Locked if why == "locked" else ParentNotFound):
+                await vault.uploads.append(vault.user, upload.id, BytesSource(data), at=0)
+        assert (await vault.uploads.get(vault.user, upload.id)).offset == len(data)
+        await vault.files.mkdir(vault.user, at("/d"))
+        nothing = BytesSource(b"")
+        await vault.uploads.append(vault.user, upload.id, nothing, at=len(data), length=0)
+        assert await _content(vault, "/d/x") == data
 
 
 async def test_a_commit_that_is_refused_keeps_the_bytes() -> None:
@@ -436,6 +510,20 @@ async def test_a_quota_ends_an_upload_in_the_middle_and_keeps_what_fits() -> Non
         assert vault.budget.free == vault.budget.total
 
 
+async def test_what_a_quota_refuses_is_not_left_out_in_the_middle() -> None:
+    data = random_bytes(22 * MIB)
+    source = BytesSource(data, step=BLOCK, pause=lambda: anyio.sleep(0.1))  # a pack is recorded
+    async with open_memory_vault() as vault:
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")), size=len(data))
+        await vault.files.change(vault.user, SetQuota(vault.user.tree, 8 * MIB))
+        with pytest.raises(QuotaExceeded):
+            await vault.uploads.append(vault.user, upload.id, source, at=0)
+        offset = (await vault.uploads.get(vault.user, upload.id)).offset
+        await vault.files.change(vault.user, SetQuota(vault.user.tree, None))
+        await vault.uploads.append(vault.user, upload.id, BytesSource(data[offset:]), at=offset)
+        assert await _content(vault, "/x") == data
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -466,6 +554,69 @@ async def test_joined_parts_are_one_content(sizes: tuple[int, ...]) -> None:
         assert await _content(vault, "/x") == data
         assert await _manifest(vault, "/x") == await _manifest(vault, "/put")
         assert await _state(vault, "/x") == (DigestState.VERIFIED, blake3(data).digest())
+
+
+async def _part(vault: Vault, data: bytes) -> str:
+    upload = await vault.uploads.create(vault.user, Purpose(None), size=len(data))
+    if data:
+        await vault.uploads.append(vault.user, upload.id, BytesSource(data), at=0)
+    return upload.id
+
+
+async def test_parts_without_a_byte_are_joined() -> None:
+    async with open_memory_vault() as vault:
+        numbers = [await _part(vault, b""), await _part(vault, b"")]
+        whole = await vault.uploads.concatenate(vault.user, numbers, Purpose(at("/x")))
+        assert whole.state is UploadState.FINISHED
+        assert await _content(vault, "/x") == b""
+
+
+@pytest.mark.parametrize("data", [b"", b"abc"])
+async def test_what_is_refused_before_anybody_knows_its_number_is_given_up(data: bytes) -> None:
+    async with open_memory_vault() as vault:
+        number = await _part(vault, data)
+        purpose = Purpose(at("/none/x"), parents=False)
+        with pytest.raises(ParentNotFound):
+            await vault.uploads.concatenate(vault.user, [number], purpose)
+        with pytest.raises(ParentNotFound):
+            await vault.uploads.create(vault.user, purpose, size=0)
+        with pytest.raises(IsAFolder):
+            await vault.uploads.create(vault.user, Purpose(at("/")), size=1)
+        assert not await left_over(vault)
+        await vault.uploads.concatenate(vault.user, [number], Purpose(at("/x")))
+        assert await _content(vault, "/x") == data
+
+
+async def test_a_part_that_is_forgotten_while_it_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_memory_vault() as vault:
+        numbers = [await _part(vault, b"abc"), await _part(vault, b"def")]
+        create = Uploads.create
+
+        async def create_late(self: Uploads, *arguments: Any, **more: Any) -> Upload:
+            _wait_a_day(vault)
+            await self.expire(vault.user)
+            return await create(self, *arguments, **more)
+
+        monkeypatch.setattr(Uploads, "create", create_late)
+        with pytest.raises(UploadGone):
+            await vault.uploads.concatenate(vault.user, numbers, Purpose(at("/x")))
+        assert not await left_over(vault)
+        with pytest.raises(NotFound):
+            await vault.files.version(vault.user, at("/x"))
+
+
+async def test_what_has_ended_takes_no_more_bytes() -> None:
+    async with open_memory_vault() as vault:
+        user, uploads = vault.user, vault.uploads
+        upload = await uploads.create(user, Purpose(at("/x")), size=3)
+        await uploads.append(user, upload.id, BytesSource(b"abc"), at=0)
+        for nothing, frames in ((b"", False), (HEAD, True)):
+            again = BytesSource(nothing)
+            found = await uploads.append(user, upload.id, again, at=3, frames=frames)
+            assert found.state is UploadState.FINISHED
+        for more, frames in ((b"d", False), (_frames(*_pieces(b"d")), True)):
+            with pytest.raises(UploadGone):
+                await uploads.append(user, upload.id, BytesSource(more), at=3, frames=frames)
 
 
 # Frames
@@ -517,6 +668,33 @@ async def test_what_the_server_has_need_only_be_named() -> None:
         await vault.uploads.append(vault.user, upload.id, BytesSource(body), at=0, frames=True)
         assert await _content(vault, "/x") == data + b"more"
         assert (await _state(vault, "/x"))[0] is DigestState.VERIFIED
+
+
+async def test_what_is_promised_to_an_upload_is_kept_as_long_as_it_lasts() -> None:
+    data = random_bytes(100_000)
+    async with open_memory_vault() as vault:
+        await vault.files.put(vault.user, at("/put"), BytesSource(data))
+        digests = [each.digest for each in _pieces(data)]
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")))
+
+        async def promised() -> bool:
+            now = micros(vault.clock.now())
+            return any(use.pinned for use in await vault.catalog.pack_uses(now))
+
+        await vault.uploads.have(vault.user, digests)
+        assert await promised()
+        _wait_a_day(vault)
+        assert not await promised()
+        upload = await vault.uploads.create(vault.user, Purpose(at("/x")))
+        await vault.uploads.have(vault.user, digests, holder=upload.id)
+        for day in range(1, 7):
+            assert isinstance(vault.clock, ManualClock)
+            vault.clock.advance(timedelta(microseconds=IDLE_US - 1))
+            await vault.uploads.append(vault.user, upload.id, BytesSource(b"."), at=day - 1)
+            assert await promised()
+        _wait_a_day(vault)
+        await vault.uploads.expire(vault.user)
+        assert not await promised()
 
 
 async def test_nobody_can_name_what_only_others_have() -> None:

@@ -13,6 +13,7 @@ What is left at the end of the bytes is for whoever began to make durable.
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import takewhile
 from typing import Protocol
 
 import anyio
@@ -83,11 +84,11 @@ class Parts:
                 await self._changed.wait()
             for pack in tuple(self._parts[0].placed.packs):
                 await pack.wait()
-            ready: list[Part] = []
-            while self._parts and self._parts[0].durable:
-                ready.append(self._parts.popleft())
+            ready = list(takewhile(lambda part: part.durable, self._parts))
             with anyio.CancelScope(shield=True):  # or nobody knew whether it is in
                 await self.append(ready)
+                for _ in ready:  # if it is refused they stay: what follows them does not go alone
+                    self._parts.popleft()
 
     def rest(self) -> tuple[list[Entry], Placed, bool]:
         """What is left at the end, where its chunks are, and whether it is all that arrived."""

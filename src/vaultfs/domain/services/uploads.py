@@ -29,14 +29,17 @@ from vaultfs.domain.errors import (
     Conflict,
     Fenced,
     InvalidField,
+    IsAFolder,
     NotFound,
     OffsetMismatch,
     PacksGone,
+    SourceChanged,
     TooLarge,
     Unsupported,
     UploadGone,
     VaultError,
 )
+from vaultfs.domain.frames import HEAD_SIZE
 from vaultfs.domain.manifests import Entry, Manifest, ManifestBuilder, Page
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import (
@@ -78,6 +81,7 @@ from vaultfs.domain.services.seams import Joiner
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.uploads import (
     IDLE_US,
+    LIFE_US,
     MAX_NOTES,
     Upload,
     UploadState,
@@ -199,6 +203,10 @@ class _Writer:
     idle: anyio.Event = field(factory=anyio.Event)
     appended: anyio.Event = field(factory=anyio.Event)
 
+    def is_at(self, upload: Upload) -> bool:
+        """Whether nobody, here or elsewhere, has written between what is known and `upload`."""
+        return (self.upload.fence, self.upload.offset) == (upload.fence, upload.offset)
+
 
 @define(eq=False)
 class Uploads:
@@ -232,6 +240,8 @@ class Uploads:
         address = purpose.address
         tree = caller.tree
         if address is not None:
+            if not address.path:
+                raise IsAFolder("/ is a folder; a file needs a name")
             tree = await self.files.tree(caller, address.tree)
             if tree != caller.tree:
                 await self.files.check_writable(caller, tree, address.path)
@@ -257,9 +267,26 @@ class Uploads:
         writer = _Writer(upload, ManifestBuilder())
         self._keep(writer)
         if size == 0:
-            await _Append(files or self.files, caller, writer, None, no_progress).finish_empty()
+            async with self.given_up_if_refused(caller, upload.id):
+                await _Append(files or self.files, caller, writer, None, no_progress).finish_empty()
             self._forget(writer)
         return writer.upload
+
+    @asynccontextmanager
+    async def given_up_if_refused(self, caller: User, number: str) -> AsyncGenerator[None, None]:
+        """Give up a session that comes to nothing before its caller is told of it.
+
+        But where the line is cut: who finds it among the sessions under way can go on.
+        """
+        try:
+            yield
+        except SourceChanged:
+            raise
+        except BaseException:
+            gasp = anyio.move_on_after(LAST_GASP)
+            with anyio.CancelScope(shield=True), gasp, suppress(VaultError):
+                await self.abort(caller, number)
+            raise
 
     async def get(self, caller: User, number: str) -> Upload:
         """The session as it is. Raises `NotFound`, also for those of others."""
@@ -298,14 +325,14 @@ class Uploads:
     ) -> list[bool]:
         """Which of `digests` the caller need not send, and has not to send for a day from now.
 
-        `holder` is the session they are for, if they are for one.
+        `holder` is the session they are for, if they are for one: as long as it lasts.
         """
         if len(digests) > MAX_HAVE:
             raise TooLarge(f"{len(digests)} digests: {MAX_HAVE} is the most")
         known = await self.files.catalog.known(caller.id, digests)
         own = set(known.own)
         while own:
-            until = self._now() + IDLE_US
+            until = self._now() + (IDLE_US if holder is None else LIFE_US)
             pin = PinChunks(caller.id, holder or holder_of(caller.id), tuple(own), until)
             try:
                 await self.files.change(caller, pin)
@@ -342,13 +369,20 @@ class Uploads:
         """
         upload = await self.open(caller, number)
         _must_follow(upload, at)
-        if upload.state is UploadState.FINISHED:
+        if upload.state is UploadState.FINISHED:  # the end, told again, and no more
+            most = HEAD_SIZE if frames else 0
+            if await source.readinto(memoryview(bytearray(most + 1))) > most:
+                must_be_open(upload, self._now())
             return upload
         if size is not None and size != upload.size:
             await self.files.change(caller, DeclareUpload(upload.tree, number, size))
             upload = upload._replace(size=size)
-        if not frames:
-            _must_fit(upload, length, checksum)
+        if not frames:  # whose bytes are not those of the content
+            _must_fit(upload, length)
+        if checksum is not None and (length is None or length > MAX_CHECKED):
+            raise TooLarge(
+                f"with a checksum {MAX_CHECKED} bytes is the most, and they must be said"
+            )
         writer = await self._attach(caller, upload)
         _must_follow(writer.upload, at)
         append = _Append(files or self.files, caller, writer, checksum, progress)
@@ -363,6 +397,7 @@ class Uploads:
             writer.scope = None
             writer.idle.set()
         if writer.taken_over:
+            await self.open(caller, number)  # or it was given up
             raise Fenced(f"upload {number} was taken over by another writer: ask for its offset")
         if writer.upload.state is UploadState.FINISHED:
             self._forget(writer)
@@ -373,7 +408,7 @@ class Uploads:
     async def _attach(self, caller: User, upload: Upload) -> _Writer:
         """The session with this process as its only writer, and nobody at it in this process."""
         known = self._warm.get(upload.id)
-        if known is not None and known.scope is None and known.upload.fence == upload.fence:
+        if known is not None and known.scope is None and known.is_at(upload):
             known.upload = upload
             known.idle = anyio.Event()
             return known
@@ -412,20 +447,22 @@ class Uploads:
         """One content of those of `numbers`, finished parts, in that order.
 
         Their chunks are used as they are, but for a few behind each seam: see `seams`.
-        Raises `NotFound`, and `UploadGone` for what is no finished part.
+        Raises `NotFound`, `UploadGone`, and `Conflict` for what is no finished part.
         """
-        parts = [await self.get(caller, number) for number in numbers]
+        parts = [await self.open(caller, number) for number in numbers]
         for part in parts:
             if part.path is not None or part.state is not UploadState.FINISHED:
-                raise UploadGone(f"upload {part.id} is no part that is finished")
-        upload = await self.create(caller, purpose, size=sum(part.offset for part in parts))
-        writer = self._warm[upload.id]
+                raise Conflict(f"upload {part.id} is no part that is finished")
+        size = sum(part.offset for part in parts)
+        upload = await self.create(caller, purpose, size=size, files=files)
+        writer = self._warm.pop(upload.id, None)
+        if writer is None:  # of parts that are empty
+            return upload
         append = _Append(files or self.files, caller, writer, None, no_progress)
-        try:
+        async with self.given_up_if_refused(caller, upload.id):
             await append.join(parts)
-        except BaseException:
-            self._forget(writer)
-            raise
+            if writer.upload.state is not UploadState.FINISHED:
+                raise UploadGone("a part was forgotten while it was joined")
         return writer.upload
 
 
@@ -436,14 +473,12 @@ def _must_follow(upload: Upload, at: int) -> None:
         )
 
 
-def _must_fit(upload: Upload, length: int | None, checksum: Checksum | None) -> None:
+def _must_fit(upload: Upload, length: int | None) -> None:
     """Refuse before a byte is read what would be refused anyhow."""
     if length is not None and upload.size is not None and upload.offset + length > upload.size:
         raise TooLarge(
             f"upload {upload.id} was to have {upload.size} bytes: {upload.offset + length} are more"
         )
-    if checksum is not None and (length is None or length > MAX_CHECKED):
-        raise TooLarge(f"with a checksum {MAX_CHECKED} bytes is the most, and they must be said")
 
 
 @define(eq=False)
@@ -666,7 +701,9 @@ class _Append:
             entries += await self._cut_tail(placed, tail)
         try:
             await self._finish(entries, placed)
-        except Conflict:
+        except InvalidField:  # no other try would end otherwise
+            raise
+        except VaultError:
             # The bytes are good: what is in the way may go, and an empty append tries again.
             self.writer.manifest = None
             with suppress(VaultError):

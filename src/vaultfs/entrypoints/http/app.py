@@ -316,6 +316,8 @@ def _told(error: Exception) -> str:
 def _refusal(scope: Scope, headers: dict[str, str], seen: _Seen, error: Exception) -> Answer:
     """The answer that tells `error`."""
     extra = {"Connection": "close"} if _has_body(headers) else {}
+    if _beginning(scope["path"]) == "/v1/uploads":
+        extra |= uploads.REFUSED
     if isinstance(error, OffsetMismatch):
         extra["Upload-Offset"] = str(error.offset)
     if isinstance(error, _MethodNotAllowedError):

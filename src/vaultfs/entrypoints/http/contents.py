@@ -379,8 +379,12 @@ def stored(call: Call, result: Result) -> Response:
 
 def origin_of(call: Call) -> Origin:
     """Where the file came from, as the request tells."""
-    mtime, mode = call.header("vaultfs-mtime"), call.header("vaultfs-mode")
     wrong = "Vaultfs-Mtime is microseconds, Vaultfs-Mode octal digits"
+    return read_origin(call.header("vaultfs-mtime"), call.header("vaultfs-mode"), wrong)
+
+
+def read_origin(mtime: str | None, mode: str | None, wrong: str) -> Origin:
+    """An origin of the texts that a request has. Raises `InvalidField` that says `wrong`."""
     if mtime is not None and not _MICROSECONDS.fullmatch(mtime):
         raise InvalidField(wrong)
     if mode is not None and not _OCTAL.fullmatch(mode):

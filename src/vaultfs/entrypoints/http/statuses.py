@@ -21,7 +21,7 @@ STATUSES: Final[tuple[tuple[type, int], ...]] = (
     (errors.WrongMedia, 415),
     (errors.InvalidField, 400),
     (errors.VersionMismatch, 412),
-    (errors.UploadExpired, 410),
+    (errors.UploadGone, 410),
     (errors.CursorReset, 410),
     (errors.ChecksumMismatch, CHECKSUM_MISMATCH),
     (errors.DependencyFailed, 424),

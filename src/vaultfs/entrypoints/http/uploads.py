@@ -24,6 +24,7 @@ from vaultfs.domain.errors import (
     Exists,
     Forbidden,
     InvalidField,
+    TooLarge,
     VersionMismatch,
     WrongMedia,
 )
@@ -46,7 +47,7 @@ from vaultfs.entrypoints.http.calls import (
     Route,
     write_cursor,
 )
-from vaultfs.entrypoints.http.contents import MOST, UploadBody
+from vaultfs.entrypoints.http.contents import MOST, UploadBody, read_origin
 from vaultfs.entrypoints.http.wire import UploadList, UploadOut, content_etag, upload_out
 
 BYTES: Final = "application/offset+octet-stream"
@@ -61,6 +62,8 @@ HASHERS: Final[dict[str, Callable[[], Hasher]]] = {
     "blake3": blake3,
 }
 _VERSION: Final = {"Tus-Resumable": "1.0.0"}
+REFUSED: Final = _VERSION | {"Tus-Version": "1.0.0"}
+"""Headers of refusals: with them a client that speaks another version knows what to speak."""
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _PART_OF: Final = re.compile(r"/v1/uploads/([A-Za-z0-9_-]{1,64})$")
 
@@ -92,9 +95,12 @@ async def create(call: Call) -> Response:
         size = _size(call)
         if size is None and call.header("upload-defer-length") != "1":
             raise InvalidField("Upload-Length, or Upload-Defer-Length: 1, says how much comes")
+        if size == 0 and call.header("content-type") == BYTES and call.length:
+            raise TooLarge(f"{call.length} bytes of an upload that is to have none")
         upload = await uploads.create(call.user, purpose, size=size, files=call.files)
     if call.header("content-type") in {BYTES, MEDIA_TYPE} and upload.state is UploadState.OPEN:
-        upload = await _append(call, upload.id, 0)
+        async with uploads.given_up_if_refused(call.user, upload.id):
+            upload = await _append(call, upload.id, 0)
     return _empty(_headers(upload) | _where(upload), 201)
 
 
@@ -204,7 +210,10 @@ def _number(call: Call, name: str) -> int | None:
 
 
 def _size(call: Call) -> int | None:
-    return _number(call, "upload-length")
+    size = _number(call, "upload-length")
+    if size is not None and size > MOST:
+        raise TooLarge(f"an upload of {size} bytes: {MOST} is the most")
+    return size
 
 
 def _checksum(call: Call) -> Checksum | None:
@@ -265,11 +274,8 @@ def _address(call: Call, said_of: dict[str, str]) -> Address:
 
 
 def _origin(said_of: dict[str, str]) -> Origin:
-    mtime, mode = said_of.get("mtime"), said_of.get("mode")
-    try:
-        return Origin(None if mtime is None else int(mtime), None if mode is None else int(mode, 8))
-    except ValueError:
-        raise InvalidField("mtime is microseconds, mode octal digits") from None
+    wrong = "mtime is microseconds, mode octal digits"
+    return read_origin(said_of.get("mtime"), said_of.get("mode"), wrong)
 
 
 def _claim(said_of: dict[str, str]) -> Digest | None:
@@ -367,7 +373,7 @@ ROUTES: Final = (
             IF_NONE_MATCH,
             WITH_LOCK,
         ),
-        failures=(400, 409, 412, 413, 507),
+        failures=(400, 409, 410, 412, 413, 460, 507),
     ),
     Route(
         *("GET", "/v1/uploads", list_uploads, "listUploads", "List what is under way."),
