@@ -226,6 +226,22 @@ class UploadContract:
         await me.do(FinishUpload(me.tree, "a", 1, put))
         assert (await catalog.user("me")).used == 100
 
+    async def test_parts_count_against_the_quota_of_parts_until_they_are_given_up(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        await me.do(SetQuota(me.tree, 100))
+        for name in "ab":
+            await me.do(CreateUpload(session(me, name, size=50)._replace(path=None)))
+            await me.do(AppendUpload(me.tree, name, 1, 0, entries(5)))
+            await me.do(FinishUpload(me.tree, name, 1, None))
+        third = CreateUpload(session(me, "c", size=1)._replace(path=None))
+        assert isinstance(await me.refused(third), QuotaExceeded)
+        await me.do(CreateUpload(session(me, "whole", size=100)))
+        await me.do(AbortUpload(me.tree, "a"))
+        await me.do(AbortUpload(me.tree, "a"))
+        assert await catalog.upload_entries("a") == []
+        await me.do(third)
+
     async def test_pins_are_of_what_the_user_has(self, catalog: Catalog, me: Caller) -> None:
         other = await add_user(catalog, "other")
         await me.do(pack_of("p", "ab", me.user.id), pack_of("q", "c", other.id))

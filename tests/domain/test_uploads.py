@@ -294,3 +294,10 @@ def test_what_has_ended_is_not_changed(end: str) -> None:
         with pytest.raises(UploadGone) as refused:
             change()
         assert type(refused.value) is wrong
+
+
+def test_a_part_can_be_given_up_although_it_is_finished() -> None:
+    part = append(fresh(1)._replace(path=None), fence=0, at=0, cut=1, tail=0, now_us=0)
+    part = finish(part, fence=0, now_us=1, node=None, version=None)
+    gone = abort(part, 2)
+    assert (gone.state, gone.touched_us) == (UploadState.ABORTED, 2)

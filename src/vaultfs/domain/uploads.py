@@ -172,10 +172,13 @@ def finish(
 
 
 def abort(upload: Upload, now_us: int) -> Upload:
-    """The session, given up. One that was given up already stays so."""
+    """The session, given up. One that was given up already stays so; a part can be, finished
+    or not.
+    """
     if upload.state is UploadState.ABORTED:
         return upload
-    must_be_open(upload, now_us)
+    if upload.state is not UploadState.FINISHED or upload.path is not None:
+        must_be_open(upload, now_us)
     return upload._replace(state=UploadState.ABORTED, touched_us=now_us, tail=0)
 
 

@@ -63,13 +63,18 @@ def create(tx: Transaction, unit: Unit, op: ops.CreateUpload) -> Program[Result]
 
 
 def _must_have_room(tx: Transaction, upload: Upload, size: int) -> Program[None]:
-    """Raises `QuotaExceeded` if the tree, with the open sessions, had no room for `size`."""
+    """Raises `QuotaExceeded` if the tree, with the open sessions, had no room for `size`.
+
+    Parts are also beside those that are finished and can be joined; what is joined of them is
+    not, for it is the same bytes.
+    """
     tree = yield from tree_row(tx, upload.tree)
     if tree.quota is None:
         return
+    beside = "state = 'open'" if upload.path is not None else _HELD
     rows = yield Run(
-        "SELECT COALESCE(SUM(cut + tail), 0) FROM uploads WHERE tree = $1 AND state = 'open'"
-        " AND id <> $2",
+        "SELECT COALESCE(SUM(cut + tail), 0) FROM uploads WHERE tree = $1 AND id <> $2"
+        f" AND ({beside})",
         (upload.tree, upload.id),
     )
     used = tree.used + int(rows[0][0]) + size
@@ -78,6 +83,9 @@ def _must_have_room(tx: Transaction, upload: Upload, size: int) -> Program[None]
             f"with {size} bytes of this upload there would be {used}; the quota is {tree.quota}:"
             " purge the trash, or give up uploads that are not to be finished"
         )
+
+
+_HELD: Final = "state = 'open' OR state = 'finished' AND path IS NULL"
 
 
 def attach(_tx: Transaction, unit: Unit, op: ops.AttachUpload) -> Program[Result]:
