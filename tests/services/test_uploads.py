@@ -36,7 +36,7 @@ from vaultfs.domain.errors import (
 from vaultfs.domain.frames import HEAD, Named, write_chunk, write_named
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Owner
-from vaultfs.domain.names import Address, parse_address
+from vaultfs.domain.names import Address, parse_address, parse_path
 from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, VersionId, micros
 from vaultfs.domain.operations import SetQuota
 from vaultfs.domain.packs import PACK_TARGET, Kind, StoredChunk, raw_chunk
@@ -452,7 +452,7 @@ async def test_whatever_refuses_a_commit_the_bytes_are_kept(why: str) -> None:
     async with open_memory_vault() as vault:
         purpose = Purpose(at("/d/x"), parents=why == "locked")
         upload = await vault.uploads.create(vault.user, purpose, size=len(data))
-        locked = {("d",): Mode.X} if why == "locked" else {("e",): Mode.X}
+        locked = {parse_path("/d" if why == "locked" else "/e"): Mode.X}
         async with vault.locks.hold(Owner("me"), vault.user.tree, locked):
             with pytest.raises(Locked if why == "locked" else ParentNotFound):
                 await vault.uploads.append(vault.user, upload.id, BytesSource(data), at=0)
