@@ -19,13 +19,17 @@ from vaultfs.domain.deltacodec import (
     IMAGES,
     Block,
     Header,
+    Part,
     ReadBase,
+    Region,
     encode_block,
     write_end,
     write_header,
 )
+from vaultfs.domain.deltas import Copy
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Corrupt, Unsupported, VaultError, VersionMismatch
+from vaultfs.domain.matching import Difference
 from vaultfs.domain.nodes import Node, Version
 from vaultfs.domain.operations import Prune
 from vaultfs.domain.retention import Retention
@@ -421,3 +425,14 @@ async def test_a_header_is_believed_for_no_more_than_it_says() -> None:
     assert await rebuilt(old, write_header(empty) + write_end(0)) == b""
     with pytest.raises(Corrupt):
         await rebuilt(old, write_header(empty) + write_end(1))
+
+
+@pytest.mark.parametrize("kind", [Copy, Difference, Region])
+@pytest.mark.parametrize("place", [0, 2 * MIB])
+async def test_a_step_that_lays_out_nothing_is_refused(kind: type[Part], place: int) -> None:
+    """Nor does it cost anything: a few bytes can name many of them."""
+    base = noise(2 * MIB)
+    block = Block((kind(place, 0),) * 100_000, b"", b"")
+    head = write_header(Header.of(len(base), digest_of(base), 0, digest_of(b"")))
+    with pytest.raises(Corrupt, match="empty"):
+        await rebuilt(base, head + encode_block(block, noise) + write_end(1))

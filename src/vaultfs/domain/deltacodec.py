@@ -188,6 +188,8 @@ def _parts(data: bytes, base_size: int) -> Iterator[Part]:
     while not numbers.ended:
         head = numbers.next()
         kind, length = head & 3, head >> 2
+        if not length:
+            raise Corrupt("a step of a delta is empty")
         if kind == _LITERAL:
             yield Literal(length)
             continue
