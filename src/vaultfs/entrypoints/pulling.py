@@ -126,7 +126,10 @@ class Pull:
                     url, headers=headers, allow_redirects=False
                 ) as answer:
                     if answer.status == 304:
-                        return Pulled(await self.vault.version(self.path), False, 0, "unchanged")
+                        version = await self.vault.version(self.path)
+                        if version.id == number and version.digest in {None, base.digest}:
+                            return Pulled(version, False, 0, "unchanged")
+                        return await self._full("full; reason=changed-meanwhile")
                     if answer.status not in {200, 226}:
                         refuse(answer.status, await answer.read(), answer.headers)
                     version = version_of(answer.headers)
