@@ -1,18 +1,24 @@
-"""A local file made what it is on a server, whatever becomes of the delta on its way."""
+"""A file as the difference to what is on a server, in both directions, whatever goes wrong."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
+from attrs import evolve
 from tests.domain.test_zipimages import zipped
 from tests.entrypoints.test_client import served
-from tests.faults import random_bytes
+from tests.faults import MIB, random_bytes
 from tests.services.test_deltas import CHANGED, DOCUMENT, sparse
 
 import vaultfs
-from vaultfs.domain import zipimages
+from vaultfs.domain import deltacodec, zipimages
 from vaultfs.domain.nodes import Version
 from vaultfs.domain.services import rebuilding
+from vaultfs.domain.signatures import read_units, write_units
+from vaultfs.entrypoints import pushing
+from vaultfs.entrypoints.calling import Calls
 from vaultfs.entrypoints.client import RemoteVault
 
 OLD = random_bytes(300_000, "pulling")
@@ -55,7 +61,7 @@ async def test_where_zlib_packs_otherwise_the_whole_file_comes(
     if back:
         old, new = new, old
     first = await pulled(remote, local, old, new)
-    deflated, closed, calls = zipimages._deflated, rebuilding.closed, list[bytes]()
+    deflated, closed, calls = zipimages._deflated, zipimages.closed, list[bytes]()
 
     def otherwise(content: memoryview | bytes, code: int) -> Iterator[bytes]:
         whole = b"".join(deflated(content, code))
@@ -111,3 +117,78 @@ async def test_a_version_that_comes_while_it_is_asked_is_not_taken_for_the_one_h
     done = await remote.pull("/f", local, base=first.id)
     assert done.version.number == 2
     assert local.read_bytes() == b"newer"
+
+
+# To the server
+
+
+LIES: dict[str, Callable[[bytes], bytes]] = {
+    "too little": lambda data: data[: len(data) // 24 * 12],
+    "nothing": lambda _: b"",
+    "cut short": lambda data: data[:-1],
+    "empty pieces": lambda data: bytes(len(data)),
+    "longer pieces": lambda data: write_units((d, n + 9) for d, n in read_units(data)),
+    "pieces of others": lambda data: write_units((d, n) for d, n in read_units(data)[::-1]),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_whatever_a_signature_says_the_file_arrives(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch, lie: str, method: str
+) -> None:
+    first = await pulled(remote, local, OLD)
+    new = sparse(OLD)
+    local.write_bytes(new)
+    ask = Calls.ask
+
+    async def lying(self: Calls, way: str, url: Any, **more: Any) -> Any:
+        answer = await ask(self, way, url, **more)
+        if way == method and "/signatures/" in str(url):
+            return evolve(answer, data=LIES[lie](answer.data))
+        return answer
+
+    monkeypatch.setattr(Calls, "ask", lying)
+    done = await remote.push("/f", local, base=first.id)
+    assert done.changed == 1
+    assert await remote.get("/f") == new
+
+
+async def test_what_is_long_is_not_held(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await pulled(remote, local, OLD)
+    new = OLD[:-1000] + random_bytes(6 * MIB, "more")
+    local.write_bytes(new)
+    read, most = pushing.Difference._read, 0
+
+    async def counted(self: pushing.Difference, start: int, stop: int) -> bytes:
+        nonlocal most
+        most = max(most, stop - start)
+        return await read(self, start, stop)
+
+    monkeypatch.setattr(pushing.Difference, "_read", counted)
+    monkeypatch.setattr(pushing, "ASKED", MIB)
+    monkeypatch.setattr(pushing, "STRETCH", MIB)
+    monkeypatch.setattr(pushing, "MOST", 2 * MIB)
+    done = await remote.push("/f", local, base=first.id)
+    assert await remote.get("/f") == new
+    assert done.travelled < 7 * MIB
+    assert 0 < most <= MIB
+
+
+async def test_no_block_has_more_steps_than_one_can_have(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contents whose pieces were put in another order, so that nothing is new."""
+    pieces = [random_bytes(20_000, str(n)) for n in range(300)]
+    old = b"".join(pieces)
+    Random(1).shuffle(pieces)
+    new = b"".join(pieces)
+    monkeypatch.setattr(deltacodec, "MAX_NUMBERS", 1000)
+    monkeypatch.setattr(pushing, "MOST_PARTS", 50)
+    first = await pulled(remote, local, old)
+    local.write_bytes(new)
+    done = await remote.push("/f", local, base=first.id)
+    assert await remote.get("/f") == new
+    assert done.travelled < len(new) // 4
