@@ -1,6 +1,6 @@
 """A file as the difference to what is on a server, in both directions, whatever goes wrong."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,15 +13,21 @@ from tests.faults import MIB, random_bytes
 from tests.services.test_deltas import CHANGED, DOCUMENT, sparse
 
 import vaultfs
+from vaultfs.adapters.replacing import Replacement
 from vaultfs.domain import deltacodec, zipimages
+from vaultfs.domain.deltacodec import Block, Header, encode_block, write_end, write_header
+from vaultfs.domain.deltas import Copy
+from vaultfs.domain.digests import digest_of
 from vaultfs.domain.nodes import Version
 from vaultfs.domain.services import rebuilding
 from vaultfs.domain.signatures import read_units, write_units
 from vaultfs.entrypoints import pushing
 from vaultfs.entrypoints.calling import Calls
 from vaultfs.entrypoints.client import RemoteVault
+from vaultfs.entrypoints.pulling import Pull
 
 OLD = random_bytes(300_000, "pulling")
+NEW = sparse(OLD)
 
 
 @pytest.fixture
@@ -117,6 +123,32 @@ async def test_a_version_that_comes_while_it_is_asked_is_not_taken_for_the_one_h
     done = await remote.pull("/f", local, base=first.id)
     assert done.version.number == 2
     assert local.read_bytes() == b"newer"
+
+
+async def test_no_more_is_written_than_the_version_has(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes of a delta can lay out any number of times what there is."""
+    first = await pulled(remote, local, OLD, NEW)
+    header = Header.of(len(OLD), digest_of(OLD), 1 << 50, digest_of(NEW))
+    block = Block((Copy(0, len(OLD)),) * 10_000, b"", b"")
+    written = 0
+    write = Replacement.write
+
+    async def lying(self: Pull, answer: object) -> AsyncGenerator[bytes, None]:
+        yield write_header(header) + encode_block(block, lambda *_: b"") + write_end(1)
+
+    async def counted(self: Replacement, data: bytes) -> None:
+        nonlocal written
+        written += len(data)
+        await write(self, data)
+
+    monkeypatch.setattr(Pull, "_pieces", lying)
+    monkeypatch.setattr(Replacement, "write", counted)
+    done = await remote.pull("/f", local, base=first.id)
+    assert done.way.startswith("full; reason=bad-delta")
+    assert local.read_bytes() == NEW
+    assert written <= 2 * len(NEW)
 
 
 # To the server

@@ -156,9 +156,11 @@ class Pull:
         before = base.before if self.expected == "any" else self.expected
         async with replacing(self.local, before, version.origin) as target, aclosing(made):
             async for piece in made:
+                told += len(piece)
+                if told > version.size:
+                    raise Corrupt("what came is longer than the version")
                 whole.update(piece)
                 await target.write(piece)
-                told += len(piece)
                 if told > self._told:  # after a connection broke off, it begins anew
                     self.progress(told - self._told)
                     self._told = told
