@@ -11,12 +11,14 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import anyio
 import pytest
 from tests.entrypoints.cli_calls import Cli, clean_env, command
 from tests.entrypoints.test_client import served
 from tests.faults import random_bytes, read_tree, write_tree
 
 import vaultfs
+from vaultfs.adapters.replacing import Replacement
 from vaultfs.adapters.syncfolder import Found, Scan, SyncFolder
 from vaultfs.adapters.syncstate import InStep
 from vaultfs.domain.errors import InvalidField, InvalidName, IsAFolder, VaultError
@@ -578,3 +580,40 @@ async def test_patterns_that_cannot_be_read_are_told(tmp_path: Path) -> None:
         patterns.mkdir()
         with pytest.raises(IsAFolder):
             await vault.sync(local, "/top")
+
+
+@pytest.mark.parametrize("place", ["embedded", "served"])
+async def test_broken_off_it_leaves_nothing_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """As Ctrl-C does it: while files come and go, the old ones are whole, or the new ones."""
+    local, write = tmp_path / "local", Replacement.write
+    old = {f"f{n}": random_bytes(50_000, f"old {n}") for n in range(9)}
+    new = {name: random_bytes(2_000_000, f"new {name}") for name in old}
+    write_tree(local, old)
+    async with opened(place, tmp_path) as vault:
+        await vault.sync(local, "/top")
+        for name, content in new.items():
+            await vault.put(f"/top/{name}", content)
+        (local / "mine").write_bytes(random_bytes(1_000_000, "mine"))
+        for most in (0, 1, 5, 20):
+            left = most
+            with anyio.CancelScope() as scope:
+
+                async def broken(self: Replacement, data: bytes) -> None:
+                    nonlocal left
+                    left -= 1
+                    if left < 0:
+                        scope.cancel()
+                    await write(self, data)
+
+                monkeypatch.setattr(Replacement, "write", broken)
+                await vault.sync(local, "/top")
+            assert scope.cancelled_caught
+            assert [*local.rglob(".vaultfs-*")] == []
+            assert all((local / name).read_bytes() in (old[name], new[name]) for name in old)
+        monkeypatch.setattr(Replacement, "write", write)
+        done = await vault.sync(local, "/top")
+        assert (done.conflicts, done.problems) == ([], [])
+        assert await vault.get("/top/mine") == (local / "mine").read_bytes()
+    assert {**new, "mine": (local / "mine").read_bytes()} == contents(local)
