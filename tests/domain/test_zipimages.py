@@ -260,7 +260,7 @@ def test_no_more_is_tried_than_is_worth_it(
 ) -> None:
     """Members that are packed otherwise, some of them only in their last byte."""
     tried = 0
-    deflated = zipimages._deflated
+    deflated = zipimages.deflated
 
     def counted(content: Any, code: int) -> Any:
         nonlocal tried
@@ -268,7 +268,7 @@ def test_no_more_is_tried_than_is_worth_it(
             tried += min(len(content), 64 << 10)
             yield piece
 
-    monkeypatch.setattr(zipimages, "_deflated", counted)
+    monkeypatch.setattr(zipimages, "deflated", counted)
     some = [(packed_by(bytes(size)), size)] * count
     for place in range(count):
         if not succeed or place % succeed:

@@ -67,7 +67,7 @@ async def test_where_zlib_packs_otherwise_the_whole_file_comes(
     if back:
         old, new = new, old
     first = await pulled(remote, local, old, new)
-    deflated, closed, calls = zipimages._deflated, zipimages.closed, list[bytes]()
+    deflated, closed, calls = zipimages.deflated, zipimages.closed, list[bytes]()
 
     def otherwise(content: memoryview | bytes, code: int) -> Iterator[bytes]:
         whole = b"".join(deflated(content, code))
@@ -77,7 +77,7 @@ async def test_where_zlib_packs_otherwise_the_whole_file_comes(
         """As the receiver does it; the server has the zlib that it had."""
         calls.append(local.read_bytes())
         with monkeypatch.context() as patched:
-            patched.setattr(zipimages, "_deflated", otherwise)
+            patched.setattr(zipimages, "deflated", otherwise)
             return closed(image, codes, size)
 
     monkeypatch.setattr(rebuilding, "closed", here)
@@ -125,6 +125,10 @@ async def test_a_version_that_comes_while_it_is_asked_is_not_taken_for_the_one_h
     assert local.read_bytes() == b"newer"
 
 
+def _nothing(start: int, stop: int) -> bytes:
+    raise AssertionError(f"{start} to {stop}")
+
+
 async def test_no_more_is_written_than_the_version_has(
     remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +140,7 @@ async def test_no_more_is_written_than_the_version_has(
     write = Replacement.write
 
     async def lying(self: Pull, answer: object) -> AsyncGenerator[bytes, None]:
-        yield write_header(header) + encode_block(block, lambda *_: b"") + write_end(1)
+        yield write_header(header) + encode_block(block, _nothing) + write_end(1)
 
     async def counted(self: Replacement, data: bytes) -> None:
         nonlocal written
@@ -192,14 +196,14 @@ async def test_what_is_long_is_not_held(
     first = await pulled(remote, local, OLD)
     new = OLD[:-1000] + random_bytes(6 * MIB, "more")
     local.write_bytes(new)
-    read, most = pushing.Difference._read, 0
+    read, most = pushing.Difference.read, 0
 
     async def counted(self: pushing.Difference, start: int, stop: int) -> bytes:
         nonlocal most
         most = max(most, stop - start)
         return await read(self, start, stop)
 
-    monkeypatch.setattr(pushing.Difference, "_read", counted)
+    monkeypatch.setattr(pushing.Difference, "read", counted)
     monkeypatch.setattr(pushing, "ASKED", MIB)
     monkeypatch.setattr(pushing, "STRETCH", MIB)
     monkeypatch.setattr(pushing, "MOST", 2 * MIB)

@@ -511,7 +511,7 @@ async def test_what_is_written_right_after_a_pull_is_an_edit(
 async def test_what_goes_while_it_is_looked_at_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scandir, found = os.scandir, SyncFolder._found
+    scandir, found = os.scandir, SyncFolder.found
 
     def gone(self: SyncFolder, path: VaultPath, *words: Any) -> Found:
         (self.top / "f").unlink(missing_ok=True)
@@ -523,7 +523,7 @@ async def test_what_goes_while_it_is_looked_at_stops_nothing(
         return scandir(path)
 
     async with desk(tmp_path, {"a": b"1", "f": b"2", "secret/g": b"3"}) as (vault, local):
-        monkeypatch.setattr(SyncFolder, "_found", gone)
+        monkeypatch.setattr(SyncFolder, "found", gone)
         monkeypatch.setattr(os, "scandir", refused)
         (local / "a").write_bytes(b"newer")
         done = await vault.sync(local, "/top")

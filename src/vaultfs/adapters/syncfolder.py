@@ -71,7 +71,7 @@ class SyncFolder:
         skipped: list[tuple[str, str]] = []
         for path, entry in self._walk((), ignored, skipped):
             try:
-                found = self._found(path, entry, known.get("/".join(path)))
+                found = self.found(path, entry, known.get("/".join(path)))
                 check_path(path)
             except VaultError as error:
                 skipped.append(("/".join(path), error.message))
@@ -126,7 +126,8 @@ class SyncFolder:
                 kind = "a link: links are not stored" if entry.is_symlink() else "no file"
                 skipped.append(("/".join(path), kind))
 
-    def _found(self, path: Path, entry: "os.DirEntry[str]", known: InStep | None) -> Found:
+    def found(self, path: Path, entry: "os.DirEntry[str]", known: InStep | None) -> Found:
+        """A file, hashed unless it looks as it did when it was in step."""
         with translated(entry.path):
             status = entry.stat(follow_symlinks=False)
         if known is not None and known.content and known.is_as_it_was(status):

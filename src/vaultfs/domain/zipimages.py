@@ -168,7 +168,7 @@ def _code_of(packed: bytes, content: bytes, likely: int, most: int) -> tuple[int
 def _differs(packed: bytes, content: bytes, code: int) -> int:
     """How many bytes were packed until it was seen to be otherwise; 0 if it is not."""
     at = tried = 0
-    for piece in _deflated(content, code):
+    for piece in deflated(content, code):
         tried = min(tried + _STEP, len(content) + 1)
         if not packed.startswith(piece, at):
             return tried
@@ -176,7 +176,7 @@ def _differs(packed: bytes, content: bytes, code: int) -> int:
     return 0 if at == len(packed) else tried
 
 
-def _deflated(content: memoryview | bytes, code: int) -> Iterator[bytes]:
+def deflated(content: memoryview | bytes, code: int) -> Iterator[bytes]:
     """The content as it is packed, a piece at a time: on both sides in the same steps."""
     place, level = divmod(code, 10)
     packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, _MEMORY[place])
@@ -227,7 +227,7 @@ def closed(image: bytes, codes: bytes, size: int) -> bytes:
             raise Corrupt("members of a zip file overlap")
         start = _data_at(image, header)
         content = view[start : start + member.size]
-        packed = b"".join(_deflated(content, code))
+        packed = b"".join(deflated(content, code))
         if len(content) != member.size or len(packed) != member.packed:
             raise Corrupt("a member cannot be packed as it was: get the whole file")
         parts += [view[place:start], packed]

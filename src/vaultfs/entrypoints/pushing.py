@@ -114,7 +114,7 @@ class Difference:
             return False
         middle = (gap.start + gap.stop) // 2
         near = (max(gap.start, middle - STRETCH // 2), min(gap.stop, middle + STRETCH // 2))
-        here = await to_thread.run_sync(pieces_of, await self._read(*near))
+        here = await to_thread.run_sync(pieces_of, await self.read(*near))
         return not {digest for digest, _ in units}.isdisjoint(digest for digest, _ in here)
 
     async def _units(self) -> list[Unit]:
@@ -158,7 +158,7 @@ class Difference:
                 found.append(step)
                 continue
             for start in range(gap.start, gap.stop, ASKED):
-                data = await self._read(start, min(gap.stop, start + ASKED))
+                data = await self.read(start, min(gap.stop, start + ASKED))
                 fine, _ = match_units(units, await to_thread.run_sync(pieces_of, data))
                 found += (
                     Copy(part.at + gap.base_start, part.length) if isinstance(part, Copy) else part
@@ -207,7 +207,8 @@ class Difference:
             found.append(mine)
         return found
 
-    async def _read(self, start: int, stop: int) -> bytes:
+    async def read(self, start: int, stop: int) -> bytes:
+        """The bytes of a range of the local file. Raises `SourceChanged`."""
         await self.source.rewind(start)
         buffer = bytearray(stop - start)
         view = memoryview(buffer)
@@ -244,7 +245,7 @@ class Difference:
                     yield Block(tuple(held), b"", b"".join(literals))
                     held, literals, size = [], [], 0
                 if new:
-                    literals.append(await self._read(at, at + new))
+                    literals.append(await self.read(at, at + new))
                     size += new
                 held.append(piece)
                 at += piece.length
