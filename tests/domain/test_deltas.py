@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vaultfs.domain import deltas
 from vaultfs.domain.deltas import (
     Copy,
     Delta,
@@ -112,3 +113,12 @@ def test_what_is_no_delta() -> None:
         decode(encode(identity(5)) + b"\0")
     with pytest.raises(Corrupt):
         decode(b"\x01\x05\x01" + b"\xff" * 10)
+
+
+def test_what_is_repeated_again_and_again_is_not_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = delta_of(3000, [step for at in range(1000) for step in (Copy(3 * at, 1), Literal(1))])
+    second = delta_of(2000, [Copy(0, 2000)] * 100)
+    assert len(compose(first, second).steps) == 200_000
+    monkeypatch.setattr(deltas, "MOST_STEPS", 100_000)
+    with pytest.raises(Corrupt, match="too many steps"):
+        compose(first, second)

@@ -4,21 +4,28 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
+import anyio
 import pytest
 from tests.entrypoints.cli_calls import Cli, clean_env, command
 from tests.entrypoints.test_client import served
 from tests.faults import random_bytes, read_tree, write_tree
 
 import vaultfs
-from vaultfs.domain.errors import VaultError
+from vaultfs.adapters.replacing import Replacement
+from vaultfs.adapters.syncfolder import Found, Scan, SyncFolder
+from vaultfs.adapters.syncstate import InStep
+from vaultfs.domain.errors import InvalidField, InvalidName, IsAFolder, VaultError
 from vaultfs.domain.names import Path as VaultPath
+from vaultfs.domain.nodes import Node
 from vaultfs.domain.syncplan import Step, There
+from vaultfs.entrypoints.pulling import Pulled
 from vaultfs.entrypoints.sdk import Vault
 from vaultfs.entrypoints.surface import Surface
 from vaultfs.entrypoints.syncing import Syncing
@@ -330,3 +337,283 @@ async def opened(place: str, tmp_path: Path) -> AsyncGenerator[Surface, None]:
         vaultfs.connect(address, token=token) as remote,
     ):
         yield remote
+
+
+# What stands where something else stood
+
+
+@asynccontextmanager
+async def desk(tmp_path: Path, files: dict[str, bytes]) -> AsyncGenerator[tuple[Vault, Path], None]:
+    """A vault, and a folder that is in step with its /top."""
+    local = tmp_path / "local"
+    write_tree(local, files)
+    async with vaultfs.open(tmp_path / "vault", create=True) as vault:
+        await vault.sync(local, "/top")
+        yield vault, local
+
+
+async def settled(vault: Vault, local: Path) -> dict[str, bytes]:
+    """What both sides are after two runs, of which the second leaves nothing."""
+    await vault.sync(local, "/top")
+    assert (await vault.sync(local, "/top")).problems == []
+    assert not (await vault.sync(local, "/top")).changed
+    with TemporaryDirectory() as got:
+        await vault.get_tree("/top", got)
+        assert contents(Path(got)) == contents(local)
+    return contents(local)
+
+
+REPLACED = [
+    ({"a": b"1", "z": b"z"}, {"a/b": b"2", "z": b"z"}),
+    ({"a": b"1", "z": b"z"}, {"a/b": b"1", "z": b"z"}),  # what was moved, where a file was
+    ({"a/b": b"1", "z": b"z"}, {"a": b"2", "z": b"z"}),
+    ({"a/b": b"1", "z": b"z"}, {"a": b"1", "z": b"z"}),
+    ({"a/b/c": b"1", "a/d": b"2", "z": b"z"}, {"a": b"3", "z": b"z"}),
+    ({"a/b": b"1", "z": b"z"}, {"a": b"z"}),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), REPLACED)
+async def test_a_file_stands_where_a_folder_stood_and_the_opposite(
+    tmp_path: Path, before: dict[str, bytes], after: dict[str, bytes]
+) -> None:
+    async with desk(tmp_path, before) as (vault, local):
+        for name in [*before, "a/b", "a"]:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                each = local / name
+                (each.rmdir if each.is_dir() else each.unlink)()
+        write_tree(local, after)
+        assert await settled(vault, local) == after
+
+
+@pytest.mark.parametrize(("before", "after"), REPLACED)
+async def test_the_same_in_the_vault(
+    tmp_path: Path, before: dict[str, bytes], after: dict[str, bytes]
+) -> None:
+    async with desk(tmp_path, before) as (vault, local):
+        await vault.move("/top/a", "/aside")
+        for name, content in after.items():
+            moved = "/aside" if before.get("a") == content else "/aside/b"
+            if name != "z" and content == b"1":
+                await vault.mkdir("/top/" + name.rpartition("/")[0], exist_ok=True)
+                await vault.move(moved, f"/top/{name}")
+            elif name != "z":
+                await vault.put(f"/top/{name}", content)
+        if "z" not in after:
+            await vault.delete("/top/z")
+        assert await settled(vault, local) == after
+
+
+@pytest.mark.parametrize("place", ["embedded", "served"])
+async def test_what_was_moved_away_or_replaced_with_its_folder_goes(
+    tmp_path: Path, place: str
+) -> None:
+    local = tmp_path / "local"
+    write_tree(local, {"d/a": b"1", "e/b": b"2", "f/c": b"3", "f/edited": b"4", "z": b"z"})
+    async with opened(place, tmp_path) as vault:
+        await vault.sync(local, "/top")
+        await vault.move("/top/d/a", "/a")
+        await vault.move("/top/e", "/e")
+        await vault.delete("/top/f", recursive=True)
+        await vault.put("/top/f/new", b"5")
+        (local / "f" / "edited").write_bytes(b"mine")
+        done = await vault.sync(local, "/top")
+        assert (done.deleted_here, done.problems) == (3, [])
+    assert contents(local) == {"f/new": b"5", "f/edited": b"mine", "z": b"z"}
+
+
+async def test_a_folder_that_is_another_deletes_nothing(tmp_path: Path) -> None:
+    async with desk(tmp_path, {"d/a": b"1", "z": b"z"}) as (vault, local):
+        await vault.move("/top", "/elsewhere")
+        done = await vault.sync(local, "/top", force=True)
+        assert len(done.problems) == 2
+    assert contents(local) == {"d/a": b"1", "z": b"z"}
+
+
+@pytest.mark.parametrize("names", [("File", "file"), ("\u00e9", "e\u0301")])
+async def test_a_name_is_given_another_case(tmp_path: Path, names: tuple[str, str]) -> None:
+    old, new = names
+    async with desk(tmp_path, {old: b"1", "z": b"z"}) as (vault, local):
+        (local / old).rename(local / new)
+        assert (await vault.sync(local, "/top")).moved == 1
+        assert await settled(vault, local) == {new: b"1", "z": b"z"}
+        assert [each async for each in vault.trash()] == []
+
+
+# What is written meanwhile
+
+
+@pytest.mark.parametrize("name", ["adopted", "moved"])
+async def test_what_is_written_after_it_was_looked_at_is_an_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    scan = SyncFolder.scan
+
+    def late(self: SyncFolder, known: Mapping[str, InStep]) -> Scan:
+        monkeypatch.setattr(SyncFolder, "scan", scan)
+        found = scan(self, known)
+        (self.top / name).write_bytes(b"newer, and mine")
+        return found
+
+    async with desk(tmp_path, {"old": b"1", "z": b"z"}) as (vault, local):
+        if name == "moved":
+            (local / "old").rename(local / name)
+        else:
+            (local / name).write_bytes(b"same")
+            await vault.put(f"/top/{name}", b"same")
+        monkeypatch.setattr(SyncFolder, "scan", late)
+        await vault.sync(local, "/top")
+        await vault.sync(local, "/top")
+        assert await vault.get(f"/top/{name}") == b"newer, and mine"
+
+
+@pytest.mark.parametrize("new", [False, True])
+async def test_what_is_written_while_it_travels_is_an_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, new: bool
+) -> None:
+    """The vault is given one content, and the one before comes back here."""
+    way = "push_new" if new else "_push"
+    push = getattr(Syncing, way)
+
+    async def late(self: Syncing, *words: object) -> None:
+        monkeypatch.setattr(Syncing, way, push)
+        (self.folder / "f").write_bytes(b"3333")
+        await push(self, *words)
+        (self.folder / "f").write_bytes(b"2222")
+
+    async with desk(tmp_path, {"z": b"z"} if new else {"f": b"1111"}) as (vault, local):
+        (local / "f").write_bytes(b"2222")
+        monkeypatch.setattr(Syncing, way, late)
+        await vault.sync(local, "/top")
+        await vault.sync(local, "/top")
+        assert await vault.get("/top/f") == b"2222"
+
+
+async def test_what_is_written_right_after_a_pull_is_an_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull = Vault.pull
+
+    async def late(self: Vault, *words: Any, **more: Any) -> Pulled:
+        monkeypatch.setattr(Vault, "pull", pull)
+        done = await pull(self, *words, **more)
+        (tmp_path / "local" / "f").write_bytes(b"newer, and mine")
+        return done
+
+    async with desk(tmp_path, {"f": b"1"}) as (vault, local):
+        await vault.put("/top/f", b"2")
+        monkeypatch.setattr(Vault, "pull", late)
+        await vault.sync(local, "/top")
+        await vault.sync(local, "/top")
+        assert await vault.get("/top/f") == b"newer, and mine"
+
+
+async def test_what_goes_while_it_is_looked_at_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir, found = os.scandir, SyncFolder.found
+
+    def gone(self: SyncFolder, path: VaultPath, *words: Any) -> Found:
+        (self.top / "f").unlink(missing_ok=True)
+        return found(self, path, *words)
+
+    def refused(path: Path) -> Any:
+        if path.name == "secret":
+            raise PermissionError(13, "no")
+        return scandir(path)
+
+    async with desk(tmp_path, {"a": b"1", "f": b"2", "secret/g": b"3"}) as (vault, local):
+        monkeypatch.setattr(SyncFolder, "found", gone)
+        monkeypatch.setattr(os, "scandir", refused)
+        (local / "a").write_bytes(b"newer")
+        done = await vault.sync(local, "/top")
+        assert [problem.path for problem in done.problems] == [("f",), ("secret",)]
+        assert await vault.get("/top/a") == b"newer"
+        assert await vault.get("/top/secret/g") == b"3"
+        monkeypatch.undo()
+        assert (await vault.sync(local, "/top")).deleted_there == 1
+
+
+# Names, and patterns
+
+
+async def test_names_of_what_is_kept_beside_the_files_stay_in_the_vault(tmp_path: Path) -> None:
+    names = (".vaultfs/state.db", "d/.vaultfs/x", ".vaultfs-notes", ".vaultfs-d/y")
+    async with desk(tmp_path, {"z": b"z"}) as (vault, local):
+        for name in names:
+            await vault.put(f"/top/{name}", b"theirs")
+        for _ in range(3):
+            assert (await vault.sync(local, "/top")).problems == []
+        for name in names:
+            assert await vault.get(f"/top/{name}") == b"theirs"
+
+
+@pytest.mark.parametrize("name", ["..", "../out", "a/../../out", "", "."])
+async def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    async with desk(tmp_path, {"z": b"z"}) as (vault, _):
+        other = await vault.stat("/top/z")
+
+        class Lying:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(vault, name)
+
+            async def list(self, path: str) -> AsyncGenerator[Node, None]:
+                yield other._replace(name=name)
+
+        lying = cast("Surface", Lying())
+        with pytest.raises(InvalidName):
+            await Syncing(lying, tmp_path / "in" / "it", "/top", "here").run()
+    assert not (tmp_path / "in" / "out").exists()
+
+
+async def test_patterns_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    async with desk(tmp_path, {"z": b"z"}) as (vault, local):
+        patterns = local / ".vaultignore"
+        patterns.write_bytes(b"*.tmp\n!\n")
+        with pytest.raises(InvalidField, match="vaultignore"):
+            await vault.sync(local, "/top")
+        name = os.fsdecode(b"\xe9.txt")  # as a system with another encoding has written it
+        (local / name).write_bytes(b"1")
+        patterns.write_bytes(b"\xe9.txt\n")
+        assert (await vault.sync(local, "/top")).problems == []
+        patterns.unlink()
+        patterns.mkdir()
+        with pytest.raises(IsAFolder):
+            await vault.sync(local, "/top")
+
+
+@pytest.mark.parametrize("place", ["embedded", "served"])
+async def test_broken_off_it_leaves_nothing_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """As Ctrl-C does it: while files come and go, the old ones are whole, or the new ones."""
+    local, write = tmp_path / "local", Replacement.write
+    old = {f"f{n}": random_bytes(50_000, f"old {n}") for n in range(9)}
+    new = {name: random_bytes(2_000_000, f"new {name}") for name in old}
+    write_tree(local, old)
+    async with opened(place, tmp_path) as vault:
+        await vault.sync(local, "/top")
+        for name, content in new.items():
+            await vault.put(f"/top/{name}", content)
+        (local / "mine").write_bytes(random_bytes(1_000_000, "mine"))
+        for most in (0, 1, 5, 20):
+            left = most
+            with anyio.CancelScope() as scope:
+
+                async def broken(self: Replacement, data: bytes) -> None:
+                    nonlocal left
+                    left -= 1
+                    if left < 0:
+                        scope.cancel()
+                    await write(self, data)
+
+                monkeypatch.setattr(Replacement, "write", broken)
+                await vault.sync(local, "/top")
+            assert scope.cancelled_caught
+            assert [*local.rglob(".vaultfs-*")] == []
+            assert all((local / name).read_bytes() in (old[name], new[name]) for name in old)
+        monkeypatch.setattr(Replacement, "write", write)
+        done = await vault.sync(local, "/top")
+        assert (done.conflicts, done.problems) == ([], [])
+        assert await vault.get("/top/mine") == (local / "mine").read_bytes()
+    assert {**new, "mine": (local / "mine").read_bytes()} == contents(local)

@@ -14,21 +14,26 @@ from tests.domain.test_matching import edited
 from tests.domain.test_zipimages import words, zipped
 from tests.faults import MIB, BytesSource, at, open_memory_vault, random_bytes
 
+from vaultfs.domain import deltacodec
 from vaultfs.domain.chains import Reason, Way
 from vaultfs.domain.deltacodec import (
     IMAGES,
     Block,
     Header,
     ReadBase,
+    Region,
     encode_block,
     write_end,
     write_header,
 )
+from vaultfs.domain.deltas import Copy, Literal, delta_of, encode
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Corrupt, Unsupported, VaultError, VersionMismatch
+from vaultfs.domain.matching import Difference
 from vaultfs.domain.nodes import Node, Version
-from vaultfs.domain.operations import Prune
+from vaultfs.domain.operations import Prune, RecordDelta
 from vaultfs.domain.retention import Retention
+from vaultfs.domain.services import differ
 from vaultfs.domain.services.deltas import Offer
 from vaultfs.domain.services.rebuilding import Rebuilding
 from vaultfs.domain.services.upkeep import Plan
@@ -421,3 +426,58 @@ async def test_a_header_is_believed_for_no_more_than_it_says() -> None:
     assert await rebuilt(old, write_header(empty) + write_end(0)) == b""
     with pytest.raises(Corrupt):
         await rebuilt(old, write_header(empty) + write_end(1))
+
+
+def _nothing(start: int, stop: int) -> bytes:
+    raise AssertionError(f"{start} to {stop}")
+
+
+@pytest.mark.parametrize("kind", [Copy, Difference, Region])
+@pytest.mark.parametrize("place", [0, 2 * MIB])
+async def test_a_step_that_lays_out_nothing_is_refused(
+    kind: type[Copy | Difference | Region], place: int
+) -> None:
+    """Nor does it cost anything: a few bytes can name many of them."""
+    base = noise(2 * MIB)
+    block = Block((kind(place, 0),) * 100_000, b"", b"")
+    head = write_header(Header.of(len(base), digest_of(base), 0, digest_of(b"")))
+    with pytest.raises(Corrupt, match="empty"):
+        await rebuilt(base, head + encode_block(block, _nothing) + write_end(1))
+
+
+async def test_no_block_has_more_steps_than_one_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a chain, say, whose copies come in any order."""
+    old = noise(300_000)
+    places = [(7919 * number) % 299 * 1000 for number in range(299)]
+    new = b"".join(old[place : place + 1000] for place in places)
+    coarse = delta_of(len(old), [Copy(place, 1000) for place in places])
+    monkeypatch.setattr(differ, "MOST_PARTS", 50)
+    monkeypatch.setattr(deltacodec, "MAX_NUMBERS", 1000)
+    async with open_memory_vault() as vault:
+        _, (one, two) = await versions(vault, old, new)
+        blocks = vault.deltas.differ.blocks(vault.user.id, one.manifest, two.manifest, coarse)
+        data = [block async for block, _ in blocks]
+    head = write_header(Header.of(len(old), digest_of(old), len(new), digest_of(new)))
+    assert await rebuilt(old, b"".join((head, *data, write_end(len(data))))) == new
+
+
+async def test_a_recorded_delta_that_is_damaged_means_another_way() -> None:
+    contents = [noise(90_000) + b"x" * n for n in range(3)]
+    async with open_memory_vault() as vault:
+        node, (one, two, three) = await versions(vault, *contents)
+        for base, target, data in (
+            (one, two, encode(delta_of(90_000, [Copy(0, 90_000), Literal(1)]))),
+            (two, three, b"\x01damaged"),
+        ):
+            assert base.digest is not None
+            ids = (vault.user.tree, node.id, base.id, target.id)
+            await vault.files.change(vault.user, RecordDelta(*ids, base.digest, 1, data))
+        offer, found = await told(vault, node, one, three)
+        assert offer.plan.way is Way.DIRECT
+        assert found is not None
+        assert await rebuilt(contents[0], found) == contents[2]
+        gone = Prune(vault.user.tree, node.id, (one.id, two.id))
+        await vault.files.change(vault.user, gone)
+        offer, found = await told(vault, node, two, three)
+        assert (offer.plan.way, offer.plan.reason) == (Way.FULL, Reason.UNKNOWN_BASE)
+        assert found is None

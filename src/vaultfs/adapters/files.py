@@ -12,11 +12,13 @@ import os
 import stat
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from io import FileIO
 from itertools import count, islice
 from pathlib import Path as FilePath
 from typing import Final
 
 import aiofiles
+from aiofiles.threadpool import wrap
 from aiofiles.threadpool.binary import AsyncFileIO
 from anyio import to_thread
 from attrs import define, field, frozen
@@ -159,9 +161,9 @@ async def open_source(
     with translated(name):
         descriptor = await to_thread.run_sync(open_regular, name)
         status = os.fstat(descriptor)
-    async with aiofiles.open(descriptor, "rb", buffering=0) as file:
+    with FileIO(descriptor) as file:  # opened here: a thread's result is lost if this is cancelled
         item = Item((os.path.basename(name),), "file", status.st_size, origin_of(status))
-        yield FileSource(name, file, status), item
+        yield FileSource(name, wrap(file), status), item
 
 
 def digest_of_file(descriptor: int) -> Digest:

@@ -87,6 +87,8 @@ class Replacement:
 
     path: FilePath
     _descriptor: int
+    status: os.stat_result | None = None
+    """What it looks like, once it is written."""
 
     async def write(self, data: bytes) -> None:
         await to_thread.run_sync(self._write, data)
@@ -113,8 +115,10 @@ async def replacing(
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with _closing(descriptor):
-            yield Replacement(path, descriptor)
+            replacement = Replacement(path, descriptor)
+            yield replacement
             finish(descriptor, origin)
+            replacement.status = os.fstat(descriptor)
             await to_thread.run_sync(os.fsync, descriptor)
         _must_be(path, expected)
         with translated(path):

@@ -13,7 +13,7 @@ from pathspec import GitIgnoreSpec
 
 from vaultfs.adapters.files import digest_of_file, identity, open_regular, translated
 from vaultfs.adapters.syncstate import FOLDER, InStep
-from vaultfs.domain.errors import SourceChanged, VaultError
+from vaultfs.domain.errors import InvalidField, SourceChanged, VaultError
 from vaultfs.domain.names import Path, check_path
 
 IGNORED: Final = ".vaultignore"
@@ -47,7 +47,8 @@ class Scan(NamedTuple):
     def _is_over(self, path: Path, skipped: set[str]) -> bool:
         above = ["/".join(path[:depth]) for depth in range(1, len(path) + 1)]
         return (
-            any(name in skipped for name in above)
+            any(map(_is_own, path))
+            or any(name in skipped for name in above)
             or self.ignored(above[-1])
             or any(self.ignored(f"{name}/") for name in above[:-1])
         )
@@ -70,7 +71,7 @@ class SyncFolder:
         skipped: list[tuple[str, str]] = []
         for path, entry in self._walk((), ignored, skipped):
             try:
-                found = self._found(path, entry, known.get("/".join(path)))
+                found = self.found(path, entry, known.get("/".join(path)))
                 check_path(path)
             except VaultError as error:
                 skipped.append(("/".join(path), error.message))
@@ -88,22 +89,31 @@ class SyncFolder:
         return hash(tuple(seen))
 
     def _patterns(self) -> Callable[[str], bool]:
+        file = self.top / IGNORED
         lines: list[str] = []
-        with suppress(FileNotFoundError), (self.top / IGNORED).open(encoding="utf-8") as file:
-            lines = file.read().splitlines()
-        return GitIgnoreSpec.from_lines(lines).match_file
+        with translated(file), suppress(FileNotFoundError):
+            lines = os.fsdecode(file.read_bytes()).splitlines()
+        try:
+            return GitIgnoreSpec.from_lines(lines).match_file
+        except ValueError as error:
+            raise InvalidField(f"{file}: {error}") from error
 
     def _walk(
         self, above: Path, ignored: Callable[[str], bool], skipped: list[tuple[str, str]]
     ) -> Iterator[tuple[Path, "os.DirEntry[str]"]]:
-        with translated(self.top.joinpath(*above)):
-            entries = sorted(os.scandir(self.top.joinpath(*above)), key=lambda each: each.name)
+        try:
+            with translated(self.top.joinpath(*above)):
+                entries = sorted(os.scandir(self.top.joinpath(*above)), key=lambda each: each.name)
+        except VaultError as error:
+            if not above:
+                raise
+            skipped.append(("/".join(above), error.message))
+            return
         for entry in entries:
             path = (*above, entry.name)
-            if entry.name == FOLDER:
-                continue
-            if entry.name.startswith(".vaultfs-"):
-                _sweep(entry)
+            if _is_own(entry.name):
+                if entry.name != FOLDER:
+                    _sweep(entry)
                 continue
             folder = entry.is_dir(follow_symlinks=False)
             if ignored("/".join(path) + ("/" if folder else "")):
@@ -116,8 +126,10 @@ class SyncFolder:
                 kind = "a link: links are not stored" if entry.is_symlink() else "no file"
                 skipped.append(("/".join(path), kind))
 
-    def _found(self, path: Path, entry: "os.DirEntry[str]", known: InStep | None) -> Found:
-        status = entry.stat(follow_symlinks=False)
+    def found(self, path: Path, entry: "os.DirEntry[str]", known: InStep | None) -> Found:
+        """A file, hashed unless it looks as it did when it was in step."""
+        with translated(entry.path):
+            status = entry.stat(follow_symlinks=False)
         if known is not None and known.content and known.is_as_it_was(status):
             return Found(status, False, known.content)
         return self._read(path, known)
@@ -157,6 +169,13 @@ class SyncFolder:
             self.where(path).unlink()
         self._prune(path[:-1])
 
+    def is_as_seen(self, path: Path, seen: os.stat_result) -> bool:
+        """Whether nobody has written to a file since, as far as a look at it tells."""
+        with suppress(VaultError):
+            self._must_be(path, seen)
+            return True
+        return False
+
     def _must_be(self, path: Path, seen: os.stat_result) -> None:
         with translated(self.where(path)):
             now = self.where(path).lstat()
@@ -169,6 +188,11 @@ class SyncFolder:
             while folder:
                 self.where(folder).rmdir()
                 folder = folder[:-1]
+
+
+def _is_own(name: str) -> bool:
+    """Whether it is a name of what is kept beside the files, or of a file under way."""
+    return name == FOLDER or name.startswith(".vaultfs-")
 
 
 def _sweep(entry: "os.DirEntry[str]") -> None:

@@ -38,6 +38,8 @@ MAX_BYTES: Final = 16 << 20
 """Bytes of literals, and of differences, in a block."""
 MAX_NUMBERS: Final = 1 << 20
 """Bytes of a block's steps."""
+MOST_PARTS: Final = 100_000
+"""Steps of a block, for who writes one: they take less than `MAX_NUMBERS` then."""
 MAX_PREFIX: Final = 16 << 20
 MAX_HEAD: Final = 1 + 6 * 9 + BLOCK_CHECK
 LEAST_PREFIX: Final = 8
@@ -188,6 +190,8 @@ def _parts(data: bytes, base_size: int) -> Iterator[Part]:
     while not numbers.ended:
         head = numbers.next()
         kind, length = head & 3, head >> 2
+        if not length:
+            raise Corrupt("a step of a delta is empty")
         if kind == _LITERAL:
             yield Literal(length)
             continue

@@ -26,6 +26,8 @@ from vaultfs.domain.errors import Corrupt, Unsupported
 FORMAT: Final = 1
 MAX_SIZE: Final = 1 << 62
 """No content has more bytes."""
+MOST_STEPS: Final = 2 << 20
+"""Steps of a composed delta: what is repeated in each of a few can be so any number of times."""
 
 
 class Copy(NamedTuple):
@@ -104,7 +106,8 @@ def apply(delta: Delta, base: Buffer, target: Buffer) -> bytes:
 def compose(first: Delta, second: Delta) -> Delta:
     """From the base of `first` to the target of `second`; linear in the steps of the result.
 
-    Raises `Corrupt` unless the target of the first is as long as the base of the second.
+    Raises `Corrupt` unless the target of the first is as long as the base of the second, and
+    for more steps than are worth it.
     """
     if first.target != second.base:
         raise Corrupt("deltas that do not follow each other cannot be composed")
@@ -115,6 +118,8 @@ def compose(first: Delta, second: Delta) -> Delta:
             steps.append(step)
         else:
             steps += _through(first.steps, starts, step)
+        if len(steps) > MOST_STEPS:
+            raise Corrupt("a delta that is composed has too many steps")
     return delta_of(first.base, steps)
 
 

@@ -114,10 +114,10 @@ def plan(
     `deleted` tells whether the vault says of a file that it was deleted, or moved away.
     """
     steps: list[Step] = []
-    problems = list(_clashes(here, there, agreed))
-    refused = {problem.path for problem in problems}
     moved_there = _moved_there(here, there, agreed)
     moved_here = _moved_here(here, there, agreed, moved_there)
+    problems = list(_clashes(here, there, agreed, moved_here))
+    refused = {problem.path for problem in problems}
     taken = {*moved_there.values(), *moved_here.values()}
     for path in sorted(here.keys() | there.keys() | agreed.keys()):
         if path in refused:
@@ -194,7 +194,8 @@ def _moved_there(
         if source is None or path in agreed or path in here or source in there:
             continue
         old = here.get(source)
-        if old is not None and not old.edited and agreed[source].version == each.version:
+        same = old is not None and not old.edited and agreed[source].version == each.version
+        if same and not _nested(path, source):
             found[path] = source
     return found
 
@@ -217,23 +218,35 @@ def _moved_here(
     for path in sorted(here):
         if path in agreed or path in there or not here[path].content:
             continue
-        sources = gone.get(here[path].content)
-        if sources:
-            found[path] = sources.pop()
+        sources = gone.get(here[path].content, [])
+        source = next((each for each in reversed(sources) if not _nested(path, each)), None)
+        if source is not None:
+            sources.remove(source)
+            found[path] = source
     return found
 
 
+def _nested(one: Path, other: Path) -> bool:
+    """Whether one is below the other: a file cannot be moved to where it is a folder."""
+    depth = min(len(one), len(other))
+    return one[:depth] == other[:depth]
+
+
 def _clashes(
-    here: Mapping[Path, Here], there: Mapping[Path, There], agreed: Mapping[Path, Agreed]
+    here: Mapping[Path, Here],
+    there: Mapping[Path, There],
+    agreed: Mapping[Path, Agreed],
+    moved_here: Mapping[Path, Path],
 ) -> list[Problem]:
     """New files here whose names differ from others only in case, or in how accents are written:
-    somewhere both would be one file.
+    somewhere both would be one file. What was given such a name stands nowhere else.
     """
     names: dict[tuple[str, ...], Path] = {_folded(path): path for path in (*agreed, *there)}
     found: list[Problem] = []
     for path in sorted(here):
         other = names.setdefault(_folded(path), path)
-        if other != path and path not in agreed and path not in there:
+        known = path in agreed or path in there or moved_here.get(path) == other
+        if other != path and not known:
             shown = "/".join(other)
             found.append(
                 Problem(path, f"elsewhere it would be the same file as {shown}: rename it")

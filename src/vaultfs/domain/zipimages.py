@@ -35,6 +35,12 @@ CODES: Final = frozenset(
 )
 GIVE_UP_AFTER: Final = 8
 """So many members in a row that zlib packs otherwise, and somebody else has made the file."""
+MAX_VAIN: Final = 16 << 20
+"""Bytes that are packed in vain: at the worst, zlib packs 300 KB in a second."""
+_TRY: Final = 1 << 10
+"""What to try costs besides, in such bytes."""
+_STEP: Final = 64 << 10
+"""Bytes that are packed before they are compared."""
 _END: Final = struct.Struct("<4s4H2IH")
 _ENTRY: Final = struct.Struct("<4s6H3I5H2I")
 _LOCAL: Final = struct.Struct("<26x2H")
@@ -130,29 +136,54 @@ def _packed_members(data: bytes) -> list[tuple[bytes, Member, memoryview]]:
 
 
 def _target_codes(some: Sequence[tuple[memoryview, Member]]) -> Iterator[int]:
-    last, failures = _LEVELS[0], 0
+    last, failures, vain, left = _LEVELS[0], 0, 0, MAX_IMAGE - MAX_ZIP
     for packed, member in some:
         code = CLOSED
-        if failures < GIVE_UP_AFTER and member.size <= MAX_IMAGE:
-            code = _code_of(bytes(packed), _inflated(packed, member.size), last)
+        if failures < GIVE_UP_AFTER and member.size <= left and vain < MAX_VAIN:
+            content = _inflated(packed, member.size)
+            code, more = _code_of(bytes(packed), content, last, MAX_VAIN - vain)
+            vain += more
         failures = 0 if code else failures + 1
-        last = code or last
+        last, left = code or last, left - (member.size if code else 0)
         yield code
 
 
-def _code_of(packed: bytes, content: bytes, likely: int) -> int:
-    """How zlib packs `content` to `packed`, `likely` tried first; `CLOSED` if it does not."""
+def _code_of(packed: bytes, content: bytes, likely: int, most: int) -> tuple[int, int]:
+    """How zlib packs `content` to `packed`, `likely` tried first; `CLOSED` if it does not.
+
+    And what was packed in vain for that: no more than `most`, but for the first that is tried.
+    """
+    vain = 0
     others = [10 * place + level for place in range(len(_MEMORY)) for level in _LEVELS]
     for code in dict.fromkeys((likely, *others)):
-        if _deflated(content, code) == packed:
-            return code
-    return CLOSED
+        if vain and vain + len(content) > most:
+            break
+        differs = _differs(packed, content, code)
+        if not differs:
+            return code, vain
+        vain += differs + _TRY
+    return CLOSED, vain
 
 
-def _deflated(content: memoryview | bytes, code: int) -> bytes:
+def _differs(packed: bytes, content: bytes, code: int) -> int:
+    """How many bytes were packed until it was seen to be otherwise; 0 if it is not."""
+    at = tried = 0
+    for piece in deflated(content, code):
+        tried = min(tried + _STEP, len(content) + 1)
+        if not packed.startswith(piece, at):
+            return tried
+        at += len(piece)
+    return 0 if at == len(packed) else tried
+
+
+def deflated(content: memoryview | bytes, code: int) -> Iterator[bytes]:
+    """The content as it is packed, a piece at a time: on both sides in the same steps."""
     place, level = divmod(code, 10)
     packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, _MEMORY[place])
-    return packer.compress(content) + packer.flush()
+    view = memoryview(content)
+    for start in range(0, len(content), _STEP):
+        yield packer.compress(view[start : start + _STEP])
+    yield packer.flush()
 
 
 def _inflated(packed: memoryview, size: int) -> bytes:
@@ -196,7 +227,7 @@ def closed(image: bytes, codes: bytes, size: int) -> bytes:
             raise Corrupt("members of a zip file overlap")
         start = _data_at(image, header)
         content = view[start : start + member.size]
-        packed = _deflated(content, code)
+        packed = b"".join(deflated(content, code))
         if len(content) != member.size or len(packed) != member.packed:
             raise Corrupt("a member cannot be packed as it was: get the whole file")
         parts += [view[place:start], packed]

@@ -9,7 +9,7 @@ same one, and what is read whole is compared with the digest that the server vou
 
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from os import PathLike
 from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -32,7 +32,7 @@ from vaultfs.adapters.files import (
     read_small,
 )
 from vaultfs.domain.digests import Buffer, Digest
-from vaultfs.domain.errors import Corrupt, NotAuthenticated, Unsupported, VaultError
+from vaultfs.domain.errors import Corrupt, InvalidField, NotAuthenticated, Unsupported, VaultError
 from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.names import parse_address
 from vaultfs.domain.nodes import (
@@ -288,7 +288,9 @@ class RemoteVault(Surface):
                 from vaultfs.entrypoints.pushing import Difference
 
                 change = Difference(self, path, source, item, wanted, progress)
-                done = await change.run()
+                done = None
+                with suppress(Corrupt, InvalidField, Unsupported):  # then the whole file goes
+                    done = await change.run()
                 asked = change.sent
                 if done is not None:
                     return Pushed(done.node, done.changed, asked)

@@ -36,6 +36,8 @@ class Pulled(NamedTuple):
     """Bytes of contents that came over the network."""
     way: str
     """`unchanged`, `copied`, or how the server found it: `direct`, `chain`, `full` and why."""
+    status: os.stat_result | None = None
+    """What the local file looked like when it was written, if it was."""
 
 
 class Pushed(NamedTuple):
@@ -71,7 +73,7 @@ async def copy_to(
             for piece in part:
                 await target.write(bytes(piece))
             progress(sum(map(len, part)))
-    return Pulled(version, True, 0, "copied")
+    return Pulled(version, True, 0, "copied", target.status)
 
 
 @define(eq=False)
@@ -124,21 +126,26 @@ class Pull:
                     url, headers=headers, allow_redirects=False
                 ) as answer:
                     if answer.status == 304:
-                        return Pulled(await self.vault.version(self.path), False, 0, "unchanged")
+                        version = await self.vault.version(self.path)
+                        if version.id == number and version.digest in {None, base.digest}:
+                            return Pulled(version, False, 0, "unchanged")
+                        return await self._full("full; reason=changed-meanwhile")
                     if answer.status not in {200, 226}:
                         refuse(answer.status, await answer.read(), answer.headers)
                     version = version_of(answer.headers)
                     way = answer.headers.get("Vaultfs-Delta", "full")
-                    await self._take(answer, base, version)
+                    status = await self._take(answer, base, version)
             except AGAIN as error:
                 if tries == TRIES:
                     self.vault.calls.fail(error)
                 await anyio.sleep(wait(tries))
             else:
-                return Pulled(version, True, self._travelled, way)
+                return Pulled(version, True, self._travelled, way, status)
         raise AssertionError("the last try returns or raises")
 
-    async def _take(self, answer: "ClientResponse", base: "LocalBase", version: Version) -> None:
+    async def _take(
+        self, answer: "ClientResponse", base: "LocalBase", version: Version
+    ) -> os.stat_result | None:
         from vaultfs.adapters.replacing import replacing
         from vaultfs.domain.services.rebuilding import Rebuilding
         from vaultfs.entrypoints.client import check_digest
@@ -149,9 +156,11 @@ class Pull:
         before = base.before if self.expected == "any" else self.expected
         async with replacing(self.local, before, version.origin) as target, aclosing(made):
             async for piece in made:
+                told += len(piece)
+                if told > version.size:
+                    raise Corrupt("what came is longer than the version")
                 whole.update(piece)
                 await target.write(piece)
-                told += len(piece)
                 if told > self._told:  # after a connection broke off, it begins anew
                     self.progress(told - self._told)
                     self._told = told
@@ -159,6 +168,7 @@ class Pull:
                 raise Corrupt("what came has another length than the version")
             if version.digest_state is DigestState.VERIFIED:
                 check_digest(whole.digest(), version)
+        return target.status
 
     async def _pieces(self, answer: "ClientResponse") -> AsyncGenerator[bytes, None]:
         from vaultfs.entrypoints.calling import PIECE

@@ -6,6 +6,7 @@ What the server has is known by short digests; it rebuilds the file and compares
 """
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ from blake3 import blake3
 from vaultfs.domain.chunks import DEFAULT_CHUNKING, Chunker
 from vaultfs.domain.deltacodec import (
     MEDIA_TYPE,
+    MOST_PARTS,
     Block,
     Header,
     Part,
@@ -26,7 +28,7 @@ from vaultfs.domain.deltacodec import (
 )
 from vaultfs.domain.deltas import Copy, Delta, Literal, delta_of
 from vaultfs.domain.digests import Digest
-from vaultfs.domain.errors import SourceChanged
+from vaultfs.domain.errors import Corrupt, SourceChanged
 from vaultfs.domain.matching import Gap, gaps_of, match_units
 from vaultfs.domain.nodes import Version
 from vaultfs.domain.services.ingest import cut_piece
@@ -48,7 +50,11 @@ STRETCH: Final = 8 << 20
 SAMPLE: Final = 256 << 10
 """Bytes of it that are enough to find out whether it is worth asking for more."""
 ASKED: Final = 32 << 20
-"""Bytes of the version there whose pieces are asked for with one request."""
+"""Bytes of the version there whose pieces are asked for with one request, and of a gap that are
+compared with them at a time.
+"""
+MOST: Final = 64 << 20
+"""Bytes of a delta; what is longer goes as an upload, which is not held in memory."""
 
 
 @define(eq=False)
@@ -68,7 +74,8 @@ class Difference:
     async def run(self) -> Stored | None:
         """Store it. None if a delta would be no use: then nothing was sent but a question.
 
-        Raises what the server refuses it with, and `SourceChanged`.
+        Raises what the server refuses it with, `Corrupt` for signatures that are none, and
+        `SourceChanged`.
         """
         headers = conditions(self.preconditions)
         calls = self.vault.calls
@@ -85,7 +92,7 @@ class Difference:
             return None
         parts = await self._parts(coarse, base)
         data = await self._encoded(base, base.digest, parts)
-        if len(data) >= self.item.size:
+        if data is None or len(data) >= self.item.size:
             return None
         url = self.vault.url("deltas", self.path)
         kind = {"Content-Type": MEDIA_TYPE, **origin_headers(self.item.origin)}
@@ -107,7 +114,7 @@ class Difference:
             return False
         middle = (gap.start + gap.stop) // 2
         near = (max(gap.start, middle - STRETCH // 2), min(gap.stop, middle + STRETCH // 2))
-        here = await to_thread.run_sync(pieces_of, await self._read(*near))
+        here = await to_thread.run_sync(pieces_of, await self.read(*near))
         return not {digest for digest, _ in units}.isdisjoint(digest for digest, _ in here)
 
     async def _units(self) -> list[Unit]:
@@ -150,12 +157,13 @@ class Difference:
             if not units:
                 found.append(step)
                 continue
-            data = await self._read(gap.start, gap.stop)
-            fine, _ = match_units(units, await to_thread.run_sync(pieces_of, data))
-            found += (
-                Copy(part.at + gap.base_start, part.length) if isinstance(part, Copy) else part
-                for part in fine
-            )
+            for start in range(gap.start, gap.stop, ASKED):
+                data = await self.read(start, min(gap.stop, start + ASKED))
+                fine, _ = match_units(units, await to_thread.run_sync(pieces_of, data))
+                found += (
+                    Copy(part.at + gap.base_start, part.length) if isinstance(part, Copy) else part
+                    for part in fine
+                )
         return list(_joined(found))
 
     async def _finer(self, gaps: Sequence[Gap], base: Version) -> list[list[Unit]]:
@@ -191,12 +199,16 @@ class Difference:
             mine: list[Unit] = []
             left = stop - start if (start, stop) in asked else 0
             while left > 0:
-                mine.append(next(units))
-                left -= mine[-1][1]
+                unit = next(units, (b"", 0))
+                if not 0 < unit[1] <= left:
+                    raise Corrupt("a signature is not of the ranges that were asked for")
+                mine.append(unit)
+                left -= unit[1]
             found.append(mine)
         return found
 
-    async def _read(self, start: int, stop: int) -> bytes:
+    async def read(self, start: int, stop: int) -> bytes:
+        """The bytes of a range of the local file. Raises `SourceChanged`."""
         await self.source.rewind(start)
         buffer = bytearray(stop - start)
         view = memoryview(buffer)
@@ -208,14 +220,17 @@ class Difference:
             filled += read
         return bytes(buffer)
 
-    async def _encoded(self, base: Version, digest: Digest, parts: Sequence[Part]) -> bytes:
-        """The delta, whole: it is known to be short."""
+    async def _encoded(self, base: Version, digest: Digest, parts: Sequence[Part]) -> bytes | None:
+        """The delta, whole; None if it is not short."""
         target = Digest(self._whole.digest())
         data = [write_header(Header.of(base.size, digest, self.item.size, target))]
-        blocks = 0
-        async for block in self._blocks(parts):
-            data.append(await to_thread.run_sync(encode_block, block, _nothing))
-            blocks += 1
+        blocks = size = 0
+        async with aclosing(self._blocks(parts)) as each:
+            async for block in each:
+                data.append(await to_thread.run_sync(encode_block, block, _nothing))
+                blocks, size = blocks + 1, size + len(data[-1])
+                if size > MOST:
+                    return None
         data.append(write_end(blocks))
         return b"".join(data)
 
@@ -225,12 +240,13 @@ class Difference:
         at = size = 0
         for part in parts:
             for piece in _split(part):
-                if isinstance(piece, Literal):
-                    if size + piece.length > STRETCH:
-                        yield Block(tuple(held), b"", b"".join(literals))
-                        held, literals, size = [], [], 0
-                    literals.append(await self._read(at, at + piece.length))
-                    size += piece.length
+                new = piece.length if isinstance(piece, Literal) else 0
+                if size + new > STRETCH or len(held) >= MOST_PARTS:
+                    yield Block(tuple(held), b"", b"".join(literals))
+                    held, literals, size = [], [], 0
+                if new:
+                    literals.append(await self.read(at, at + new))
+                    size += new
                 held.append(piece)
                 at += piece.length
         yield Block(tuple(held), b"", b"".join(literals))

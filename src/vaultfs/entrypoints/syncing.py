@@ -10,6 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,6 @@ from anyio import to_thread
 from attrs import define, field
 
 from vaultfs.adapters.files import origin_of
-from vaultfs.adapters.replacing import status_of
 from vaultfs.adapters.syncfolder import Found, Scan, SyncFolder
 from vaultfs.adapters.syncstate import InStep, SyncState
 from vaultfs.domain.errors import (
@@ -30,7 +30,7 @@ from vaultfs.domain.errors import (
     VaultError,
     VersionMismatch,
 )
-from vaultfs.domain.names import Path, format_path, key_of, parse_path
+from vaultfs.domain.names import Path, check_name, format_path, key_of, parse_path
 from vaultfs.domain.nodes import NodeId, VersionId
 from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.feed import NOW
@@ -62,6 +62,8 @@ AT_ONCE: Final = 16
 """Files that travel at the same time."""
 _CHANGING: Final = {"put", "copy", "move", "restore", "metadata", "delete"}
 """Kinds of changes after which another file is at a path; a new folder holds none."""
+_LEAVING: Final = {"move", "delete"}
+"""Those after which files, of a folder perhaps, are not where they were."""
 GROUPS: Final = 4
 """Groups of small new files that travel at the same time."""
 MEANWHILE: Final = "somebody else changed it meanwhile: it is met by the next run"
@@ -228,6 +230,9 @@ class Syncing:
             nodes = self._applied(self._before, self._news)
         if nodes is None:
             nodes = await self.list_files()
+        if self._before is not None and any(each.kind in _LEAVING for each in self._news or ()):
+            were = {node for node, _ in self._before.values()} | {e.node for e in self._news or ()}
+            self._tombstones |= {str(node) for node in were - {e.node for e in nodes.values()}}
         self._remote = {"/".join(path): (each.node, each.version) for path, each in nodes.items()}
         return nodes
 
@@ -267,11 +272,12 @@ class Syncing:
         except NotFound:
             if self.state.note("cursor") is not None and not self.force:
                 raise  # it was there: somebody may be mistaken
+            self._before = None  # that was another folder
             await self.vault.mkdir(self.path, parents=True, exist_ok=True)
         while folders:
             folder = folders.pop()
             async for node in self.vault.list(self._at(folder)):
-                where = (*folder, node.name)
+                where = (*folder, check_name(node.name))  # a server may say anything
                 if node.is_folder:
                     folders.append(where)
                 elif node.version is not None:
@@ -373,7 +379,8 @@ class Syncing:
             case Action.PUSH:
                 await self._push(path, step.base)
             case Action.ADOPT:
-                self._settle(path, self._nodes[path], self._files[path].content)
+                mine = self._files[path]
+                self._settle(path, self._nodes[path], mine.content, mine.status)
             case Action.FORGET:
                 self.state.forget("/".join(path))
             case Action.DELETE_HERE:
@@ -396,7 +403,7 @@ class Syncing:
             self._at(path), self.files.where(path), base=base, expected=seen
         )
         there = self._nodes[path]._replace(version=done.version.id)
-        self._settle(path, there, done.version.digest or b"")
+        self._settle(path, there, done.version.digest or b"", done.status or seen)
         self.summary.pulled += 1
         self.summary.travelled += done.travelled
 
@@ -442,8 +449,9 @@ class Syncing:
 
     def _pushed(self, path: Path, done: "Pushed") -> None:
         assert done.node.version is not None
-        there = There(done.node.id, done.node.version, b"")
-        self._settle(path, there, self._files[path].content, self._files[path].status)
+        there, mine = There(done.node.id, done.node.version, b""), self._files[path]
+        same = self.files.is_as_seen(path, mine.status)  # or nobody knows what went
+        self._settle(path, there, mine.content if same else b"", mine.status)
         self.summary.pushed += 1
         self.summary.travelled += done.travelled
 
@@ -454,6 +462,15 @@ class Syncing:
         await self.vault.delete(self._at(path), preconditions=wanted)
         self.state.forget("/".join(path))
         self.summary.deleted_there += 1
+        await self._make_room(path)
+
+    async def _make_room(self, path: Path) -> None:
+        """Delete the folders above `path` there, if they are empty and one is a file here."""
+        depth = next((depth for depth in range(1, len(path)) if path[:depth] in self._files), None)
+        if depth is not None:
+            with suppress(*FILE_ERRORS):
+                for upto in range(len(path) - 1, depth - 1, -1):
+                    await self.vault.delete(self._at(path[:upto]))
 
     async def _move(self, step: Step) -> None:
         assert step.source is not None
@@ -470,7 +487,7 @@ class Syncing:
             wanted = Preconditions(if_version=step.base)
             await self.vault.move(self._at(step.source), self._at(step.path), preconditions=wanted)
         self.state.forget("/".join(step.source))
-        self._settle(step.path, there, old.content)
+        self._settle(step.path, there, old.content, old.status)
         self.summary.moved += 1
 
     async def _set_aside(self, path: Path) -> None:
@@ -481,14 +498,13 @@ class Syncing:
         self.summary.conflicts.append("/".join(target))
 
     def _settle(
-        self, path: Path, there: There, content: bytes, seen: os.stat_result | None = None
+        self, path: Path, there: There, content: bytes, seen: os.stat_result | None
     ) -> None:
-        """Note that a file is in step; as it was `seen`, if it may have been written since."""
-        status = seen or status_of(self.files.where(path))
-        if status is not None:
+        """Note that a file is in step, as it was `seen`: it may have been written since."""
+        if seen is not None:
             row = InStep(
-                *(self.vault.place, self._at(path), there.version, 0, status.st_size),
-                *(status.st_mtime_ns, there.node, content),
+                *(self.vault.place, self._at(path), there.version, 0, seen.st_size),
+                *(seen.st_mtime_ns, there.node, content),
             )
             self.state.set("/".join(path), row)
 

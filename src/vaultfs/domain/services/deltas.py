@@ -11,6 +11,7 @@ edge; a crash before that costs computing it again.
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from typing import Final, NamedTuple
 
 import anyio
@@ -20,7 +21,7 @@ from vaultfs.domain.chains import MAX_CHAIN_DEPTH, Edge, Plan, Reason, Way, choo
 from vaultfs.domain.deltacodec import Header, write_end, write_header
 from vaultfs.domain.deltas import Delta, Step, compose, decode, delta_of, encode
 from vaultfs.domain.digests import Digest
-from vaultfs.domain.errors import Corrupt, VaultError
+from vaultfs.domain.errors import Corrupt, Unsupported, VaultError
 from vaultfs.domain.matching import gaps_of
 from vaultfs.domain.nodes import (
     DigestState,
@@ -231,17 +232,22 @@ class _Making:
         coarse = None
         if self.old is not None:
             coarse = await self.deltas.differ.steps(self.owner, self.old.manifest, target.manifest)
-        edges = await self.deltas.files.catalog.deltas(self.node)
-        self.plan = choose(
-            edges,
-            self.base,
-            target.id,
+        choosing = partial(
+            choose,
+            base=self.base,
+            target=target.id,
             size=target.size,
             direct=None if coarse is None else _cost(coarse),
             max_depth=self.deltas.max_depth,
         )
+        self.plan = choosing(await self.deltas.files.catalog.deltas(self.node))
+        composed = None
         if self.plan.way is Way.CHAIN:
-            digest, coarse = await self._composed(self.plan.path)
+            composed = await self._composed(self.plan.path)
+            if composed is None:
+                self.plan = choosing([])
+        if composed is not None:
+            digest, coarse = composed
         elif self.plan.way is Way.DIRECT and self.old is not None and self.old.digest is not None:
             digest = self.old.digest
         else:
@@ -291,19 +297,30 @@ class _Making:
             before = found[-1].number
         return None
 
-    async def _composed(self, path: Sequence[Edge]) -> tuple[Digest, Delta]:
-        """The digest of the base of a path of edges, and the one delta that it is."""
+    async def _composed(self, path: Sequence[Edge]) -> tuple[Digest, Delta] | None:
+        """The digest of the base of a path of edges, and the one delta that it is.
+
+        None if one is not there any more, is damaged or of another release, or if they make too
+        many steps.
+        """
+        with suppress(Corrupt, Unsupported):
+            return await self._followed(path)
+        return None
+
+    async def _followed(self, path: Sequence[Edge]) -> tuple[Digest, Delta]:
         digest: Digest | None = None
         whole: Delta | None = None
         for edge in path:
             found = await self.deltas.files.catalog.delta(edge.base, edge.target)
             if found is None:
-                raise Corrupt("a delta that is recorded is not there any more: ask again")
+                raise Corrupt("a delta that is recorded is not there any more")
             first, steps = found
             digest = first if digest is None else digest
             whole = decode(steps) if whole is None else compose(whole, decode(steps))
         assert digest is not None
         assert whole is not None
+        if whole.target != self.target.size:
+            raise Corrupt("recorded deltas do not lead to a version")
         return digest, whole
 
     async def record(self) -> None:

@@ -19,6 +19,7 @@ from attrs import define, field
 
 from vaultfs.domain.chunks import Chunker
 from vaultfs.domain.deltacodec import (
+    MOST_PARTS,
     Block,
     Header,
     Images,
@@ -52,8 +53,6 @@ STRETCH: Final = 8 << 20
 """Bytes of the target that are worked on together."""
 SPARE: Final = 2 << 20
 """Bytes of the base on either side of where a part of a long gap should stand."""
-MOST_PARTS: Final = 100_000
-"""Steps of a block."""
 T = TypeVar("T")
 Unit = tuple[tuple[int, Digest], int]
 """A chunk, or a page of a level, and the bytes under it."""
@@ -110,12 +109,12 @@ class Differ:
         gaps = iter([stretch for stretch in stretches if isinstance(stretch, Gap)])
         ahead = await self._read_ahead(user, base, target, next(gaps, None))
         for stretch in stretches:
+            if making.full(stretch):
+                yield await self._encoded(making)
+                making = _Making()
             if isinstance(stretch, Copy):
                 making.parts.append(stretch)
                 continue
-            if making.full(stretch.stop - stretch.start, stretch.base_stop - stretch.base_start):
-                yield await self._encoded(making)
-                making = _Making()
             assert ahead is not None
             old, new = ahead
             ahead = None
@@ -185,12 +184,12 @@ def delta_between(old: bytes, new: bytes) -> bytes:
     steps, size = match_units(_units(old), _units(new))
     making, pieces = _Making(), list[bytes]()
     for stretch in _stretches(delta_of(size, steps), known=True):
+        if making.full(stretch):
+            pieces.append(making.encode())
+            making = _Making()
         if isinstance(stretch, Copy):
             making.parts.append(stretch)
             continue
-        if making.full(stretch.stop - stretch.start, stretch.base_stop - stretch.base_start):
-            pieces.append(making.encode())
-            making = _Making()
         before = old[stretch.base_start : stretch.base_stop]
         making.add(stretch, before, new[stretch.start : stretch.stop])
     pieces.append(making.encode())
@@ -263,12 +262,17 @@ class _Making:
     _new: int = 0
     _old: int = 0
 
-    def full(self, new: int, old: int) -> bool:
-        """Whether so many bytes more, of target and base, are too many."""
-        return bool(self._olds) and (
-            self._new + new > STRETCH
-            or self._old + old > 2 * STRETCH
-            or len(self.parts) > MOST_PARTS
+    def full(self, stretch: Copy | Gap) -> bool:
+        """Whether a stretch more is too much."""
+        if len(self.parts) >= MOST_PARTS:
+            return True
+        return (
+            isinstance(stretch, Gap)
+            and bool(self._olds)
+            and (
+                self._new + stretch.stop - stretch.start > STRETCH
+                or self._old + stretch.base_stop - stretch.base_start > 2 * STRETCH
+            )
         )
 
     def add(self, gap: Gap, old: bytes, new: bytes) -> None:

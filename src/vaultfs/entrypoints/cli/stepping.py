@@ -23,6 +23,8 @@ from vaultfs.entrypoints.cli.session import (
 )
 
 if TYPE_CHECKING:
+    import os
+
     from vaultfs.adapters.syncstate import InStep
     from vaultfs.domain.syncplan import Plan, Problem
     from vaultfs.entrypoints.surface import Surface
@@ -74,14 +76,14 @@ class _Place:
             return False
         return self.known is None or not self.known.is_as_it_was(self.status)
 
-    def remember(self, version: int, number: int) -> None:
-        from vaultfs.adapters.replacing import status_of
+    def remember(self, version: int, number: int, written: "os.stat_result | None" = None) -> None:
+        """Note that the file is in step, as it was `written`, or looked at."""
         from vaultfs.adapters.syncstate import InStep
 
-        now = status_of(self.local)
-        if now is not None:
+        seen = written or self.status
+        if seen is not None:
             where = (self.vault, self.path, version, number)
-            self.state.set(self.local.name, InStep(*where, now.st_size, now.st_mtime_ns))
+            self.state.set(self.local.name, InStep(*where, seen.st_size, seen.st_mtime_ns))
 
 
 def pull(
@@ -109,7 +111,7 @@ def pull(
                 done = await surface.pull(
                     place.path, local, base=base, expected=place.status, progress=bar.advance
                 )
-        place.remember(done.version.id, done.version.number)
+        place.remember(done.version.id, done.version.number, done.status)
         value = _told(place, done.version.number, done.travelled, done.version.size)
         value |= {"changed": done.changed, "way": done.way}
         what = f"is version {done.version.number}" if done.changed else "is up to date"

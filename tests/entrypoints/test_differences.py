@@ -1,0 +1,230 @@
+"""A file as the difference to what is on a server, in both directions, whatever goes wrong."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from attrs import evolve
+from tests.domain.test_zipimages import zipped
+from tests.entrypoints.test_client import served
+from tests.faults import MIB, random_bytes
+from tests.services.test_deltas import CHANGED, DOCUMENT, sparse
+
+import vaultfs
+from vaultfs.adapters.replacing import Replacement
+from vaultfs.domain import deltacodec, zipimages
+from vaultfs.domain.deltacodec import Block, Header, encode_block, write_end, write_header
+from vaultfs.domain.deltas import Copy
+from vaultfs.domain.digests import digest_of
+from vaultfs.domain.nodes import Version
+from vaultfs.domain.services import rebuilding
+from vaultfs.domain.signatures import read_units, write_units
+from vaultfs.entrypoints import pushing
+from vaultfs.entrypoints.calling import Calls
+from vaultfs.entrypoints.client import RemoteVault
+from vaultfs.entrypoints.pulling import Pull
+
+OLD = random_bytes(300_000, "pulling")
+NEW = sparse(OLD)
+
+
+@pytest.fixture
+async def remote(tmp_path: Path) -> AsyncIterator[RemoteVault]:
+    async with (
+        served(tmp_path / "vault") as (_, address, token),
+        vaultfs.connect(address, token=token) as vault,
+    ):
+        yield vault
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    return tmp_path / "here" / "f"
+
+
+async def pulled(remote: RemoteVault, local: Path, *contents: bytes) -> Version:
+    """The first of some versions, which the local file is."""
+    await remote.put("/f", contents[0])
+    first = (await remote.pull("/f", local)).version
+    for content in contents[1:]:
+        await remote.put("/f", content)
+    return first
+
+
+@pytest.mark.parametrize("same_size", [False, True])
+@pytest.mark.parametrize("back", [False, True])
+async def test_where_zlib_packs_otherwise_the_whole_file_comes(
+    remote: RemoteVault,
+    local: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    same_size: bool,
+    back: bool,
+) -> None:
+    old, new = zipped(DOCUMENT), zipped(CHANGED)
+    if back:
+        old, new = new, old
+    first = await pulled(remote, local, old, new)
+    deflated, closed, calls = zipimages.deflated, zipimages.closed, list[bytes]()
+
+    def otherwise(content: memoryview | bytes, code: int) -> Iterator[bytes]:
+        whole = b"".join(deflated(content, code))
+        yield whole[:-1] + bytes([whole[-1] ^ 1]) if same_size else whole + b"\0"
+
+    def here(image: bytes, codes: bytes, size: int) -> bytes:
+        """As the receiver does it; the server has the zlib that it had."""
+        calls.append(local.read_bytes())
+        with monkeypatch.context() as patched:
+            patched.setattr(zipimages, "deflated", otherwise)
+            return closed(image, codes, size)
+
+    monkeypatch.setattr(rebuilding, "closed", here)
+    done = await remote.pull("/f", local, base=first.id)
+    assert done.way.startswith("full; reason=bad-delta")
+    assert calls == [old], "what was there stays until the new file is there"
+    assert local.read_bytes() == new
+    assert done.travelled > len(new)
+    assert [each.name for each in local.parent.iterdir()] == ["f"]
+    monkeypatch.undo()
+    local.write_bytes(old)
+    again = await remote.pull("/f", local, base=first.id)
+    assert again.way.startswith("direct"), "another receiver gets by with the delta"
+    assert again.travelled < 1000
+    assert local.read_bytes() == new
+
+
+async def test_a_file_that_is_not_what_it_was_said_to_be_is_made_it(
+    remote: RemoteVault, local: Path
+) -> None:
+    """Whether the server has a newer version, or none."""
+    first = await pulled(remote, local, OLD)
+    for content in (OLD, sparse(OLD)):
+        await remote.put("/f", content)
+        for wrong in (OLD[:-1] + b"?", OLD + b"?", b""):
+            local.write_bytes(wrong)
+            done = await remote.pull("/f", local, base=first.id)
+            assert (done.changed, local.read_bytes()) == (True, content)
+
+
+async def test_a_version_that_comes_while_it_is_asked_is_not_taken_for_the_one_here(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await pulled(remote, local, OLD)
+    version = RemoteVault.version
+
+    async def late(self: RemoteVault, path: str, number: int | None = None) -> Version:
+        monkeypatch.setattr(RemoteVault, "version", version)
+        await self.put(path, b"newer")
+        return await version(self, path, number)
+
+    monkeypatch.setattr(RemoteVault, "version", late)
+    done = await remote.pull("/f", local, base=first.id)
+    assert done.version.number == 2
+    assert local.read_bytes() == b"newer"
+
+
+def _nothing(start: int, stop: int) -> bytes:
+    raise AssertionError(f"{start} to {stop}")
+
+
+async def test_no_more_is_written_than_the_version_has(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes of a delta can lay out any number of times what there is."""
+    first = await pulled(remote, local, OLD, NEW)
+    header = Header.of(len(OLD), digest_of(OLD), 1 << 50, digest_of(NEW))
+    block = Block((Copy(0, len(OLD)),) * 10_000, b"", b"")
+    written = 0
+    write = Replacement.write
+
+    async def lying(self: Pull, answer: object) -> AsyncGenerator[bytes, None]:
+        yield write_header(header) + encode_block(block, _nothing) + write_end(1)
+
+    async def counted(self: Replacement, data: bytes) -> None:
+        nonlocal written
+        written += len(data)
+        await write(self, data)
+
+    monkeypatch.setattr(Pull, "_pieces", lying)
+    monkeypatch.setattr(Replacement, "write", counted)
+    done = await remote.pull("/f", local, base=first.id)
+    assert done.way.startswith("full; reason=bad-delta")
+    assert local.read_bytes() == NEW
+    assert written <= 2 * len(NEW)
+
+
+# To the server
+
+
+LIES: dict[str, Callable[[bytes], bytes]] = {
+    "too little": lambda data: data[: len(data) // 24 * 12],
+    "nothing": lambda _: b"",
+    "cut short": lambda data: data[:-1],
+    "empty pieces": lambda data: bytes(len(data)),
+    "longer pieces": lambda data: write_units((d, n + 9) for d, n in read_units(data)),
+    "pieces of others": lambda data: write_units((d, n) for d, n in read_units(data)[::-1]),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_whatever_a_signature_says_the_file_arrives(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch, lie: str, method: str
+) -> None:
+    first = await pulled(remote, local, OLD)
+    new = sparse(OLD)
+    local.write_bytes(new)
+    ask = Calls.ask
+
+    async def lying(self: Calls, way: str, url: Any, **more: Any) -> Any:
+        answer = await ask(self, way, url, **more)
+        if way == method and "/signatures/" in str(url):
+            return evolve(answer, data=LIES[lie](answer.data))
+        return answer
+
+    monkeypatch.setattr(Calls, "ask", lying)
+    done = await remote.push("/f", local, base=first.id)
+    assert done.changed == 1
+    assert await remote.get("/f") == new
+
+
+async def test_what_is_long_is_not_held(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await pulled(remote, local, OLD)
+    new = OLD[:-1000] + random_bytes(6 * MIB, "more")
+    local.write_bytes(new)
+    read, most = pushing.Difference.read, 0
+
+    async def counted(self: pushing.Difference, start: int, stop: int) -> bytes:
+        nonlocal most
+        most = max(most, stop - start)
+        return await read(self, start, stop)
+
+    monkeypatch.setattr(pushing.Difference, "read", counted)
+    monkeypatch.setattr(pushing, "ASKED", MIB)
+    monkeypatch.setattr(pushing, "STRETCH", MIB)
+    monkeypatch.setattr(pushing, "MOST", 2 * MIB)
+    done = await remote.push("/f", local, base=first.id)
+    assert await remote.get("/f") == new
+    assert done.travelled < 7 * MIB
+    assert 0 < most <= MIB
+
+
+async def test_no_block_has_more_steps_than_one_can_have(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contents whose pieces were put in another order, so that nothing is new."""
+    pieces = [random_bytes(20_000, str(n)) for n in range(300)]
+    old = b"".join(pieces)
+    Random(1).shuffle(pieces)
+    new = b"".join(pieces)
+    monkeypatch.setattr(deltacodec, "MAX_NUMBERS", 1000)
+    monkeypatch.setattr(pushing, "MOST_PARTS", 50)
+    first = await pulled(remote, local, old)
+    local.write_bytes(new)
+    done = await remote.push("/f", local, base=first.id)
+    assert await remote.get("/f") == new
+    assert done.travelled < len(new) // 4
