@@ -538,7 +538,7 @@ async def test_what_goes_while_it_is_looked_at_stops_nothing(
 
 
 async def test_names_of_what_is_kept_beside_the_files_stay_in_the_vault(tmp_path: Path) -> None:
-    names = (".vaultfs/state.db", "d/.vaultfs/x", ".vaultfs-notes", ".vaultfs-d/y")
+    names = (".vaultfs/state.db", "d/.vaultfs/x", ".vaultfs-7-1", ".vaultfs-7-2/y")
     async with desk(tmp_path, {"z": b"z"}) as (vault, local):
         for name in names:
             await vault.put(f"/top/{name}", b"theirs")
@@ -546,6 +546,16 @@ async def test_names_of_what_is_kept_beside_the_files_stay_in_the_vault(tmp_path
             assert (await vault.sync(local, "/top")).problems == []
         for name in names:
             assert await vault.get(f"/top/{name}") == b"theirs"
+
+
+async def test_a_file_of_somebody_who_likes_such_names_is_theirs(tmp_path: Path) -> None:
+    async with desk(tmp_path, {"z": b"z"}) as (vault, local):
+        (local / ".vaultfs-notes").write_bytes(b"mine")
+        os.utime(local / ".vaultfs-notes", (1, 1))
+        for _ in range(2):
+            assert (await vault.sync(local, "/top")).problems == []
+        assert await vault.get("/top/.vaultfs-notes") == b"mine"
+        assert (local / ".vaultfs-notes").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("name", ["..", "../out", "a/../../out", "", "."])

@@ -9,6 +9,7 @@ inside their folder, so a crash leaves the old file or the new one and at most a
 
 import errno
 import os
+import re
 import stat
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -17,7 +18,6 @@ from itertools import count, islice
 from pathlib import Path as FilePath
 from typing import Final
 
-import aiofiles
 from aiofiles.threadpool import wrap
 from aiofiles.threadpool.binary import AsyncFileIO
 from anyio import to_thread
@@ -395,8 +395,8 @@ class LocalTarget(TargetTree):
             temporary = temporary_name()
             descriptor = _create(folder, temporary)
             try:
-                async with aiofiles.open(descriptor, "wb", buffering=0) as file:
-                    yield _FileSink(str(where), file)
+                with FileIO(descriptor, "w") as file:
+                    yield _FileSink(str(where), wrap(file))
                     finish(file.fileno(), origin)
                 os.rename(temporary, path[-1], src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
@@ -426,6 +426,14 @@ def _open_folder(name: str, parent: int) -> int:
 def temporary_name() -> str:
     """A name for a file under way that no other process takes."""
     return f".vaultfs-{os.getpid()}-{next(_numbers)}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `temporary_name` makes such names."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+_TEMPORARY: Final = re.compile(r"\.vaultfs-[0-9]+-[0-9]+")
 
 
 def _create(folder: int, name: str) -> int:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from attrs import define
 from pathspec import GitIgnoreSpec
 
-from vaultfs.adapters.files import digest_of_file, identity, open_regular, translated
+from vaultfs.adapters.files import digest_of_file, identity, is_temporary, open_regular, translated
 from vaultfs.adapters.syncstate import FOLDER, InStep
 from vaultfs.domain.errors import InvalidField, SourceChanged, VaultError
 from vaultfs.domain.names import Path, check_path
@@ -192,7 +192,7 @@ class SyncFolder:
 
 def _is_own(name: str) -> bool:
     """Whether it is a name of what is kept beside the files, or of a file under way."""
-    return name == FOLDER or name.startswith(".vaultfs-")
+    return name == FOLDER or is_temporary(name)
 
 
 def _sweep(entry: "os.DirEntry[str]") -> None:
