@@ -76,7 +76,7 @@ _WRITE_BUFFER: Final = 64 << 10
 _SMALL: Final = 256 << 10
 _SECTOR: Final = 4096
 """Direct I/O goes by pieces of so many bytes, on every disk."""
-_PIECE: Final = 2 << 20
+_PIECE: Final = 1 << 20
 """Bytes that go to the disk at once where they have to be moved first."""
 _FANNED: Final = 32
 _PAGE: Final = 512
