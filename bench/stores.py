@@ -152,7 +152,7 @@ async def turn(kind: str, who: str, url: str, objects: int, at_once: int) -> Tak
 
         put_wall, put_cpu = await timed(lambda key: put(key, data), objects, at_once)
         _, put_peak = resident(os.getpid())
-        await timed(get_it, at_once, at_once)  # else who needed less memory to put pays for it now
+        await timed(get_it, objects, at_once)  # else who needed less memory to put pays for it now
         get_wall, get_cpu = await timed(get_it, objects, at_once)
     _, get_peak = resident(os.getpid())
     return Taken(put_wall, put_cpu, get_wall, get_cpu, put_peak, get_peak)
