@@ -209,9 +209,15 @@ def child(vault: Path, old: Path, new: Path) -> None:
         from vaultfs.domain.services.rebuilding import Rebuilding
 
         async with vaultfs.open(vault, create=True) as client:
+            opened = client.vault
+            for content in (b"one" * 9999, b"two" * 9999):  # what is imported is imported now
+                await client.put("/before", content)
+            node, after = await opened.files.version(client.user, client.at("/before"))
+            _, first = await opened.files.version(client.user, client.at("/before"), 1)
+            async with opened.deltas.offer(client.user, node, first.id, after) as offer:
+                assert offer.pieces is None or [piece async for piece in offer.pieces]
             for file in (old, new):
                 await client.put("/f", file)
-            opened = client.vault
             node, target = await opened.files.version(client.user, client.at("/f"))
             _, base = await opened.files.version(client.user, client.at("/f"), 1)
             made: list[bytes] = []
