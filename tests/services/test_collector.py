@@ -472,6 +472,7 @@ class Short(StoreAround):
     """A store whose listings leave things out, or fail in the middle."""
 
     fails = False
+    short = True
 
     async def list(
         self, prefix: str = "", *, start_after: str = ""
@@ -482,7 +483,7 @@ class Short(StoreAround):
                 number += 1
                 if number > 2 and self.fails:
                     raise StoreUnavailable(backend=self.name, operation="list")
-                if number % 2:
+                if number % 2 or not self.short:
                     yield info
 
 
@@ -500,6 +501,20 @@ async def test_a_listing_that_is_short_or_fails_loses_nothing(*, fails: bool) ->
             assert not (await vault.catalog.collections())[0].complete
         else:
             assert (await collect(vault)).orphans == 0
+        assert await state_of(vault) == before
+        await assert_sound(vault)
+
+
+async def test_a_short_listing_leaves_nothing_out_of_a_new_index() -> None:
+    """Which would be collected then."""
+    store = Short(MemoryObjectStore())
+    async with open_memory_vault(store=store) as vault:
+        for number in range(5):
+            await put(vault, f"/f{number}", random_bytes(10_000, number))
+        before = await state_of(vault)
+        assert (await vault.recovery.rebuild()).packs == 5
+        store.short = False
+        assert (await collect(vault)).orphans == 0
         assert await state_of(vault) == before
         await assert_sound(vault)
 
