@@ -297,10 +297,11 @@ _CLAIM_SCRUB: Final = (
 def _note_scrubbed(
     _tx: Transaction, _unit: Unit, now: int, step: steps.NoteScrubbed
 ) -> Program[int]:
-    when = "scrubbed = $1" if step.size else "seen = $1"
+    # Only who reads a pack can tell that it is damaged no more.
+    sound = "state = CASE l.state WHEN 'corrupt' THEN 'present' ELSE l.state END, scrubbed = $1"
     # What is damaged counts as claimed by nobody, so that it can be copied from another store.
     for right, text in (
-        (True, f"state = CASE l.state WHEN 'corrupt' THEN 'present' ELSE l.state END, {when}"),
+        (True, sound if step.size else "seen = $1"),
         (False, "state = 'corrupt', scrubbed = $1, seen = 0"),
     ):
         yield RunMany(
