@@ -534,6 +534,12 @@ class CollectionContract:
         again = Collecting(Caller(empty, await empty.user("me")))
         with pytest.raises(Conflict, match="reconcile"):
             await again.begin()
+        with pytest.raises(Conflict, match="rebuild"):
+            await again.step(steps.Reconcile())
+        async with empty.reindex():
+            pass
+        with pytest.raises(Conflict, match="reconcile"):
+            await again.begin()
         assert await again.step(steps.Reconcile()) == 1
         assert await again.step(steps.Reconcile()) == 0
         await again.begin()

@@ -664,6 +664,8 @@ async def test_a_catalog_from_a_backup_is_reconciled_first(tmp_path: Path) -> No
         await put(vault, "/later", random_bytes(2 * MIB, "later"))
     await recover_catalog(folder, backup.name)
     async with open_vault(settings(folder)) as vault:
+        with pytest.raises(Conflict, match="rebuild"):
+            await vault.collector().reconcile(accept=True)
         await vault.recovery.rebuild()
         with pytest.raises(Conflict, match="reconcile"):
             await collect(vault)

@@ -137,7 +137,10 @@ class NoteDeleted:
 
 @frozen
 class Reconcile:
-    """The catalog was compared with its store: what it does not name may be collected."""
+    """The catalog was compared with its store: what it does not name may be collected.
+
+    Refused with `Conflict` where a catalog came from a backup and has no new index yet.
+    """
 
 
 @frozen

@@ -243,8 +243,13 @@ def _note_deleted(_tx: Transaction, _unit: Unit, now: int, step: steps.NoteDelet
 
 
 def _reconcile(tx: Transaction, unit: Unit, _now: int, _step: steps.Reconcile) -> Program[int]:
-    rows = yield Run("DELETE FROM meta WHERE key = $1 RETURNING 1", (UNRECONCILED,))
+    rows = yield Run("DELETE FROM meta WHERE key = $1 RETURNING value", (UNRECONCILED,))
     if rows:
+        if not rows[0][0]:
+            raise Conflict(
+                "the catalog came from a backup and does not know what is in the store yet:"
+                " `vaultfs rebuild` looks"
+            )
         yield from audit(tx, unit, "reconcile", "what the catalog does not name may be collected")
     return len(rows)
 

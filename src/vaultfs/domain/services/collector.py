@@ -202,7 +202,8 @@ class Collector:
         """Compare a catalog that came from a backup with its store, by their packs.
 
         `accept` says that what the catalog does not name is given up: from then on it may be
-        collected. Nothing is changed otherwise. Linear in the number of packs.
+        collected. Nothing is changed otherwise. Linear in the number of packs. Raises `Conflict`
+        where a catalog from a backup was not rebuilt: everything would be given up.
         """
         named = unnamed = size = 0
         async with aclosing(self.objects.list(PACK_PREFIX)) as objects:
