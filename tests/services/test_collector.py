@@ -33,12 +33,13 @@ from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.wrappers.around import StoreAround
 from vaultfs.adapters.wrappers.faulty import After, Before, FaultyObjectStore
 from vaultfs.domain import collection
-from vaultfs.domain.collecting import SCRUB_CLAIM_US, BeginScrub
+from vaultfs.domain.collecting import SCRUB_CLAIM_US, BeginScrub, EndScrub
+from vaultfs.domain.collecting import Step as CollectStep
 from vaultfs.domain.collection import REWRITE_US, PackUse
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Busy, Conflict, VaultError
 from vaultfs.domain.names import Address
-from vaultfs.domain.nodes import micros
+from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import Outcome, PutFile, Unit
 from vaultfs.domain.services.collector import Options, Report, TooMuchGarbage
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
@@ -781,6 +782,33 @@ async def test_a_scrub_of_everything_comes_to_an_end() -> None:
             await put(vault, f"/f{number}", random_bytes(1000, number))
         found = await scrub(vault, timedelta())
         assert (found.packs, found.problems) == (20, ())
+
+
+class Killed(CatalogAround):
+    """A catalog in which no scrub comes to its end."""
+
+    async def collect(self, step: CollectStep, actor: UserId, at_us: int) -> int:
+        if isinstance(step, EndScrub):
+            raise KeyboardInterrupt
+        return await super().collect(step, actor, at_us)
+
+
+async def test_what_a_scrub_found_is_kept_though_it_is_killed() -> None:
+    """The next one does not look there for a month."""
+    inner = await SqliteCatalog.open(None)
+    await add_user(inner, OWNER)
+    store = MemoryObjectStore()
+    async with open_memory_vault(store=store, catalog=Killed(inner)) as vault:
+        await put(vault, "/f", random_bytes(10_000))
+        key = await pack_with(vault, random_bytes(10_000))
+        flip(store, key)
+        advance(vault, 2 * DAY)
+        with pytest.raises(KeyboardInterrupt):
+            await scrub(vault)
+        [kept] = await vault.catalog.scrubs()
+        assert kept.ended_us is None
+        [finding] = json.loads(kept.findings)
+        assert finding["problem"].startswith(key)
 
 
 # Rewriting by many

@@ -158,6 +158,10 @@ class NoteScrubbed:
     """Bytes that were read; none if only sizes and the store's own digests were compared."""
     store: str
     """Where they were looked at."""
+    findings: str = "[]"
+    """JSON of all that it has found so far: it may be killed before it ends, and the next one
+    goes on behind what was noted.
+    """
 
 
 @frozen

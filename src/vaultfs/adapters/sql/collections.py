@@ -315,8 +315,8 @@ def _note_scrubbed(
             [(now, number, step.store) for number, found in step.packs if found is right],
         )
     yield Run(
-        "UPDATE scrubs SET packs = packs + $2, bytes = bytes + $3 WHERE id = $1",
-        (step.scrub, len(step.packs), step.size),
+        "UPDATE scrubs SET packs = packs + $2, bytes = bytes + $3, findings = $4 WHERE id = $1",
+        (step.scrub, len(step.packs), step.size, step.findings),
     )
     return len(step.packs)
 
