@@ -33,11 +33,11 @@ from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.wrappers.around import StoreAround
 from vaultfs.adapters.wrappers.faulty import After, Before, FaultyObjectStore
 from vaultfs.domain import collection
-from vaultfs.domain.collecting import SCRUB_CLAIM_US, BeginScrub, EndScrub
+from vaultfs.domain.collecting import SCRUB_CLAIM_US, BeginScrub, EndScrub, Rewrite
 from vaultfs.domain.collecting import Step as CollectStep
-from vaultfs.domain.collection import REWRITE_US, PackUse
+from vaultfs.domain.collection import LEASE_US, REWRITE_US, PackUse
 from vaultfs.domain.digests import Digest, digest_of
-from vaultfs.domain.errors import Busy, Conflict, VaultError
+from vaultfs.domain.errors import Busy, Conflict, Fenced, VaultError
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import Outcome, PutFile, Unit
@@ -878,6 +878,48 @@ async def test_rewriting_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -
             assert await vault.collector().help() == 16
             tasks.cancel_scope.cancel()
         assert (await collect(vault, REPACK)).rewritten == 4
+        await assert_rewritten(vault)
+
+
+class Late(CatalogAround):
+    """A catalog that answers the first who asks for something to rewrite only later."""
+
+    asked: "anyio.Event | None" = None
+    go_on: anyio.Event
+
+    async def claim_rewrite(self, at_us: int) -> Rewrite | None:
+        if self.asked is not None:
+            asked, self.asked = self.asked, None
+            asked.set()
+            await self.go_on.wait()
+        return await super().claim_rewrite(at_us)
+
+
+async def test_who_was_paused_does_not_go_on_as_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has marked before the other did, and would end what the other has under way."""
+    inner = await SqliteCatalog.open(None)
+    await add_user(inner, OWNER)
+    catalog, store = Late(inner), Pausing(MemoryObjectStore())
+    async with open_memory_vault(store=store, catalog=catalog, budget=256 * MIB) as vault:
+        await sparse_vault(vault, monkeypatch)
+        asked, catalog.go_on = anyio.Event(), anyio.Event()
+        catalog.asked = asked
+
+        async def first() -> None:
+            with pytest.raises(Fenced), anyio.fail_after(5):
+                await collect(vault, REPACK)
+            assert [each.ended_us is None for each in await vault.catalog.collections()] == [True, False]
+            store.go_on.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first)
+            await asked.wait()
+            advance(vault, timedelta(microseconds=LEASE_US))
+            reading = store.asked = anyio.Event()
+            tasks.start_soon(collect, vault, REPACK)
+            await reading.wait()  # the second has claimed some
+            catalog.go_on.set()
+        assert [each.complete for each in await vault.catalog.collections()] == [True, False]
         await assert_rewritten(vault)
 
 

@@ -520,9 +520,14 @@ class _Run:
         )
 
     async def work(self) -> int:
-        """Rewrite packs that nobody else is at, until there are no more now; how many."""
-        packs = 0
+        """Rewrite packs that nobody else is at, until there are no more now; how many.
+
+        Raises `Fenced` if they are another collection's than the one that is run.
+        """
+        packs, own = 0, self.number
         while rewrite := await self.of.catalog.claim_rewrite(micros(self.of.clock.now())):
+            if own not in {0, rewrite.collection}:  # what is claimed so, others are given soon
+                raise Fenced(f"collection {own} is over: another one has begun")
             self.number = rewrite.collection
             sources = msgspec.msgpack.decode(rewrite.work, type=list[_Source])
             self.done = _Done()
