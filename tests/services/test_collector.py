@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -41,6 +42,7 @@ from vaultfs.domain.errors import Busy, Conflict, Fenced, VaultError
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import Outcome, PutFile, Unit
+from vaultfs.domain.services import collector
 from vaultfs.domain.services.collector import Options, Report, TooMuchGarbage
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.domain.services.scrub import Scrub
@@ -518,6 +520,40 @@ async def test_a_short_listing_leaves_nothing_out_of_a_new_index() -> None:
         assert (await collect(vault)).orphans == 0
         assert await state_of(vault) == before
         await assert_sound(vault)
+
+
+class Slow(StoreAround):
+    """A store whose listings take minutes."""
+
+    vault: Vault
+
+    async def list(
+        self, prefix: str = "", *, start_after: str = ""
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        async with aclosing(self.inner.list(prefix, start_after=start_after)) as objects:
+            async for info in objects:
+                advance(self.vault, timedelta(microseconds=LEASE_US // 2))
+                yield info
+
+
+async def test_a_collection_is_heard_of_while_it_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "BEAT", -1.0)
+    store = Slow(MemoryObjectStore())
+    async with open_memory_vault(store=store) as vault:
+        store.vault = vault
+        for number in range(5):
+            await put(vault, f"/f{number}", random_bytes(10_000, number))
+        heard: list[int] = []
+
+        class Heard(CatalogAround):
+            async def collect(self, step: CollectStep, actor: UserId, at_us: int) -> int:
+                heard.append(at_us)
+                return await super().collect(step, actor, at_us)
+
+        run = vault.collector()
+        run.catalog = Heard(vault.catalog)
+        await run.run(NOW)
+        assert max(after - before for before, after in pairwise(heard)) < LEASE_US
 
 
 # Errors

@@ -482,6 +482,7 @@ class _Run:
         """Keys of packs in the store, put before then, that the catalog does not seem to know."""
         async with aclosing(self.of.objects.list(PACK_PREFIX)) as objects:
             async for info in objects:
+                await self._rest()
                 if info.modified_us > long_ago_us:
                     continue
                 key = _key_of(info.key)
