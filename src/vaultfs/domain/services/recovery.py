@@ -242,9 +242,9 @@ class Recovery:
         after: Digest | None = None
         while page := await self.catalog.packs(after=after):
             for key in (pack_key(pack.key) for pack in page):
-                info = None if key in listed else await self._head(key)
-                if info is not None:
-                    yield info
+                left_out = None if key in listed else await self._head(key)
+                if left_out is not None:
+                    yield left_out
             after = page[-1].key
 
     async def _head(self, key: str) -> ObjectInfo | None:
