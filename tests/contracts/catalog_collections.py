@@ -534,6 +534,12 @@ class CollectionContract:
         again = Collecting(Caller(empty, await empty.user("me")))
         with pytest.raises(Conflict, match="reconcile"):
             await again.begin()
+        with pytest.raises(Conflict, match="rebuild"):
+            await again.step(steps.Reconcile())
+        async with empty.reindex():
+            pass
+        with pytest.raises(Conflict, match="reconcile"):
+            await again.begin()
         assert await again.step(steps.Reconcile()) == 1
         assert await again.step(steps.Reconcile()) == 0
         await again.begin()
@@ -674,6 +680,15 @@ class CollectionContract:
         gc.me.now += 1
         await gc.step(steps.NoteScrubbed(number, ((second, True),), 1000, "local"))
         assert await order(cheap=True) == [first, second]
+
+    async def test_what_is_damaged_stays_so_until_it_is_read(self, gc: Collecting) -> None:
+        pack = await gc.record("p", "p")
+        number = await gc.step(steps.BeginScrub())
+        sound: list[bool] = []
+        for right, size in ((False, 1000), (True, 0), (True, 1000)):
+            await gc.step(steps.NoteScrubbed(number, ((pack, right),), size, "local"))
+            sound.append(bool(await gc.catalog.packs_in("local")))
+        assert sound == [False, False, True]
 
     async def test_scrubs_are_told_of(self, gc: Collecting) -> None:
         pack = await gc.record("p", "p")

@@ -201,6 +201,7 @@ def test_reconcile_names_what_is_missing(cli: Cli) -> None:
         ("gc", "--duty", "0"),
         ("gc", "--duty", "101"),
         ("gc", "extra"),
+        ("gc", "--undelete", "--dry-run"),
         ("repack", "--duty", "0"),
         ("scrub", "--period", "-1"),
         ("scrub", "--period", "nan"),

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -33,13 +34,15 @@ from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.wrappers.around import StoreAround
 from vaultfs.adapters.wrappers.faulty import After, Before, FaultyObjectStore
 from vaultfs.domain import collection
-from vaultfs.domain.collecting import SCRUB_CLAIM_US, BeginScrub
-from vaultfs.domain.collection import REWRITE_US, PackUse
+from vaultfs.domain.collecting import SCRUB_CLAIM_US, BeginScrub, EndScrub, Rewrite
+from vaultfs.domain.collecting import Step as CollectStep
+from vaultfs.domain.collection import LEASE_US, REWRITE_US, PackUse
 from vaultfs.domain.digests import Digest, digest_of
-from vaultfs.domain.errors import Busy, Conflict, VaultError
+from vaultfs.domain.errors import Busy, Conflict, Fenced, VaultError
 from vaultfs.domain.names import Address
-from vaultfs.domain.nodes import micros
+from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import Outcome, PutFile, Unit
+from vaultfs.domain.services import collector
 from vaultfs.domain.services.collector import Options, Report, TooMuchGarbage
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.domain.services.scrub import Scrub
@@ -472,6 +475,7 @@ class Short(StoreAround):
     """A store whose listings leave things out, or fail in the middle."""
 
     fails = False
+    short = True
 
     async def list(
         self, prefix: str = "", *, start_after: str = ""
@@ -482,7 +486,7 @@ class Short(StoreAround):
                 number += 1
                 if number > 2 and self.fails:
                     raise StoreUnavailable(backend=self.name, operation="list")
-                if number % 2:
+                if number % 2 or not self.short:
                     yield info
 
 
@@ -502,6 +506,54 @@ async def test_a_listing_that_is_short_or_fails_loses_nothing(*, fails: bool) ->
             assert (await collect(vault)).orphans == 0
         assert await state_of(vault) == before
         await assert_sound(vault)
+
+
+async def test_a_short_listing_leaves_nothing_out_of_a_new_index() -> None:
+    """Which would be collected then."""
+    store = Short(MemoryObjectStore())
+    async with open_memory_vault(store=store) as vault:
+        for number in range(5):
+            await put(vault, f"/f{number}", random_bytes(10_000, number))
+        before = await state_of(vault)
+        assert (await vault.recovery.rebuild()).packs == 5
+        store.short = False
+        assert (await collect(vault)).orphans == 0
+        assert await state_of(vault) == before
+        await assert_sound(vault)
+
+
+class Slow(StoreAround):
+    """A store whose listings take minutes."""
+
+    vault: Vault
+
+    async def list(
+        self, prefix: str = "", *, start_after: str = ""
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        async with aclosing(self.inner.list(prefix, start_after=start_after)) as objects:
+            async for info in objects:
+                advance(self.vault, timedelta(microseconds=LEASE_US // 2))
+                yield info
+
+
+async def test_a_collection_is_heard_of_while_it_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "BEAT", -1.0)
+    store = Slow(MemoryObjectStore())
+    async with open_memory_vault(store=store) as vault:
+        store.vault = vault
+        for number in range(5):
+            await put(vault, f"/f{number}", random_bytes(10_000, number))
+        heard: list[int] = []
+
+        class Heard(CatalogAround):
+            async def collect(self, step: CollectStep, actor: UserId, at_us: int) -> int:
+                heard.append(at_us)
+                return await super().collect(step, actor, at_us)
+
+        run = vault.collector()
+        run.catalog = Heard(vault.catalog)
+        await run.run(NOW)
+        assert max(after - before for before, after in pairwise(heard)) < LEASE_US
 
 
 # Errors
@@ -649,6 +701,8 @@ async def test_a_catalog_from_a_backup_is_reconciled_first(tmp_path: Path) -> No
         await put(vault, "/later", random_bytes(2 * MIB, "later"))
     await recover_catalog(folder, backup.name)
     async with open_vault(settings(folder)) as vault:
+        with pytest.raises(Conflict, match="rebuild"):
+            await vault.collector().reconcile(accept=True)
         await vault.recovery.rebuild()
         with pytest.raises(Conflict, match="reconcile"):
             await collect(vault)
@@ -766,6 +820,33 @@ async def test_a_scrub_of_everything_comes_to_an_end() -> None:
         assert (found.packs, found.problems) == (20, ())
 
 
+class Killed(CatalogAround):
+    """A catalog in which no scrub comes to its end."""
+
+    async def collect(self, step: CollectStep, actor: UserId, at_us: int) -> int:
+        if isinstance(step, EndScrub):
+            raise KeyboardInterrupt
+        return await super().collect(step, actor, at_us)
+
+
+async def test_what_a_scrub_found_is_kept_though_it_is_killed() -> None:
+    """The next one does not look there for a month."""
+    inner = await SqliteCatalog.open(None)
+    await add_user(inner, OWNER)
+    store = MemoryObjectStore()
+    async with open_memory_vault(store=store, catalog=Killed(inner)) as vault:
+        await put(vault, "/f", random_bytes(10_000))
+        key = await pack_with(vault, random_bytes(10_000))
+        flip(store, key)
+        advance(vault, 2 * DAY)
+        with pytest.raises(KeyboardInterrupt):
+            await scrub(vault)
+        [kept] = await vault.catalog.scrubs()
+        assert kept.ended_us is None
+        [finding] = json.loads(kept.findings)
+        assert finding["problem"].startswith(key)
+
+
 # Rewriting by many
 
 
@@ -833,6 +914,49 @@ async def test_rewriting_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -
             assert await vault.collector().help() == 16
             tasks.cancel_scope.cancel()
         assert (await collect(vault, REPACK)).rewritten == 4
+        await assert_rewritten(vault)
+
+
+class Late(CatalogAround):
+    """A catalog that answers the first who asks for something to rewrite only later."""
+
+    asked: "anyio.Event | None" = None
+    go_on: anyio.Event
+
+    async def claim_rewrite(self, at_us: int) -> Rewrite | None:
+        if self.asked is not None:
+            asked, self.asked = self.asked, None
+            asked.set()
+            await self.go_on.wait()
+        return await super().claim_rewrite(at_us)
+
+
+async def test_who_was_paused_does_not_go_on_as_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has marked before the other did, and would end what the other has under way."""
+    inner = await SqliteCatalog.open(None)
+    await add_user(inner, OWNER)
+    catalog, store = Late(inner), Pausing(MemoryObjectStore())
+    async with open_memory_vault(store=store, catalog=catalog, budget=256 * MIB) as vault:
+        await sparse_vault(vault, monkeypatch)
+        asked, catalog.go_on = anyio.Event(), anyio.Event()
+        catalog.asked = asked
+
+        async def first() -> None:
+            with pytest.raises(Fenced), anyio.fail_after(5):
+                await collect(vault, REPACK)
+            second, _ = await vault.catalog.collections()
+            assert second.ended_us is None
+            store.go_on.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first)
+            await asked.wait()
+            advance(vault, timedelta(microseconds=LEASE_US))
+            reading = store.asked = anyio.Event()
+            tasks.start_soon(collect, vault, REPACK)
+            await reading.wait()  # the second has claimed some
+            catalog.go_on.set()
+        assert [each.complete for each in await vault.catalog.collections()] == [True, False]
         await assert_rewritten(vault)
 
 

@@ -137,7 +137,10 @@ class NoteDeleted:
 
 @frozen
 class Reconcile:
-    """The catalog was compared with its store: what it does not name may be collected."""
+    """The catalog was compared with its store: what it does not name may be collected.
+
+    Refused with `Conflict` where a catalog came from a backup and has no new index yet.
+    """
 
 
 @frozen
@@ -155,6 +158,10 @@ class NoteScrubbed:
     """Bytes that were read; none if only sizes and the store's own digests were compared."""
     store: str
     """Where they were looked at."""
+    findings: str = "[]"
+    """JSON of all that it has found so far: it may be killed before it ends, and the next one
+    goes on behind what was noted.
+    """
 
 
 @frozen

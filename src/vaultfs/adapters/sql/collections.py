@@ -243,8 +243,13 @@ def _note_deleted(_tx: Transaction, _unit: Unit, now: int, step: steps.NoteDelet
 
 
 def _reconcile(tx: Transaction, unit: Unit, _now: int, _step: steps.Reconcile) -> Program[int]:
-    rows = yield Run("DELETE FROM meta WHERE key = $1 RETURNING 1", (UNRECONCILED,))
+    rows = yield Run("DELETE FROM meta WHERE key = $1 RETURNING value", (UNRECONCILED,))
     if rows:
+        if not rows[0][0]:
+            raise Conflict(
+                "the catalog came from a backup and does not know what is in the store yet:"
+                " `vaultfs rebuild` looks"
+            )
         yield from audit(tx, unit, "reconcile", "what the catalog does not name may be collected")
     return len(rows)
 
@@ -297,10 +302,11 @@ _CLAIM_SCRUB: Final = (
 def _note_scrubbed(
     _tx: Transaction, _unit: Unit, now: int, step: steps.NoteScrubbed
 ) -> Program[int]:
-    when = "scrubbed = $1" if step.size else "seen = $1"
+    # Only who reads a pack can tell that it is damaged no more.
+    sound = "state = CASE l.state WHEN 'corrupt' THEN 'present' ELSE l.state END, scrubbed = $1"
     # What is damaged counts as claimed by nobody, so that it can be copied from another store.
     for right, text in (
-        (True, f"state = CASE l.state WHEN 'corrupt' THEN 'present' ELSE l.state END, {when}"),
+        (True, sound if step.size else "seen = $1"),
         (False, "state = 'corrupt', scrubbed = $1, seen = 0"),
     ):
         yield RunMany(
@@ -309,8 +315,8 @@ def _note_scrubbed(
             [(now, number, step.store) for number, found in step.packs if found is right],
         )
     yield Run(
-        "UPDATE scrubs SET packs = packs + $2, bytes = bytes + $3 WHERE id = $1",
-        (step.scrub, len(step.packs), step.size),
+        "UPDATE scrubs SET packs = packs + $2, bytes = bytes + $3, findings = $4 WHERE id = $1",
+        (step.scrub, len(step.packs), step.size, step.findings),
     )
     return len(step.packs)
 

@@ -25,6 +25,8 @@ LEAP: Final = 1 << 32
 """More ids than a catalog hands out between a backup and its loss."""
 UNRECONCILED: Final = "unreconciled"
 """The row of `meta` that a catalog from a dump has until it was compared with its store."""
+INDEXED: Final = f"UPDATE meta SET value = 'indexed' WHERE key = '{UNRECONCILED}'"
+"""Notes there that a new index was made, without which no pack is known."""
 UPSERTED: Final = frozenset({"counters", "epochs"})
 """Tables whose rows are there from the start; an older dump may lack some."""
 DAMAGE: Final = (

@@ -233,6 +233,7 @@ class PostgresReindexing(Reindexing):
                 " ALTER INDEX chunks_anew_pkey RENAME TO chunks_pkey;"
                 f" DELETE FROM pins WHERE pack IN {gone};"
                 f" DELETE FROM packs WHERE id IN {gone};"
+                f" {dumps.INDEXED};"
                 " ANALYZE chunks; COMMIT"
             )
 

@@ -12,6 +12,7 @@ from attrs import define, evolve, field
 
 from vaultfs.adapters.sql import queries
 from vaultfs.adapters.sql.connections import drive, translated
+from vaultfs.adapters.sql.dumps import INDEXED
 from vaultfs.adapters.sql.programs import run_unit
 from vaultfs.adapters.sql.schema import CHUNKS
 from vaultfs.adapters.sql.statements import to_location
@@ -104,4 +105,5 @@ def _end(connection: sqlite3.Connection) -> None:
     gone = "(SELECT id FROM packs EXCEPT SELECT pack FROM pack_locations)"
     connection.execute(f"DELETE FROM pins WHERE pack IN {gone}")
     connection.execute(f"DELETE FROM packs WHERE id IN {gone}")
+    connection.execute(INDEXED)
     connection.execute("COMMIT")

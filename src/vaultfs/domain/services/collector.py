@@ -202,7 +202,8 @@ class Collector:
         """Compare a catalog that came from a backup with its store, by their packs.
 
         `accept` says that what the catalog does not name is given up: from then on it may be
-        collected. Nothing is changed otherwise. Linear in the number of packs.
+        collected. Nothing is changed otherwise. Linear in the number of packs. Raises `Conflict`
+        where a catalog from a backup was not rebuilt: everything would be given up.
         """
         named = unnamed = size = 0
         async with aclosing(self.objects.list(PACK_PREFIX)) as objects:
@@ -481,6 +482,7 @@ class _Run:
         """Keys of packs in the store, put before then, that the catalog does not seem to know."""
         async with aclosing(self.of.objects.list(PACK_PREFIX)) as objects:
             async for info in objects:
+                await self._rest()
                 if info.modified_us > long_ago_us:
                     continue
                 key = _key_of(info.key)
@@ -519,9 +521,14 @@ class _Run:
         )
 
     async def work(self) -> int:
-        """Rewrite packs that nobody else is at, until there are no more now; how many."""
-        packs = 0
+        """Rewrite packs that nobody else is at, until there are no more now; how many.
+
+        Raises `Fenced` if they are another collection's than the one that is run.
+        """
+        packs, own = 0, self.number
         while rewrite := await self.of.catalog.claim_rewrite(micros(self.of.clock.now())):
+            if own not in {0, rewrite.collection}:  # what is claimed so, others are given soon
+                raise Fenced(f"collection {own} is over: another one has begun")
             self.number = rewrite.collection
             sources = msgspec.msgpack.decode(rewrite.work, type=list[_Source])
             self.done = _Done()

@@ -218,7 +218,7 @@ class Recovery:
             # Where packs go by now, which cannot change until this is done.
             await self.objects.refresh()
             now = await self.catalog.placement()
-            async with aclosing(self.objects.list(PACK_PREFIX)) as objects:
+            async with aclosing(self._packs()) as objects:
                 async for info in objects:
                     entries = await self._entries(info, problems, check=check)
                     if entries:
@@ -228,6 +228,30 @@ class Recovery:
                     progress(info.size)
             versions = await self._claim_all(index, problems)
         return Rebuilt(packs, chunks, versions, tuple(problems))
+
+    async def _packs(self) -> AsyncGenerator[ObjectInfo, None]:
+        """Packs that the store lists, and those that it has though a listing leaves them out.
+
+        What the new index lacks is named by nobody, and would be collected.
+        """
+        listed: set[str] = set()
+        async with aclosing(self.objects.list(PACK_PREFIX)) as objects:
+            async for info in objects:
+                listed.add(info.key)
+                yield info
+        after: Digest | None = None
+        while page := await self.catalog.packs(after=after):
+            for key in (pack_key(pack.key) for pack in page):
+                left_out = None if key in listed else await self._head(key)
+                if left_out is not None:
+                    yield left_out
+            after = page[-1].key
+
+    async def _head(self, key: str) -> ObjectInfo | None:
+        try:
+            return await self.objects.head(key)
+        except ObjectNotFound:
+            return None
 
     def _record(
         self, info: ObjectInfo, entries: Sequence[PackEntry], stores: tuple[str, ...]

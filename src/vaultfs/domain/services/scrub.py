@@ -127,7 +127,8 @@ class _Run:
             await self.pace.rest()
         self.packs += len(rows)
         size = 0 if self.cheap else sum(row.size for row in rows)
-        await self.of.step(steps.NoteScrubbed(self.number, tuple(found), size, self.store))
+        so_far = _written(self.problems, self.repaired, ())
+        await self.of.step(steps.NoteScrubbed(self.number, tuple(found), size, self.store, so_far))
 
     async def _is_right(self, row: ScrubRow) -> bool:
         integrity = self.of.integrity

@@ -87,6 +87,8 @@ def gc(
 
         if not 0 <= grace <= 24 * 366:
             raise InvalidField(f"--grace {grace:g}: 0 or more hours")
+        if undelete and dry_run:
+            raise InvalidField("--undelete changes something, and --dry-run is to change nothing")
         if show:
             return await _list_collections(call)
         if undelete:
