@@ -1,6 +1,7 @@
 """Collections and scrubs of whole vaults: what nothing needs goes, and everything else stays."""
 
 import json
+import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
@@ -518,6 +519,26 @@ async def test_a_short_listing_leaves_nothing_out_of_a_new_index() -> None:
         assert (await vault.recovery.rebuild()).packs == 5
         store.short = False
         assert (await collect(vault)).orphans == 0
+        assert await state_of(vault) == before
+        await assert_sound(vault)
+
+
+async def test_what_is_needed_and_in_no_index_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "vault"
+    await init_vault(folder)
+    async with open_vault(settings(folder)) as vault:
+        for name in "fg":
+            await put(vault, f"/{name}", random_bytes(10_000, name))
+        await vault.objects.put(f"{PACK_PREFIX}{digest_of(b'x').hex()}", b"x")
+        before, packs = await state_of(vault), await packs_of(vault)
+        with sqlite3.connect(folder / "catalog.db") as rows:
+            rows.execute("DELETE FROM chunks WHERE pack = (SELECT MIN(id) FROM packs)")
+            rows.execute("DELETE FROM packs WHERE id = (SELECT MIN(id) FROM packs)")
+        report = await collect(vault)
+        assert (report.orphans, len(report.problems)) == (1, 1)
+        assert "rebuild" in report.problems[0]
+        assert len(await packs_of(vault)) == len(packs) - 1
+        await vault.recovery.rebuild()
         assert await state_of(vault) == before
         await assert_sound(vault)
 

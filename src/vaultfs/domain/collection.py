@@ -89,6 +89,8 @@ class Marks:
     """About how many are to be noted."""
     salt: int = 0
     """Another one makes other mistakes."""
+    owners: set[UserId] = field(factory=set[UserId], init=False)
+    """Who needs anything."""
     _shift: int = field(init=False)
     _hashes: int = field(init=False)
     _bits: bytearray = field(init=False)
@@ -106,6 +108,7 @@ class Marks:
 
     def add(self, owner: UserId, digests: Iterable[bytes]) -> None:
         """Note that `owner` needs the chunks `digests`. CPU work: 2 microseconds for each."""
+        self.owners.add(owner)
         bits, shift, factor, hashes = self._bits, self._shift, self._factor(owner), self._hashes
         for digest in digests:
             at = int.from_bytes(digest[:8], "little") * factor & _WORD
@@ -140,6 +143,11 @@ class ExactMarks:
     """The same without mistakes, in some 100 bytes a chunk, and three times as fast."""
 
     _noted: dict[UserId, set[bytes]] = field(factory=dict[UserId, set[bytes]])
+
+    @property
+    def owners(self) -> set[UserId]:
+        """Who needs anything."""
+        return {*self._noted}
 
     def add(self, owner: UserId, digests: Iterable[bytes]) -> None:
         """Note that `owner` needs the chunks `digests`."""

@@ -54,7 +54,7 @@ from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.tables import read_table
 from vaultfs.ports.catalog import Catalog, Naming
 from vaultfs.ports.clock import Clock
-from vaultfs.ports.objects import IntegrityError, ObjectNotFound, ObjectStore
+from vaultfs.ports.objects import IntegrityError, ObjectInfo, ObjectNotFound, ObjectStore
 from vaultfs.ports.progress import Progress, no_progress
 
 PASSES: Final = 4
@@ -115,7 +115,7 @@ class Report:
     orphans: int = 0
     """Objects that no row named."""
     problems: tuple[str, ...] = ()
-    """Packs that could not be rewritten."""
+    """Packs that could not be rewritten, or that the index lacks."""
     listed: tuple[str, ...] = ()
     """Of a dry run: the packs that would be condemned, and why."""
 
@@ -324,7 +324,7 @@ class _Run:
             )
         await self._act(found, marks)
         self.more = bool(found.condemn or found.rewrite)
-        await self._orphans()
+        await self._orphans(marks)
 
     def _tell(self, found: Plan) -> None:
         self.report = evolve(
@@ -456,16 +456,23 @@ class _Run:
             await self._step(steps.NoteDeleted(self.number, tuple(keys)))
             await self._rest()
 
-    async def _orphans(self) -> None:
+    async def _orphans(self, marks: AnyMarks) -> None:
         """Doom and delete packs in the store that no row names.
 
         What a listing does not show stays; what it does is looked up again in the transaction
-        that dooms it, so one that is recorded meanwhile stays too.
+        that dooms it, so one that is recorded meanwhile stays too. So does one with a chunk that
+        something needs and that has no row: the index lacks it, and `rebuild` would find it.
         """
         long_ago = micros(self.of.clock.now()) - max(self.options.grace_us, 0)
         found: list[Digest] = []
         async with aclosing(self._unnamed(long_ago)) as unnamed:
-            async for key in unnamed:
+            async for key, info in unnamed:
+                if await self._is_missed(info, marks):
+                    self.problems.append(
+                        f"{info.key} has contents that are needed, and no index knows it: run"
+                        " `vaultfs rebuild`"
+                    )
+                    continue
                 found.append(key)
                 if len(found) >= STEP:
                     await self._doom(found)
@@ -474,12 +481,25 @@ class _Run:
             await self._doom(found)
         await self._delete_doomed()
 
+    async def _is_missed(self, info: ObjectInfo, marks: AnyMarks) -> bool:
+        """Whether a pack that no row names has a chunk that is needed, and nowhere else."""
+        try:
+            table = await read_table(self.of.objects, info.key, info.size)
+        except (Corrupt, Unsupported, IntegrityError, ObjectNotFound):
+            return False
+        for owner in marks.owners:
+            needed = [entry.digest for entry in table if marks.has(owner, entry.digest)]
+            places = await self.of.catalog.locate(owner, needed) if needed else {}
+            if any(digest not in places for digest in needed):
+                return True
+        return False
+
     async def _doom(self, keys: Sequence[Digest]) -> None:
         doomed = await self._step(steps.Doom(self.number, tuple(keys)))
         self.report = evolve(self.report, orphans=self.report.orphans + doomed)
 
-    async def _unnamed(self, long_ago_us: int) -> AsyncGenerator[Digest, None]:
-        """Keys of packs in the store, put before then, that the catalog does not seem to know."""
+    async def _unnamed(self, long_ago_us: int) -> AsyncGenerator[tuple[Digest, ObjectInfo], None]:
+        """Packs in the store, put before then, that the catalog does not seem to know."""
         async with aclosing(self.of.objects.list(PACK_PREFIX)) as objects:
             async for info in objects:
                 await self._rest()
@@ -487,7 +507,7 @@ class _Run:
                     continue
                 key = _key_of(info.key)
                 if key is not None and not await self.of.catalog.has_pack(key):
-                    yield key
+                    yield key, info
 
     # Rewriting
 
