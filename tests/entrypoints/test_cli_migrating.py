@@ -181,6 +181,10 @@ def test_it_is_given_up(moving: Moving) -> None:
         (("cutover",), FAILED, "there is no migration"),
         (("start", "--to", "new"), USAGE, "name it with VAULTFS_STORES='new=URL'"),
         (("throttle", "--objects", "0"), USAGE, "0 a second"),
+        (("throttle", "--rate", "0"), USAGE, "--rate 0"),
+        (("throttle", "--rate", "-5"), USAGE, "--rate -5"),
+        (("throttle", "--rate", "nan"), USAGE, "--rate nan"),
+        (("throttle", "--rate", "inf"), USAGE, "--rate inf"),
         (("start", "--to", "NEW=file:///x"), USAGE, "NAME=URL"),
         (("start", "--to", "new=ftp://x"), None, "ftp"),
         (("start", "--to", "new=file:///x", "--verify", "V9"), USAGE, "--verify V9"),
@@ -218,6 +222,25 @@ def test_a_store_that_does_not_open_is_not_kept(moving: Moving) -> None:
     assert content(moving, "one") == random_bytes(2000, "one")
     moving.target.mkdir()
     moving.start()
+
+
+def test_neither_is_one_that_is_called_as_the_own_store_is(moving: Moving) -> None:
+    called = moving("start", "--to", f"local={moving.target.as_uri()}")
+    assert called.code == USAGE
+    assert "is what the vault's own store is called" in called.value["error"]["message"]
+    assert content(moving, "one") == random_bytes(2000, "one")
+    moving.start()
+
+
+def test_neither_is_an_address_with_a_space(moving: Moving) -> None:
+    spaced = moving.target.with_name("new one")
+    spaced.mkdir()
+    called = moving("start", "--to", f"new=file://{spaced}")
+    assert called.code == USAGE
+    assert "%20" in called.value["error"]["message"]
+    assert content(moving, "one") == random_bytes(2000, "one")
+    assert moving.ok("start", "--to", f"new={spaced.as_uri()}")["phase"] == "copying"
+    assert moving.ok("watch")["phase"] == "dual"
 
 
 def test_nor_is_one_needed_that_nothing_is_in(moving: Moving) -> None:

@@ -7,7 +7,7 @@ the file `stores`. The store that a vault has without any of that is called by i
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -36,6 +36,8 @@ def parse_store(text: str) -> tuple[str, str]:
     name, equals, url = text.partition("=")
     if not equals or not _NAME.fullmatch(name):
         raise InvalidField(f"{text!r}: a store is named NAME=URL, as in archive=s3://bucket/prefix")
+    if url != "".join(url.split()):
+        raise InvalidField(f"{text!r}: a space in an address is written %20")
     scheme_of(url)
     return name, url
 
@@ -47,6 +49,12 @@ def named_stores(folder: Path | None, environment: Mapping[str, str]) -> dict[st
         found.update(map(parse_store, (folder / FILE).read_text().split()))
     found.update(map(parse_store, environment.get(VARIABLE, "").split()))
     return found
+
+
+def see_that_it_is_free(own: str, names: Collection[str]) -> None:
+    """Raises `InvalidField` if `own`, as the vault's own store is called, is among `names`."""
+    if own in names:
+        raise InvalidField(f"{own} is what the vault's own store is called: choose another")
 
 
 def name_store(folder: Path, name: str, url: str) -> None:
@@ -146,8 +154,7 @@ async def placed_around(
 
     async def named() -> dict[str, str]:
         urls = await to_thread.run_sync(named_stores, folder, os.environ)
-        if primary in urls:
-            raise InvalidField(f"{primary} is what the vault's own store is called: choose another")
+        see_that_it_is_free(primary, urls)
         return urls
 
     async def find(name: str) -> "ObjectStore | None":
