@@ -1,6 +1,13 @@
 """Migrations of whole vaults: every phase, every way out, and what can go wrong on the way."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterator,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -737,6 +744,53 @@ async def test_a_store_that_nobody_named_is_refused(vault: Vault, mover: Migrato
         await mover.start("u")
     with pytest.raises(InvalidField):
         await mover.start("s")
+
+
+async def test_one_store_under_two_names_is_refused(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    world.target.memory.objects = world.source.memory.objects
+    with pytest.raises(InvalidField, match="t is where everything is"):
+        await mover.start("t")
+    assert await world.phase() is Phase.SETTLED
+    await world.check(vault)
+    assert not [key for key in world.source.memory.objects if key.startswith("probe/")]
+
+
+class Within(MutableMapping[str, bytes]):
+    """The objects of a store that is somewhere among those of another."""
+
+    def __init__(self, objects: dict[str, bytes], prefix: str) -> None:
+        self._objects = objects
+        self._prefix = prefix
+
+    def __getitem__(self, key: str) -> bytes:
+        return self._objects[self._prefix + key]
+
+    def __setitem__(self, key: str, data: bytes) -> None:
+        self._objects[self._prefix + key] = data
+
+    def __delitem__(self, key: str) -> None:
+        del self._objects[self._prefix + key]
+
+    def __iter__(self) -> Iterator[str]:
+        size = len(self._prefix)
+        return (key[size:] for key in list(self._objects) if key.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@pytest.mark.parametrize("prefix", ["packs/inner/", "packs/", "backups/inner/", "marker/"])
+async def test_a_store_among_the_objects_of_the_other_is_refused(
+    prefix: str, world: World, vault: Vault, mover: Migrator
+) -> None:
+    objects = Within(world.source.memory.objects, prefix)
+    world.target.memory.objects = objects  # type: ignore[assignment]
+    with pytest.raises(InvalidField, match="t is within s"):
+        await mover.start("t")
+    assert await world.phase() is Phase.SETTLED
+    await world.check(vault)
 
 
 async def test_a_store_that_is_too_small_is_refused(
