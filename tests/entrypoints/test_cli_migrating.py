@@ -260,3 +260,54 @@ def test_the_store_of_another_vault_is_refused(moving: Moving, tmp_path: Path) -
     assert called.code != DONE
     assert called.value["error"]["code"] == "wrong_store"
     assert content(moving, "one") == random_bytes(2000, "one")
+
+
+def test_the_way_back_is_open_while_the_new_store_is_gone(moving: Moving) -> None:
+    moving.start()
+    moving.ok("watch")
+    moving.ok("cutover")
+    moving.target.rename(moving.target.with_name("away"))
+    assert moving.ok("status")["phase"] == "soak"
+    assert content(moving, "one") == random_bytes(2000, "one")
+    assert moving.ok("rollback")["phase"] == "rolled-back"
+    assert moving.ok("abort")["phase"] == "aborted"
+    assert call("--vault", moving.vault, "put", __file__, "/more").code == DONE
+    assert moving.ok("end")["phase"] == "settled"
+
+
+def test_and_while_its_server_does_not_answer(
+    moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving.start()
+    moving.ok("watch")
+    moving.ok("cutover")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    (moving.vault / "stores").write_text("new=s3://bucket/vault?endpoint=http://127.0.0.1:9")
+    assert moving.ok("rollback")["phase"] == "rolled-back"
+    assert content(moving, "one") == random_bytes(2000, "one")
+
+
+def test_the_old_store_may_be_down_once_the_new_one_is_read(moving: Moving) -> None:
+    moving.start()
+    moving.ok("watch")
+    moving.ok("cutover")
+    moving.ok("detach")
+    old = moving.vault / "objects"
+    old.rename(old.with_name("away"))
+    assert content(moving, "one") == random_bytes(2000, "one")
+    assert call("--vault", moving.vault, "put", __file__, "/more").code == DONE
+    assert moving("retire", "local").code == FAILED
+    old.with_name("away").rename(old)
+    assert moving.ok("retire", "local") == {"deleted": 3}
+    shutil.rmtree(old)
+    assert content(moving, "one") == random_bytes(2000, "one")
+
+
+def test_a_vault_none_of_whose_stores_answers_is_not_opened(moving: Moving) -> None:
+    moving.start()
+    shutil.rmtree(moving.target)
+    shutil.rmtree(moving.vault / "objects")
+    called = moving("status")
+    assert called.code == FAILED
+    assert f"its folder {moving.vault / 'objects'} is not there" in str(called.value["error"])

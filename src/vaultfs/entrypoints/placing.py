@@ -9,17 +9,19 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from anyio import to_thread
 from attrs import define
 
+from vaultfs.adapters.wrappers.late import LateObjectStore
 from vaultfs.adapters.wrappers.placed import PlacedObjectStore
 from vaultfs.domain.errors import InvalidField
 from vaultfs.domain.migration import Phase, Placement
 from vaultfs.entrypoints.stores import scheme_of
-from vaultfs.ports.objects import StoreError, StoreMisconfigured
+from vaultfs.ports.objects import StoreError, StoreMisconfigured, WrongStore
 from vaultfs.ports.stores import Shadow, Stores
 
 if TYPE_CHECKING:
@@ -133,13 +135,32 @@ async def alone(store: "ObjectStore", catalog: "Catalog") -> PlacedObjectStore:
     return PlacedObjectStore({store.name: store}, await load(), load)
 
 
+async def _see(catalog: "Catalog", store: "ObjectStore") -> "ObjectStore":
+    """`store`, seen to be the vault's; before it is used first, if it does not answer now."""
+    try:
+        return await _seen(catalog, store)
+    except WrongStore:
+        raise
+    except StoreError:
+        return LateObjectStore(store.name, partial(_seen, catalog, store))
+
+
+async def _seen(catalog: "Catalog", store: "ObjectStore") -> "ObjectStore":
+    from vaultfs.entrypoints.vault import check_marker
+
+    await check_marker(store, await catalog.vault_id())
+    return store
+
+
 async def placed_around(
     own: "ObjectStore", folder: Path | None, catalog: "Catalog", stack: AsyncExitStack
 ) -> PlacedObjectStore:
     """The stores of a vault whose own one is `own`, and whose folder, if it has one, `folder`.
 
-    What is named in the folder later is found when it is needed. Raises `StoreMisconfigured` for
-    a store that the catalog names and nobody else.
+    What is named in the folder later is found when it is needed. One of the stores that are read
+    has to answer; another that does not is looked at again when it is used. Raises
+    `StoreMisconfigured` for a store that the catalog names and nobody else, `WrongStore` for one
+    that is not the vault's, and what kept all of them from answering.
     """
     from vaultfs.entrypoints.vault import open_objects
 
@@ -166,7 +187,20 @@ async def placed_around(
         try:
             stores[name] = await opening(url)
         except StoreError:
-            if name in first.stores:
-                raise
-            continue  # nothing is in it: whoever wants to move there is told
-    return PlacedObjectStore(stores, first, load, find)
+            if name in first.stores:  # else nothing is in it: whoever wants to move there is told
+                stores[name] = LateObjectStore(name, partial(opening, url))
+    placed = PlacedObjectStore(stores, first, load, find, partial(_see, catalog))
+    await _see_readable(placed, catalog)
+    return placed
+
+
+async def _see_readable(placed: PlacedObjectStore, catalog: "Catalog") -> None:
+    """See that a store that is read answers. Raises why the first of them does not, if none does.
+
+    The others need not: else nobody could go back from a new store that is down.
+    """
+    names = placed.placement.read_order
+    for name in names:
+        placed.stores[name] = await _see(catalog, placed.stores[name])
+    if all(isinstance(placed.stores[name], LateObjectStore) for name in names):
+        await _seen(catalog, placed.stores[names[0]])
