@@ -827,6 +827,35 @@ async def test_retiring_takes_the_name(world: World, vault: Vault, mover: Migrat
     await world.check(vault)
 
 
+async def test_who_retires_late_deletes_nothing_that_was_copied_since(
+    world: World, vault: Vault, mover: Migrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_phase(mover, Phase.DETACHED)
+    right = world.source.memory.list
+
+    async def list_and_wait(
+        prefix: str = "", *, start_after: str = ""
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        found = [info async for info in right(prefix, start_after=start_after)]
+        monkeypatch.setattr(world.source.memory, "list", right)
+        async with world.server() as faster:  # retires it meanwhile, and moves back
+            other = await faster.migrator()
+            await other.retire("s")
+            await other.start("s", Level.ALL)
+            assert await other.run()
+        for info in found:
+            yield info
+
+    monkeypatch.setattr(world.source.memory, "list", list_and_wait)
+    with pytest.raises(Conflict, match="somebody else was faster"):
+        await mover.retire("s")
+    assert len(world.source.packs) == 3
+    await mover.follow(Command.DUAL)
+    await mover.follow(Command.CUTOVER)
+    await mover.follow(Command.DETACH)
+    await world.check(vault)
+
+
 async def test_backups_move_along(world: World, vault: Vault, mover: Migrator) -> None:
     backup = await vault.recovery.backup()
     await to_phase(mover, Phase.DUAL)

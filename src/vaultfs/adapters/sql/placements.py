@@ -179,6 +179,10 @@ _PACE: Final = (
 """The row is locked by it, so several who claim do so one after another."""
 
 
+_NOBODY_WAITS: Final = "DELETE FROM paces WHERE name = 'copies'"
+"""As the pace had it that was asked for before."""
+
+
 def _current() -> Program[Placement]:
     rows = yield Run(PLACEMENT)
     if not rows:
@@ -234,6 +238,7 @@ def _propose(tx: Transaction, unit: Unit, step: steps.Propose) -> Program[int]:
         raise Conflict(f"everything is in {now.source}, not in {step.source}")
     placement = propose(step.source, step.target, step.level, now, step.pace)
     yield Run("DELETE FROM pack_locations WHERE backend = $1", (step.target,))
+    yield Run(_NOBODY_WAITS)
     yield Run(_BEGIN, (since(step.target), placement.epoch))
     return (yield from _write(tx, unit, placement))
 
@@ -295,7 +300,7 @@ def _pause(tx: Transaction, unit: Unit, step: steps.Pause) -> Program[int]:
 
 def _throttle(tx: Transaction, unit: Unit, step: steps.Throttle) -> Program[int]:
     now = yield from _to_be_changed(step.if_epoch)
-    yield Run("DELETE FROM paces WHERE name = 'copies'")  # nobody waits as the old pace had it
+    yield Run(_NOBODY_WAITS)
     return (yield from _write(tx, unit, throttle(now, step.pace)))
 
 

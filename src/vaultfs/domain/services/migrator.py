@@ -468,12 +468,19 @@ class Migrator:
                 return
 
     async def _empty(self, name: str) -> int:
-        """Delete what the vault has in a store, the marker last."""
+        """Delete what the vault has in a store, the marker last.
+
+        As long as the store is given up: who did that at the same time, and was faster, may have
+        begun to move there again. Raises `Conflict` then.
+        """
         store, gone = self.stores.store(name), 0
         for prefix in EMPTIED:
             async with aclosing(store.list(prefix)) as found:
                 keys = [info.key async for info in found]
             for start in range(0, len(keys), 256):
+                now = await self._placement()
+                if (now.phase, now.source) != (Phase.RETIRED, name):
+                    raise Conflict(f"the migration is {now.phase}: somebody else was faster")
                 for outcome in await store.delete_many(keys[start : start + 256]):
                     if outcome.error is not None:
                         raise outcome.error
