@@ -421,6 +421,54 @@ async def test_a_rollback_takes_no_answer_of_the_new_store(
     assert await read(vault, "/since") == world.kept["since"]
 
 
+async def scrub(world: World, vault: Vault) -> int:
+    """How many packs are damaged where they are read first."""
+    world.clock.advance(timedelta(days=60))
+    return len((await vault.scrubber().run()).problems)
+
+
+def damage(store: Switched) -> str:
+    """Damage a pack; its key."""
+    key = min(store.packs)
+    whole = store.memory.objects[key]
+    store.memory.objects[key] = whole[:-1] + bytes([whole[-1] ^ 1])
+    return key
+
+
+async def test_a_migration_is_given_up_though_a_pack_is_damaged_where_it_was(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    damage(world.source)
+    assert await scrub(world, vault) == 1
+    await mover.start("t", Level.ALL)
+    assert not await mover.run()
+    assert len((await mover.status()).failures) == 1
+    await mover.follow(Command.ABORT)
+    await mover.follow(Command.END)
+    await world.put(vault, "more")
+
+
+async def test_a_pack_that_was_damaged_in_the_old_store_leaves_the_way_back_open(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DUAL)
+    assert await mover.run()
+    key = damage(world.source)
+    world.target.down()
+    assert await scrub(world, vault) == 1
+    world.target.down(None)
+    with pytest.raises(Blocked, match="1 packs are not in s"):
+        await mover.follow(Command.ABORT)
+    await mover.follow(Command.CUTOVER)
+    await mover.follow(Command.ROLLBACK)
+    for name, data in world.kept.items():
+        assert await read(vault, f"/{name}") == data
+    assert await mover.run()
+    assert world.source.memory.objects[key] == world.target.memory.objects[key]
+    await mover.follow(Command.ABORT)
+    await world.check(vault)
+
+
 async def test_after_detaching_all_is_copied_back_first(
     world: World, vault: Vault, mover: Migrator
 ) -> None:

@@ -30,6 +30,11 @@ LACKING: Final = (
     "SELECT COUNT(*) FROM packs p WHERE NOT EXISTS (SELECT 1 FROM pack_locations l"
     f" WHERE l.pack = p.id AND l.backend = $1 AND l.state IN {THERE})"
 )
+LEFT: Final = (
+    f"{LACKING} AND EXISTS (SELECT 1 FROM pack_locations l"
+    f" WHERE l.pack = p.id AND l.backend = $2 AND l.state IN {THERE})"
+)
+"""Those of them that another store has."""
 READ_BACK: Final = (
     "SELECT COUNT(*) FROM pack_locations WHERE backend = $1 AND state = 'verified'"
     " AND verified_level >= $2"
@@ -261,10 +266,9 @@ def _follow(tx: Transaction, unit: Unit, step: steps.Follow) -> Program[int]:
 def _facts(now: Placement, at_us: int) -> Program[Facts]:
     if now.target is None:
         return Facts({now.source: 0})
-    lacking: dict[str, int] = {}
-    for store in (now.source, now.target):
-        rows = yield Run(LACKING, (store,))
-        lacking[store] = int(rows[0][0])
+    [(left,)] = yield Run(LEFT, (now.source, now.target))
+    [(missing,)] = yield Run(LACKING, (now.target,))
+    lacking = {now.source: int(left), now.target: int(missing)}
     unread = yield from _unread(now.target, now.level)
     return Facts(lacking, unread, (yield from _unaware(now.target, at_us)))
 
