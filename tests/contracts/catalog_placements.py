@@ -438,6 +438,17 @@ class PlacementContract:
 
     # How fast
 
+    async def test_nobody_is_given_packs_in_a_pause(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(*(stored(name, me, "s") for name in "abcd"))
+        await go(catalog, Command.START)
+        await copied(catalog, await catalog.claim_copies("t", START, limit=1))
+        await step(catalog, Pause(paused=True))
+        assert await catalog.claim_copies("t", START) == []
+        assert await catalog.to_read_back("t", 2, START) == []
+        await step(catalog, Pause(paused=False))
+        assert len(await catalog.to_read_back("t", 2, START)) == 1
+        assert len(await catalog.claim_copies("t", START)) == 3
+
     async def test_the_pace_has_everybody_wait(self, catalog: Catalog, me: Caller) -> None:
         await me.do(*(stored(name, me, "s") for name in "abcd"))
         pace = Pace(bytes_per_second=500)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.faults import put, random_bytes, read
 
-from vaultfs.domain.migration import Command, Level
+from vaultfs.domain.migration import Blocked, Command, Level
 from vaultfs.entrypoints.placing import name_store
 from vaultfs.entrypoints.settings import read_settings
 from vaultfs.entrypoints.vault import init_vault, open_vault
@@ -27,9 +27,14 @@ async def test_a_process_that_was_told_of_another_store_puts_nothing_there(
         async with open_vault(settings) as vault:
             mover = await vault.migrator()
             await mover.start("new", Level.ALL)
-            await mover.follow(Command.DUAL)
             with pytest.raises(WrongStore, match="has no marker object"):
                 await misled.objects.refresh()
+            told = await misled.migrator()
+            await told.announce("id", "misled")
+            with pytest.raises(Blocked, match="server misled was not told where new is"):
+                await mover.follow(Command.DUAL)
+            await told.announce("id", "misled", gone=True)
+            await mover.follow(Command.DUAL)
             await put(misled, "/dual", content)
             assert await mover.run()
             await mover.follow(Command.CUTOVER)

@@ -87,7 +87,7 @@ class VaultStores(Stores):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.placed.stores))
+        return tuple(sorted(self.placed.stores.keys() - self.placed.foreign))
 
     def store(self, name: str) -> "ObjectStore":
         found = self.placed.stores.get(name)

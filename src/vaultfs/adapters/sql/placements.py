@@ -154,10 +154,12 @@ def waiting(unit: Unit, tx: Transaction) -> Program[int]:
 
 
 def _copying(store: str, now: int) -> Program[Placement | None]:
-    """The placement, if `store` is copied to by it, and its pace has nobody wait."""
+    """The placement, if `store` is copied to by it now, and its pace has nobody wait."""
     rows = yield Run(PLACEMENT)
     placement = to_placement(rows[0]) if rows else None
     if placement is None or placement.copies is None or placement.copies[1] != store:
+        return None
+    if placement.paused:
         return None
     return None if (yield from _wait(placement, now)) else placement
 

@@ -79,6 +79,8 @@ class PlacedObjectStore(ObjectStore):
         self.placement = placement
         self.fallbacks = 0
         """Reads that another store than the first one answered."""
+        self.foreign = set[str]()
+        """The names of stores that were seen not to be the vault's."""
         self.shadows = deque[Shadow](maxlen=SHADOWS)
         """Reads that are to be compared with the store that is moved to: the newest ones."""
         self._reads = 0
@@ -109,7 +111,9 @@ class PlacedObjectStore(ObjectStore):
                 await self.find(name)
             self._check(placement)
             for name in sorted(placement.stores - self.placement.stores):
+                self.foreign.add(name)
                 self.stores[name] = await self._see(self.stores[name])
+                self.foreign.discard(name)
             self.placement = placement
 
     async def find(self, name: str) -> ObjectStore | None:
