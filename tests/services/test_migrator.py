@@ -124,6 +124,10 @@ class Switched(StoreAround):
         await super().put(key, data, mode=mode)
         self.effect()
 
+    async def probe(self) -> None:
+        self._see(self.writes, "probe", "")
+        await super().probe()
+
 
 class CrashingCatalog(CatalogAround):
     def __init__(self, inner: Catalog, effect: Callable[[], None]) -> None:
@@ -701,9 +705,11 @@ async def test_credentials_that_expire_are_failures_until_there_are_others(
     status = await mover.status()
     assert status.counts is not None
     assert (len(status.failures), status.counts.there) == (3, 0)
-    with pytest.raises(Blocked, match="3 packs are not verified in t"):
+    with pytest.raises(Blocked, match="t does not work"):
         await mover.follow(Command.CUTOVER)
     world.target.down(None)
+    with pytest.raises(Blocked, match="3 packs are not verified in t"):
+        await mover.follow(Command.CUTOVER)
     assert await mover.retry() == 3
     assert await mover.run()
     await mover.follow(Command.CUTOVER)
@@ -792,6 +798,22 @@ async def test_a_store_that_nobody_named_is_refused(vault: Vault, mover: Migrato
         await mover.start("u")
     with pytest.raises(InvalidField):
         await mover.start("s")
+
+
+async def test_there_is_no_cutover_to_a_store_that_is_down(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DUAL)
+    assert await mover.run()
+    world.target.down()
+    with pytest.raises(Blocked, match="t does not work"):
+        await mover.follow(Command.CUTOVER)
+    assert await world.phase() is Phase.DUAL
+    await world.put(vault, "more")
+    world.target.down(None)
+    assert await mover.run()
+    await mover.follow(Command.CUTOVER)
+    await world.check(vault)
 
 
 async def test_one_store_under_two_names_is_refused(

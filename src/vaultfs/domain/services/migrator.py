@@ -153,12 +153,20 @@ class Migrator:
         """Go on to another phase. Raises `Blocked` with what is in the way, and `Conflict`."""
         now = await self._placement()
         if now.target is not None and command is Command.CUTOVER:
+            await self._try(now.target)
             await self._copy_loose(now.source, now.target)
         elif now.target is not None and command is Command.REVERSED:
             await self._copy_loose(now.target, now.source)
         await self._step(steps.Follow(command, if_epoch))
         await self.stores.refresh()
         return await self._placement()
+
+    async def _try(self, name: str) -> None:
+        """Raises `Blocked` if a store does not work, that every write is about to need."""
+        try:
+            await self.stores.store(name).probe()
+        except StoreError as error:
+            raise Blocked((f"{name} does not work: {error.message}",)) from error
 
     async def pause(self, *, paused: bool, if_epoch: int | None = None) -> Placement:
         """Stop copying, or go on."""
