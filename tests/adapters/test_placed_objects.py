@@ -107,7 +107,10 @@ async def test_the_first_store_is_asked_first(
     assert store.fallbacks == 0
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable, StoreTimeout, ObjectNotFound, IntegrityError])
+@pytest.mark.parametrize(
+    "error",
+    [StoreUnavailable, StoreTimeout, StoreMisconfigured, ObjectNotFound, IntegrityError],
+)
 async def test_the_other_one_answers_for_it(
     error: type[StoreUnavailable], source: MemoryObjectStore, target: MemoryObjectStore
 ) -> None:

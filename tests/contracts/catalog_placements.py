@@ -438,6 +438,17 @@ class PlacementContract:
 
     # How fast
 
+    async def test_nobody_is_given_packs_in_a_pause(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(*(stored(name, me, "s") for name in "abcd"))
+        await go(catalog, Command.START)
+        await copied(catalog, await catalog.claim_copies("t", START, limit=1))
+        await step(catalog, Pause(paused=True))
+        assert await catalog.claim_copies("t", START) == []
+        assert await catalog.to_read_back("t", 2, START) == []
+        await step(catalog, Pause(paused=False))
+        assert len(await catalog.to_read_back("t", 2, START)) == 1
+        assert len(await catalog.claim_copies("t", START)) == 3
+
     async def test_the_pace_has_everybody_wait(self, catalog: Catalog, me: Caller) -> None:
         await me.do(*(stored(name, me, "s") for name in "abcd"))
         pace = Pace(bytes_per_second=500)
@@ -455,6 +466,18 @@ class PlacementContract:
         await step(catalog, Throttle(AT_ONCE))
         assert await catalog.copies_wait(START) == 0
         assert len(await catalog.claim_copies("t", START, limit=2)) == 2
+
+    async def test_a_new_migration_does_not_wait_as_the_last_one_had_it(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        await me.do(stored("a", me, "s"))
+        slow = Pace(bytes_per_second=1)
+        await step(catalog, Propose("s", "t", Level.ALL, slow))
+        await step(catalog, Follow(Command.START))
+        assert len(await catalog.claim_copies("t", START)) == 1
+        await go(catalog, Command.ABORT, Command.END)
+        await step(catalog, Propose("s", "t", Level.ALL, evolve(slow, bytes_per_second=10_000)))
+        assert await catalog.copies_wait(START) == 0
 
     async def test_the_pace_counts_what_is_read_back(self, catalog: Catalog, me: Caller) -> None:
         await me.do(*(stored(name, me, "s") for name in "abcd"))

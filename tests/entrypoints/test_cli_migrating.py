@@ -181,6 +181,10 @@ def test_it_is_given_up(moving: Moving) -> None:
         (("cutover",), FAILED, "there is no migration"),
         (("start", "--to", "new"), USAGE, "name it with VAULTFS_STORES='new=URL'"),
         (("throttle", "--objects", "0"), USAGE, "0 a second"),
+        (("throttle", "--rate", "0"), USAGE, "--rate 0"),
+        (("throttle", "--rate", "-5"), USAGE, "--rate -5"),
+        (("throttle", "--rate", "nan"), USAGE, "--rate nan"),
+        (("throttle", "--rate", "inf"), USAGE, "--rate inf"),
         (("start", "--to", "NEW=file:///x"), USAGE, "NAME=URL"),
         (("start", "--to", "new=ftp://x"), None, "ftp"),
         (("start", "--to", "new=file:///x", "--verify", "V9"), USAGE, "--verify V9"),
@@ -220,6 +224,25 @@ def test_a_store_that_does_not_open_is_not_kept(moving: Moving) -> None:
     moving.start()
 
 
+def test_neither_is_one_that_is_called_as_the_own_store_is(moving: Moving) -> None:
+    called = moving("start", "--to", f"local={moving.target.as_uri()}")
+    assert called.code == USAGE
+    assert "is what the vault's own store is called" in called.value["error"]["message"]
+    assert content(moving, "one") == random_bytes(2000, "one")
+    moving.start()
+
+
+def test_neither_is_an_address_with_a_space(moving: Moving) -> None:
+    spaced = moving.target.with_name("new one")
+    spaced.mkdir()
+    called = moving("start", "--to", f"new=file://{spaced}")
+    assert called.code == USAGE
+    assert "%20" in called.value["error"]["message"]
+    assert content(moving, "one") == random_bytes(2000, "one")
+    assert moving.ok("start", "--to", f"new={spaced.as_uri()}")["phase"] == "copying"
+    assert moving.ok("watch")["phase"] == "dual"
+
+
 def test_nor_is_one_needed_that_nothing_is_in(moving: Moving) -> None:
     moving.start()
     moving.ok("abort")
@@ -237,3 +260,54 @@ def test_the_store_of_another_vault_is_refused(moving: Moving, tmp_path: Path) -
     assert called.code != DONE
     assert called.value["error"]["code"] == "wrong_store"
     assert content(moving, "one") == random_bytes(2000, "one")
+
+
+def test_the_way_back_is_open_while_the_new_store_is_gone(moving: Moving) -> None:
+    moving.start()
+    moving.ok("watch")
+    moving.ok("cutover")
+    moving.target.rename(moving.target.with_name("away"))
+    assert moving.ok("status")["phase"] == "soak"
+    assert content(moving, "one") == random_bytes(2000, "one")
+    assert moving.ok("rollback")["phase"] == "rolled-back"
+    assert moving.ok("abort")["phase"] == "aborted"
+    assert call("--vault", moving.vault, "put", __file__, "/more").code == DONE
+    assert moving.ok("end")["phase"] == "settled"
+
+
+def test_and_while_its_server_does_not_answer(
+    moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving.start()
+    moving.ok("watch")
+    moving.ok("cutover")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    (moving.vault / "stores").write_text("new=s3://bucket/vault?endpoint=http://127.0.0.1:9")
+    assert moving.ok("rollback")["phase"] == "rolled-back"
+    assert content(moving, "one") == random_bytes(2000, "one")
+
+
+def test_the_old_store_may_be_down_once_the_new_one_is_read(moving: Moving) -> None:
+    moving.start()
+    moving.ok("watch")
+    moving.ok("cutover")
+    moving.ok("detach")
+    old = moving.vault / "objects"
+    old.rename(old.with_name("away"))
+    assert content(moving, "one") == random_bytes(2000, "one")
+    assert call("--vault", moving.vault, "put", __file__, "/more").code == DONE
+    assert moving("retire", "local").code == FAILED
+    old.with_name("away").rename(old)
+    assert moving.ok("retire", "local") == {"deleted": 3}
+    shutil.rmtree(old)
+    assert content(moving, "one") == random_bytes(2000, "one")
+
+
+def test_a_vault_none_of_whose_stores_answers_is_not_opened(moving: Moving) -> None:
+    moving.start()
+    shutil.rmtree(moving.target)
+    shutil.rmtree(moving.vault / "objects")
+    called = moving("status")
+    assert called.code == FAILED
+    assert f"its folder {moving.vault / 'objects'} is not there" in str(called.value["error"])

@@ -1,6 +1,13 @@
 """Migrations of whole vaults: every phase, every way out, and what can go wrong on the way."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterator,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -116,6 +123,10 @@ class Switched(StoreAround):
         self._see(self.writes, "put", key)
         await super().put(key, data, mode=mode)
         self.effect()
+
+    async def probe(self) -> None:
+        self._see(self.writes, "probe", "")
+        await super().probe()
 
 
 class CrashingCatalog(CatalogAround):
@@ -414,6 +425,54 @@ async def test_a_rollback_takes_no_answer_of_the_new_store(
     assert await read(vault, "/since") == world.kept["since"]
 
 
+async def scrub(world: World, vault: Vault) -> int:
+    """How many packs are damaged where they are read first."""
+    world.clock.advance(timedelta(days=60))
+    return len((await vault.scrubber().run()).problems)
+
+
+def damage(store: Switched) -> str:
+    """Damage a pack; its key."""
+    key = min(store.packs)
+    whole = store.memory.objects[key]
+    store.memory.objects[key] = whole[:-1] + bytes([whole[-1] ^ 1])
+    return key
+
+
+async def test_a_migration_is_given_up_though_a_pack_is_damaged_where_it_was(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    damage(world.source)
+    assert await scrub(world, vault) == 1
+    await mover.start("t", Level.ALL)
+    assert not await mover.run()
+    assert len((await mover.status()).failures) == 1
+    await mover.follow(Command.ABORT)
+    await mover.follow(Command.END)
+    await world.put(vault, "more")
+
+
+async def test_a_pack_that_was_damaged_in_the_old_store_leaves_the_way_back_open(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DUAL)
+    assert await mover.run()
+    key = damage(world.source)
+    world.target.down()
+    assert await scrub(world, vault) == 1
+    world.target.down(None)
+    with pytest.raises(Blocked, match="1 packs are not in s"):
+        await mover.follow(Command.ABORT)
+    await mover.follow(Command.CUTOVER)
+    await mover.follow(Command.ROLLBACK)
+    for name, data in world.kept.items():
+        assert await read(vault, f"/{name}") == data
+    assert await mover.run()
+    assert world.source.memory.objects[key] == world.target.memory.objects[key]
+    await mover.follow(Command.ABORT)
+    await world.check(vault)
+
+
 async def test_after_detaching_all_is_copied_back_first(
     world: World, vault: Vault, mover: Migrator
 ) -> None:
@@ -646,9 +705,11 @@ async def test_credentials_that_expire_are_failures_until_there_are_others(
     status = await mover.status()
     assert status.counts is not None
     assert (len(status.failures), status.counts.there) == (3, 0)
-    with pytest.raises(Blocked, match="3 packs are not verified in t"):
+    with pytest.raises(Blocked, match="t does not work"):
         await mover.follow(Command.CUTOVER)
     world.target.down(None)
+    with pytest.raises(Blocked, match="3 packs are not verified in t"):
+        await mover.follow(Command.CUTOVER)
     assert await mover.retry() == 3
     assert await mover.run()
     await mover.follow(Command.CUTOVER)
@@ -739,6 +800,69 @@ async def test_a_store_that_nobody_named_is_refused(vault: Vault, mover: Migrato
         await mover.start("s")
 
 
+async def test_there_is_no_cutover_to_a_store_that_is_down(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    await to_phase(mover, Phase.DUAL)
+    assert await mover.run()
+    world.target.down()
+    with pytest.raises(Blocked, match="t does not work"):
+        await mover.follow(Command.CUTOVER)
+    assert await world.phase() is Phase.DUAL
+    await world.put(vault, "more")
+    world.target.down(None)
+    assert await mover.run()
+    await mover.follow(Command.CUTOVER)
+    await world.check(vault)
+
+
+async def test_one_store_under_two_names_is_refused(
+    world: World, vault: Vault, mover: Migrator
+) -> None:
+    world.target.memory.objects = world.source.memory.objects
+    with pytest.raises(InvalidField, match="t is where everything is"):
+        await mover.start("t")
+    assert await world.phase() is Phase.SETTLED
+    await world.check(vault)
+    assert not [key for key in world.source.memory.objects if key.startswith("probe/")]
+
+
+class Within(MutableMapping[str, bytes]):
+    """The objects of a store that is somewhere among those of another."""
+
+    def __init__(self, objects: dict[str, bytes], prefix: str) -> None:
+        self._objects = objects
+        self._prefix = prefix
+
+    def __getitem__(self, key: str) -> bytes:
+        return self._objects[self._prefix + key]
+
+    def __setitem__(self, key: str, data: bytes) -> None:
+        self._objects[self._prefix + key] = data
+
+    def __delitem__(self, key: str) -> None:
+        del self._objects[self._prefix + key]
+
+    def __iter__(self) -> Iterator[str]:
+        size = len(self._prefix)
+        return (key[size:] for key in list(self._objects) if key.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@pytest.mark.parametrize("prefix", ["packs/inner/", "packs/", "backups/inner/", "marker/"])
+async def test_a_store_among_the_objects_of_the_other_is_refused(
+    prefix: str, world: World, vault: Vault, mover: Migrator
+) -> None:
+    objects = Within(world.source.memory.objects, prefix)
+    world.target.memory.objects = objects  # type: ignore[assignment]
+    with pytest.raises(InvalidField, match="t is within s"):
+        await mover.start("t")
+    assert await world.phase() is Phase.SETTLED
+    await world.check(vault)
+
+
 async def test_a_store_that_is_too_small_is_refused(
     world: World, mover: Migrator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -770,6 +894,35 @@ async def test_retiring_takes_the_name(world: World, vault: Vault, mover: Migrat
     assert len(world.source.packs) == 3
     assert await mover.retire("s") == 4
     assert await world.phase() is Phase.SETTLED
+    await world.check(vault)
+
+
+async def test_who_retires_late_deletes_nothing_that_was_copied_since(
+    world: World, vault: Vault, mover: Migrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await to_phase(mover, Phase.DETACHED)
+    right = world.source.memory.list
+
+    async def list_and_wait(
+        prefix: str = "", *, start_after: str = ""
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        found = [info async for info in right(prefix, start_after=start_after)]
+        monkeypatch.setattr(world.source.memory, "list", right)
+        async with world.server() as faster:  # retires it meanwhile, and moves back
+            other = await faster.migrator()
+            await other.retire("s")
+            await other.start("s", Level.ALL)
+            assert await other.run()
+        for info in found:
+            yield info
+
+    monkeypatch.setattr(world.source.memory, "list", list_and_wait)
+    with pytest.raises(Conflict, match="somebody else was faster"):
+        await mover.retire("s")
+    assert len(world.source.packs) == 3
+    await mover.follow(Command.DUAL)
+    await mover.follow(Command.CUTOVER)
+    await mover.follow(Command.DETACH)
     await world.check(vault)
 
 

@@ -215,7 +215,10 @@ class Facts:
     """What the rows say, in the transaction that is to change the phase."""
 
     lacking: Mapping[str, int]
-    """By store: how many packs have no row that says they are there, and seen to be right."""
+    """By store: how many packs have no row that says they are there, and seen to be right.
+
+    Of the source: those that the target has. Giving up loses nothing that is in neither.
+    """
     unread: int = 0
     """How many of the packs that the level wants read back were not."""
     unaware: tuple[str, ...] = ()
@@ -266,7 +269,9 @@ def _obstacles(now: Placement, phase: Phase, facts: Facts) -> list[str]:
         found.append(f"{facts.lacking[now.target]} packs are not verified in {now.target}")
     if phase is Phase.SOAK and facts.unread:
         found.append(f"{facts.unread} packs of the sample were not read back from {now.target}")
-    if phase in {Phase.ABORTED, Phase.ROLLED_BACK} and facts.lacking[now.source]:
+    # From SOAK, the target answers for them, and the copier sees to them.
+    gives_up = phase is Phase.ABORTED or now.phase is Phase.REVERSING
+    if gives_up and facts.lacking[now.source]:
         found.append(f"{facts.lacking[now.source]} packs are not in {now.source}")
     return found
 

@@ -7,19 +7,21 @@ the file `stores`. The store that a vault has without any of that is called by i
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from anyio import to_thread
 from attrs import define
 
+from vaultfs.adapters.wrappers.late import LateObjectStore
 from vaultfs.adapters.wrappers.placed import PlacedObjectStore
 from vaultfs.domain.errors import InvalidField
 from vaultfs.domain.migration import Phase, Placement
 from vaultfs.entrypoints.stores import scheme_of
-from vaultfs.ports.objects import StoreError, StoreMisconfigured
+from vaultfs.ports.objects import StoreError, StoreMisconfigured, WrongStore
 from vaultfs.ports.stores import Shadow, Stores
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ def parse_store(text: str) -> tuple[str, str]:
     name, equals, url = text.partition("=")
     if not equals or not _NAME.fullmatch(name):
         raise InvalidField(f"{text!r}: a store is named NAME=URL, as in archive=s3://bucket/prefix")
+    if url != "".join(url.split()):
+        raise InvalidField(f"{text!r}: a space in an address is written %20")
     scheme_of(url)
     return name, url
 
@@ -47,6 +51,12 @@ def named_stores(folder: Path | None, environment: Mapping[str, str]) -> dict[st
         found.update(map(parse_store, (folder / FILE).read_text().split()))
     found.update(map(parse_store, environment.get(VARIABLE, "").split()))
     return found
+
+
+def see_that_it_is_free(own: str, names: Collection[str]) -> None:
+    """Raises `InvalidField` if `own`, as the vault's own store is called, is among `names`."""
+    if own in names:
+        raise InvalidField(f"{own} is what the vault's own store is called: choose another")
 
 
 def name_store(folder: Path, name: str, url: str) -> None:
@@ -77,7 +87,7 @@ class VaultStores(Stores):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.placed.stores))
+        return tuple(sorted(self.placed.stores.keys() - self.placed.foreign))
 
     def store(self, name: str) -> "ObjectStore":
         found = self.placed.stores.get(name)
@@ -125,13 +135,32 @@ async def alone(store: "ObjectStore", catalog: "Catalog") -> PlacedObjectStore:
     return PlacedObjectStore({store.name: store}, await load(), load)
 
 
+async def _see(catalog: "Catalog", store: "ObjectStore") -> "ObjectStore":
+    """`store`, seen to be the vault's; before it is used first, if it does not answer now."""
+    try:
+        return await _seen(catalog, store)
+    except WrongStore:
+        raise
+    except StoreError:
+        return LateObjectStore(store.name, partial(_seen, catalog, store))
+
+
+async def _seen(catalog: "Catalog", store: "ObjectStore") -> "ObjectStore":
+    from vaultfs.entrypoints.vault import check_marker
+
+    await check_marker(store, await catalog.vault_id())
+    return store
+
+
 async def placed_around(
     own: "ObjectStore", folder: Path | None, catalog: "Catalog", stack: AsyncExitStack
 ) -> PlacedObjectStore:
     """The stores of a vault whose own one is `own`, and whose folder, if it has one, `folder`.
 
-    What is named in the folder later is found when it is needed. Raises `StoreMisconfigured` for
-    a store that the catalog names and nobody else.
+    What is named in the folder later is found when it is needed. One of the stores that are read
+    has to answer; another that does not is looked at again when it is used. Raises
+    `StoreMisconfigured` for a store that the catalog names and nobody else, `WrongStore` for one
+    that is not the vault's, and what kept all of them from answering.
     """
     from vaultfs.entrypoints.vault import open_objects
 
@@ -146,8 +175,7 @@ async def placed_around(
 
     async def named() -> dict[str, str]:
         urls = await to_thread.run_sync(named_stores, folder, os.environ)
-        if primary in urls:
-            raise InvalidField(f"{primary} is what the vault's own store is called: choose another")
+        see_that_it_is_free(primary, urls)
         return urls
 
     async def find(name: str) -> "ObjectStore | None":
@@ -159,7 +187,20 @@ async def placed_around(
         try:
             stores[name] = await opening(url)
         except StoreError:
-            if name in first.stores:
-                raise
-            continue  # nothing is in it: whoever wants to move there is told
-    return PlacedObjectStore(stores, first, load, find)
+            if name in first.stores:  # else nothing is in it: whoever wants to move there is told
+                stores[name] = LateObjectStore(name, partial(opening, url))
+    placed = PlacedObjectStore(stores, first, load, find, partial(_see, catalog))
+    await _see_readable(placed, catalog)
+    return placed
+
+
+async def _see_readable(placed: PlacedObjectStore, catalog: "Catalog") -> None:
+    """See that a store that is read answers. Raises why the first of them does not, if none does.
+
+    The others need not: else nobody could go back from a new store that is down.
+    """
+    names = placed.placement.read_order
+    for name in names:
+        placed.stores[name] = await _see(catalog, placed.stores[name])
+    if all(isinstance(placed.stores[name], LateObjectStore) for name in names):
+        await _seen(catalog, placed.stores[names[0]])

@@ -16,6 +16,7 @@ ever used with another's.
 import json
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,7 @@ from attrs import define, evolve, frozen
 from vaultfs.adapters.sql import replacing
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.system import SystemClock
+from vaultfs.adapters.wrappers.late import LateObjectStore
 from vaultfs.adapters.wrappers.placed import PlacedObjectStore
 from vaultfs.domain.errors import Corrupt, Exists, NotAVault, Unsupported
 from vaultfs.domain.nodes import User, UserId, micros
@@ -55,7 +57,13 @@ from vaultfs.entrypoints.stores import ELSEWHERE, remember, remembered
 from vaultfs.entrypoints.stores import open_store as open_at
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
-from vaultfs.ports.objects import ObjectExists, ObjectNotFound, ObjectStore, WrongStore
+from vaultfs.ports.objects import (
+    ObjectExists,
+    ObjectNotFound,
+    ObjectStore,
+    StoreMisconfigured,
+    WrongStore,
+)
 
 if TYPE_CHECKING:  # most commands need no locks
     from vaultfs.domain.locknodes import Presented
@@ -471,11 +479,12 @@ async def open_vault(settings: Settings) -> AsyncGenerator[Vault, None]:
     async with AsyncExitStack() as stack:
         catalog = await catalog_of(settings)
         stack.push_async_callback(catalog.aclose)
-        own = await store_of(settings)
+        try:
+            own = await store_of(settings)
+        except StoreMisconfigured as error:  # which it may have moved away from
+            own = LateObjectStore(error.backend, partial(store_of, settings))
         stack.push_async_callback(own.aclose)
         store = await placed_around(own, settings.folder, catalog, stack)
-        for each in store.readable():
-            await check_marker(each, await catalog.vault_id())
         async with compose(settings, store, catalog, SystemClock()) as vault:
             yield vault
 

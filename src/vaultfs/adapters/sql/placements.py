@@ -30,6 +30,11 @@ LACKING: Final = (
     "SELECT COUNT(*) FROM packs p WHERE NOT EXISTS (SELECT 1 FROM pack_locations l"
     f" WHERE l.pack = p.id AND l.backend = $1 AND l.state IN {THERE})"
 )
+LEFT: Final = (
+    f"{LACKING} AND EXISTS (SELECT 1 FROM pack_locations l"
+    f" WHERE l.pack = p.id AND l.backend = $2 AND l.state IN {THERE})"
+)
+"""Those of them that another store has."""
 READ_BACK: Final = (
     "SELECT COUNT(*) FROM pack_locations WHERE backend = $1 AND state = 'verified'"
     " AND verified_level >= $2"
@@ -149,10 +154,12 @@ def waiting(unit: Unit, tx: Transaction) -> Program[int]:
 
 
 def _copying(store: str, now: int) -> Program[Placement | None]:
-    """The placement, if `store` is copied to by it, and its pace has nobody wait."""
+    """The placement, if `store` is copied to by it now, and its pace has nobody wait."""
     rows = yield Run(PLACEMENT)
     placement = to_placement(rows[0]) if rows else None
     if placement is None or placement.copies is None or placement.copies[1] != store:
+        return None
+    if placement.paused:
         return None
     return None if (yield from _wait(placement, now)) else placement
 
@@ -177,6 +184,10 @@ _PACE: Final = (
     " ON CONFLICT (name) DO UPDATE SET free_at = paces.free_at RETURNING free_at"
 )
 """The row is locked by it, so several who claim do so one after another."""
+
+
+_NOBODY_WAITS: Final = "DELETE FROM paces WHERE name = 'copies'"
+"""As the pace had it that was asked for before."""
 
 
 def _current() -> Program[Placement]:
@@ -234,6 +245,7 @@ def _propose(tx: Transaction, unit: Unit, step: steps.Propose) -> Program[int]:
         raise Conflict(f"everything is in {now.source}, not in {step.source}")
     placement = propose(step.source, step.target, step.level, now, step.pace)
     yield Run("DELETE FROM pack_locations WHERE backend = $1", (step.target,))
+    yield Run(_NOBODY_WAITS)
     yield Run(_BEGIN, (since(step.target), placement.epoch))
     return (yield from _write(tx, unit, placement))
 
@@ -256,10 +268,9 @@ def _follow(tx: Transaction, unit: Unit, step: steps.Follow) -> Program[int]:
 def _facts(now: Placement, at_us: int) -> Program[Facts]:
     if now.target is None:
         return Facts({now.source: 0})
-    lacking: dict[str, int] = {}
-    for store in (now.source, now.target):
-        rows = yield Run(LACKING, (store,))
-        lacking[store] = int(rows[0][0])
+    [(left,)] = yield Run(LEFT, (now.source, now.target))
+    [(missing,)] = yield Run(LACKING, (now.target,))
+    lacking = {now.source: int(left), now.target: int(missing)}
     unread = yield from _unread(now.target, now.level)
     return Facts(lacking, unread, (yield from _unaware(now.target, at_us)))
 
@@ -295,7 +306,7 @@ def _pause(tx: Transaction, unit: Unit, step: steps.Pause) -> Program[int]:
 
 def _throttle(tx: Transaction, unit: Unit, step: steps.Throttle) -> Program[int]:
     now = yield from _to_be_changed(step.if_epoch)
-    yield Run("DELETE FROM paces WHERE name = 'copies'")  # nobody waits as the old pace had it
+    yield Run(_NOBODY_WAITS)
     return (yield from _write(tx, unit, throttle(now, step.pace)))
 
 

@@ -34,7 +34,10 @@ from vaultfs.ports.objects import (
 from vaultfs.ports.stores import Shadow
 
 T = TypeVar("T")
-PASSED_OVER = (ObjectNotFound, IntegrityError, StoreUnavailable, StoreTimeout)
+PASSED_OVER = (
+    *(ObjectNotFound, IntegrityError),
+    *(StoreUnavailable, StoreTimeout, StoreMisconfigured),
+)
 """What leads to the next store."""
 
 
@@ -51,11 +54,17 @@ async def nowhere(name: str) -> ObjectStore | None:  # noqa: ARG001
     return None
 
 
+async def trusted(store: ObjectStore) -> ObjectStore:
+    """What was named is what was meant."""
+    return store
+
+
 class PlacedObjectStore(ObjectStore):
     """The stores of a vault, by name, and which of them are to be used for what.
 
     `load` gives the placement as it is in the catalog; `refresh` asks for it. `find` opens a
-    store that was named since, or gives None.
+    store that was named since, or gives None. `see` gives a store as it is to be used, and raises
+    for one that is not the vault's.
     """
 
     def __init__(
@@ -64,16 +73,20 @@ class PlacedObjectStore(ObjectStore):
         placement: Placement,
         load: Callable[[], Awaitable[Placement]],
         find: Callable[[str], Awaitable[ObjectStore | None]] = nowhere,
+        see: Callable[[ObjectStore], Awaitable[ObjectStore]] = trusted,
     ) -> None:
         self.stores = dict(stores)
         self.placement = placement
         self.fallbacks = 0
         """Reads that another store than the first one answered."""
+        self.foreign = set[str]()
+        """The names of stores that were seen not to be the vault's."""
         self.shadows = deque[Shadow](maxlen=SHADOWS)
         """Reads that are to be compared with the store that is moved to: the newest ones."""
         self._reads = 0
         self._load = load
         self._find = find
+        self._see = see
         self._finding = anyio.Lock()
         self._check(placement)
 
@@ -87,12 +100,20 @@ class PlacedObjectStore(ObjectStore):
             )
 
     async def refresh(self) -> None:
-        """Go by what the catalog says now. Raises `StoreMisconfigured` for an unknown store."""
+        """Go by what the catalog says now.
+
+        Raises `StoreMisconfigured` for an unknown store, and `WrongStore` for one that was named
+        here, but is not the vault's: what is put there is not where others look for it.
+        """
         placement = await self._load()
         if placement.epoch > self.placement.epoch:
             for name in placement.stores:
                 await self.find(name)
             self._check(placement)
+            for name in sorted(placement.stores - self.placement.stores):
+                self.foreign.add(name)
+                self.stores[name] = await self._see(self.stores[name])
+                self.foreign.discard(name)
             self.placement = placement
 
     async def find(self, name: str) -> ObjectStore | None:

@@ -52,6 +52,8 @@ MOST: Final = 5
 """And at the most: each takes 16 MiB."""
 LOOSE: Final = ("backups/",)
 """Other objects that move along: they have no rows."""
+EMPTIED: Final = (PACK_PREFIX, *LOOSE, "marker/")
+"""What is deleted from a store that is given up, the marker last."""
 NOBODY: Final = UserId(0)
 BROKEN_OFF: Final = "copying it was broken off"
 NOTE_AGAIN_AFTER: Final = (0.05, 0.2, 0.8, 2.0)
@@ -111,10 +113,31 @@ class Migrator:
             raise Conflict(f"a migration from {now.source} to {now.target} is {now.phase} already")
         store = await self.stores.find(target)
         await store.probe()
+        await self._see_that_it_is_apart(source, target)
         await self._see_room(store)
         await self.stores.claim(target)
         await self._step(steps.Propose(source, target, level, pace))
         return await self.follow(Command.START)
+
+    async def _see_that_it_is_apart(self, *names: str) -> None:
+        """Raises `InvalidField` if the second store is the first one, or in what that would empty.
+
+        Addresses do not tell: folders have many names, and so have servers. Linear in the number
+        of packs: a listing.
+        """
+        source, target = map(self.stores.store, names)
+        key = f"probe/{self.clock.new_id()}"
+        await target.put(key, b"apart")
+        try:
+            for prefix in ("probe/", *EMPTIED):
+                async with aclosing(source.list(prefix)) as found:
+                    async for info in found:
+                        if info.key == key:
+                            raise InvalidField(f"{names[1]} is where everything is")
+                        if info.key.endswith(f"/{key}"):
+                            raise InvalidField(f"{names[1]} is within {names[0]}")
+        finally:
+            await target.delete(key)
 
     async def _see_room(self, store: ObjectStore) -> None:
         """Raises `OutOfSpace` if it can be told that everything does not fit in."""
@@ -130,12 +153,20 @@ class Migrator:
         """Go on to another phase. Raises `Blocked` with what is in the way, and `Conflict`."""
         now = await self._placement()
         if now.target is not None and command is Command.CUTOVER:
+            await self._try(now.target)
             await self._copy_loose(now.source, now.target)
         elif now.target is not None and command is Command.REVERSED:
             await self._copy_loose(now.target, now.source)
         await self._step(steps.Follow(command, if_epoch))
         await self.stores.refresh()
         return await self._placement()
+
+    async def _try(self, name: str) -> None:
+        """Raises `Blocked` if a store does not work, that every write is about to need."""
+        try:
+            await self.stores.store(name).probe()
+        except StoreError as error:
+            raise Blocked((f"{name} does not work: {error.message}",)) from error
 
     async def pause(self, *, paused: bool, if_epoch: int | None = None) -> Placement:
         """Stop copying, or go on."""
@@ -445,12 +476,19 @@ class Migrator:
                 return
 
     async def _empty(self, name: str) -> int:
-        """Delete what the vault has in a store, the marker last."""
+        """Delete what the vault has in a store, the marker last.
+
+        As long as the store is given up: who did that at the same time, and was faster, may have
+        begun to move there again. Raises `Conflict` then.
+        """
         store, gone = self.stores.store(name), 0
-        for prefix in (PACK_PREFIX, *LOOSE, "marker/"):
+        for prefix in EMPTIED:
             async with aclosing(store.list(prefix)) as found:
                 keys = [info.key async for info in found]
             for start in range(0, len(keys), 256):
+                now = await self._placement()
+                if (now.phase, now.source) != (Phase.RETIRED, name):
+                    raise Conflict(f"the migration is {now.phase}: somebody else was faster")
                 for outcome in await store.delete_many(keys[start : start + 256]):
                     if outcome.error is not None:
                         raise outcome.error

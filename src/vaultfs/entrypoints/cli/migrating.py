@@ -63,8 +63,10 @@ def _placement_json(now: "Placement") -> dict[str, Any]:
 
 
 def _pace(rate: float | None, objects: int | None) -> "Pace":
-    from vaultfs.domain.migration import Pace
+    from vaultfs.domain.migration import MOST_A_SECOND, Pace
 
+    if rate is not None and not 0 < rate < MOST_A_SECOND / 1e6:
+        raise InvalidField(f"--rate {rate}: megabytes a second, above 0")
     return Pace(None if rate is None else max(1, round(rate * 1_000_000)), objects)
 
 
@@ -97,8 +99,13 @@ def start(
 
     async def work() -> None:
         from vaultfs.domain.migration import Level
-        from vaultfs.entrypoints.placing import VARIABLE, name_store, parse_store
-        from vaultfs.entrypoints.vault import open_objects
+        from vaultfs.entrypoints.placing import (
+            VARIABLE,
+            name_store,
+            parse_store,
+            see_that_it_is_free,
+        )
+        from vaultfs.entrypoints.vault import open_objects, store_of
 
         if level not in list(Level):
             raise InvalidField(f"--verify {level}: {', '.join(Level)}")
@@ -107,6 +114,9 @@ def start(
             name, url = parse_store(to)
             if call.settings.database is not None:
                 raise InvalidField(f"name the store for all servers first: {VARIABLE}='{to}'")
+            own = await store_of(call.settings)
+            await own.aclose()
+            see_that_it_is_free(own.name, (name,))
             await (await open_objects(url)).aclose()  # what does not open is not to be kept
             name_store(call.settings.home, name, url)
         async with opened(call) as opened_vault:

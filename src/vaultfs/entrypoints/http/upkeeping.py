@@ -13,6 +13,7 @@ from vaultfs.entrypoints.http.calls import Call, Route
 from vaultfs.entrypoints.http.wire import (
     CollectionList,
     CollectionOut,
+    MigrationFailure,
     MigrationIn,
     MigrationOut,
     ScrubList,
@@ -27,7 +28,11 @@ FOLLOWED: Final = (
     *(Command.DUAL, Command.CUTOVER, Command.ROLLBACK),
     *(Command.DETACH, Command.ABORT, Command.END),
 )
-COMMANDS: Final = ("start", *PAUSES, "throttle", *map(str, FOLLOWED), "retire", "retry")
+COMMANDS: Final = (
+    *("start", *PAUSES, "throttle"),
+    *map(str, FOLLOWED),
+    *("retire", "retry", "reconcile"),
+)
 
 
 def _when(at_us: int | None) -> datetime | None:
@@ -92,6 +97,8 @@ async def _carry_out(mover: "Migrator", wanted: MigrationIn) -> None:
         await mover.retire(_name_in(wanted), wanted.if_epoch)
     elif command == "retry":
         await mover.retry()
+    elif command == "reconcile":
+        await mover.reconcile()
     elif command in PAUSES:
         await mover.pause(paused=PAUSES[command], if_epoch=wanted.if_epoch)
     else:
@@ -116,6 +123,9 @@ def migration_out(found: "Status") -> MigrationOut:
         bytes_per_second=now.pace.bytes_per_second,
         objects_per_second=now.pace.objects_per_second,
         unaware=list(found.unaware),
+        failures=[
+            MigrationFailure(each.key.hex(), each.attempts, each.error) for each in found.failures
+        ],
     )
     if counts is not None:
         told.packs, told.size = counts.packs, counts.size

@@ -227,7 +227,7 @@ class MigrationIn(msgspec.Struct, forbid_unknown_fields=True):
 
     command: str
     """`start`, `pause`, `resume`, `throttle`, `dual`, `cutover`, `rollback`, `detach`, `retire`,
-    `abort`, `end` or `retry`."""
+    `abort`, `end`, `retry` or `reconcile`."""
     store: str | None = None
     """Its name: of the store to move to, or of the one to retire."""
     level: str = "V2"
@@ -238,6 +238,14 @@ class MigrationIn(msgspec.Struct, forbid_unknown_fields=True):
     """For `start` and `throttle`: how fast all servers together may copy; null: unlimited."""
     objects_per_second: int | None = None
     """The same in packs."""
+
+
+class MigrationFailure(msgspec.Struct):
+    """A pack that could not be copied."""
+
+    pack: str
+    attempts: int
+    error: str
 
 
 class MigrationOut(msgspec.Struct):
@@ -259,6 +267,8 @@ class MigrationOut(msgspec.Struct):
     objects_per_second: int | None = None
     unaware: list[str] = []
     """Servers that run and were not told where the target is."""
+    failures: list[MigrationFailure] = []
+    """The first thousand of those that failed."""
 
 
 class Limits(msgspec.Struct):
