@@ -436,15 +436,18 @@ class Stream(ABC):
         workers = self.ingest.workers
         cuts = await to_thread.run_sync(self.cutter.cut, block, limiter=workers)
         more, tell = self.listed(cuts)
+        size = sum(len(cut.data) for cut in cuts)  # the block's tail goes with the next one
         await self.ahead.acquire()
-        tasks.start_soon(self._store, block, [*cuts, *more], tell)
+        tasks.start_soon(self._store, block, [*cuts, *more], size, tell)
 
-    async def _store(self, block: Block, cuts: list[Cut], tell: Callable[[Placed], None]) -> None:
+    async def _store(
+        self, block: Block, cuts: list[Cut], size: int, tell: Callable[[Placed], None]
+    ) -> None:
         charge, kept = block.charge, block.charge.size
         self.held.discard(charge)
         charge.on_release = partial(self.buffers.give, block.buffer)
         placed = await self.ingest.store(self.user, cuts, charge, self.compressible)
-        placed.when_recorded(partial(self.progress, block.size))
+        placed.when_recorded(partial(self.progress, size))
         tell(placed)
         if charge.size < kept:  # what is stored is copies: the block can be used again at once
             charge.let_go()
