@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -531,7 +531,7 @@ async def test_what_is_needed_and_in_no_index_is_kept(tmp_path: Path) -> None:
             await put(vault, f"/{name}", random_bytes(10_000, name))
         await vault.objects.put(f"{PACK_PREFIX}{digest_of(b'x').hex()}", b"x")
         before, packs = await state_of(vault), await packs_of(vault)
-        with sqlite3.connect(folder / "catalog.db") as rows:
+        with closing(sqlite3.connect(folder / "catalog.db", isolation_level=None)) as rows:
             rows.execute("DELETE FROM chunks WHERE pack = (SELECT MIN(id) FROM packs)")
             rows.execute("DELETE FROM packs WHERE id = (SELECT MIN(id) FROM packs)")
         report = await collect(vault)
