@@ -866,6 +866,7 @@ async def test_what_a_scrub_found_is_kept_though_it_is_killed() -> None:
         assert kept.ended_us is None
         [finding] = json.loads(kept.findings)
         assert finding["problem"].startswith(key)
+    await inner.aclose()
 
 
 # Rewriting by many
@@ -979,6 +980,7 @@ async def test_who_was_paused_does_not_go_on_as_the_next(monkeypatch: pytest.Mon
             catalog.go_on.set()
         assert [each.complete for each in await vault.catalog.collections()] == [True, False]
         await assert_rewritten(vault)
+    await inner.aclose()
 
 
 # Upkeep
