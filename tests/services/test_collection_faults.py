@@ -12,7 +12,6 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from datetime import timedelta
-from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -22,23 +21,20 @@ from tests.batch_child import open_catalog
 from tests.collect_child import AT_ONCE, furnish, opened
 from tests.faults import (
     Effects,
-    MemoryTree,
     State,
     add_user,
     assert_sound,
-    at,
     open_memory_vault,
     quick_folder,
-    random_bytes,
     state_of,
 )
 from tests.postgres import Postgres
+from tests.services.test_collector import sparse_vault
 
 from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.sql import collections as programs
 from vaultfs.adapters.wrappers.around import StoreAround
 from vaultfs.adapters.wrappers.counting import Effect
-from vaultfs.domain import collection
 from vaultfs.domain.collection import LEASE_US
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.services.collector import Options
@@ -209,7 +205,6 @@ def _child(where: str, objects: Path, number: int, *rest: str) -> subprocess.Com
 async def test_processes_share_what_is_to_be_rewritten_and_one_is_killed(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collection, "FULL", 45_000)  # five times four packs
     monkeypatch.setattr(programs, "REWRITE_US", 1_000_000)
     helped: list[str] = []
 
@@ -222,13 +217,7 @@ async def test_processes_share_what_is_to_be_rewritten_and_one_is_killed(
     with quick_folder() as folder, place(folder) as (where, _):
         armed, objects = False, await _made(where, folder)
         async with opened(where, objects, effect) as vault:
-            for tree in range(20):
-                files = {f"f{n}": random_bytes(10_000, f"{tree}-{n}") for n in range(4)}
-                await vault.transfer.put(vault.user, MemoryTree(files), at(f"/{tree}"))
-            for tree, number in product(range(20), range(3)):
-                await vault.files.delete(vault.user, at(f"/{tree}/f{number}"))
-            for node, _ in await vault.files.trash(vault.user, OWNER):
-                await vault.files.purge(vault.user, OWNER, node.id)
+            await sparse_vault(vault, monkeypatch)  # five times four packs
             before, armed = await state_of(vault), True
             report = await vault.collector().run(Options(only_repack=True))
             assert helped == ["", "12"]  # one of the groups was its own, one that of the dead

@@ -190,12 +190,10 @@ def count_needed(marks: AnyMarks, rows: Sequence[ChunkRow], needed: dict[int, in
     counted: list[int] = []
     for digest, _, pack, size in marks.needed(rows):
         if digest != last:
-            last, counted = digest, [pack]
-        elif pack in counted:
-            continue
-        else:
+            last, counted = digest, []
+        if pack not in counted:
             counted.append(pack)
-        needed[pack] = needed.get(pack, 0) + HEADER_SIZE + size
+            needed[pack] = needed.get(pack, 0) + HEADER_SIZE + size
 
 
 @frozen

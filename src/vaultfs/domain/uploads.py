@@ -100,6 +100,11 @@ class Upload(NamedTuple):
         """Whether all bytes have come."""
         return self.offset == self.size
 
+    @property
+    def joinable(self) -> bool:
+        """Whether it is a part that is finished."""
+        return self.path is None and self.state is UploadState.FINISHED
+
 
 def holder_of(user: UserId) -> str:
     """What holds the pins of chunks that a user was promised without a session."""
@@ -177,7 +182,7 @@ def abort(upload: Upload, now_us: int) -> Upload:
     """
     if upload.state is UploadState.ABORTED:
         return upload
-    if upload.state is not UploadState.FINISHED or upload.path is not None:
+    if not upload.joinable:
         must_be_open(upload, now_us)
     return upload._replace(state=UploadState.ABORTED, touched_us=now_us, tail=0)
 

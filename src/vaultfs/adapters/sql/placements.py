@@ -112,15 +112,14 @@ def claim(
     if placement is None:
         return []
     [(begun,)] = yield Run(SINCE, (since(store),))
-    stale, begins = now - steps.CLAIM_US, [0, after] if after else [0]
-    after = begins.pop()
+    stale, from_start = now - steps.CLAIM_US, not after
     claimed: list[steps.Claimed] = []
     while len(claimed) < limit:
         rows = yield Run(CANDIDATES, (store, steps.MOST_ATTEMPTS, stale, limit, after))
         if not rows:
-            if claimed or not begins:
+            if claimed or from_start:
                 break
-            after = begins.pop()
+            after, from_start = 0, True
         for number, key, size, crc32c in rows:
             after = number
             if len(claimed) < limit and (yield Run(CLAIM, (number, store, now, stale))):

@@ -35,7 +35,7 @@ from vaultfs.domain.collection import (
     plan,
 )
 from vaultfs.domain.digests import Digest, digest_from_hex
-from vaultfs.domain.errors import Busy, Conflict, Corrupt, Doomed, Fenced, InvalidField, Unsupported
+from vaultfs.domain.errors import Busy, Conflict, Doomed, Fenced, InvalidField
 from vaultfs.domain.manifests import Manifest, unpack_entries
 from vaultfs.domain.nodes import UserId, micros
 from vaultfs.domain.operations import RecordPack
@@ -50,11 +50,11 @@ from vaultfs.domain.packs import (
 )
 from vaultfs.domain.services.budget import Use
 from vaultfs.domain.services.packer import PACK_PREFIX, Packer, Stored, pack_key
-from vaultfs.domain.services.reader import Reader
+from vaultfs.domain.services.reader import UNREADABLE, Reader
 from vaultfs.domain.services.tables import read_table
 from vaultfs.ports.catalog import Catalog, Naming
 from vaultfs.ports.clock import Clock
-from vaultfs.ports.objects import IntegrityError, ObjectInfo, ObjectNotFound, ObjectStore
+from vaultfs.ports.objects import ObjectInfo, ObjectNotFound, ObjectStore
 from vaultfs.ports.progress import Progress, no_progress
 
 PASSES: Final = 4
@@ -441,7 +441,7 @@ class _Run:
         """What a pack holds: as it says, or else as the index does."""
         try:
             table = await read_table(self.of.objects, pack_key(pack.key), pack.size)
-        except (Corrupt, Unsupported, IntegrityError, ObjectNotFound):
+        except UNREADABLE:
             found = await self.of.catalog.chunks_of([pack.key])
             return tuple(digest for digest, _ in found)
         return tuple(entry.digest for entry in table)
@@ -485,7 +485,7 @@ class _Run:
         """Whether a pack that no row names has a chunk that is needed, and nowhere else."""
         try:
             table = await read_table(self.of.objects, info.key, info.size)
-        except (Corrupt, Unsupported, IntegrityError, ObjectNotFound):
+        except UNREADABLE:
             return False
         for owner in marks.owners:
             needed = [entry.digest for entry in table if marks.has(owner, entry.digest)]
@@ -609,7 +609,7 @@ class _Run:
             table = await read_table(self.of.objects, pack_key(pack.key), pack.size)
             entries = [entry for entry in table if entry.digest in wanted]
             await to_thread.run_sync(_check, data, entries, limiter=self.of.workers)
-        except (Corrupt, Unsupported, IntegrityError, ObjectNotFound) as error:
+        except UNREADABLE as error:
             self.done.problems.append(f"{pack_key(pack.key)} was not rewritten: {error}")
             return
         made.take(pack.number, data, entries)

@@ -119,25 +119,25 @@ class Migrator:
         await self._step(steps.Propose(source, target, level, pace))
         return await self.follow(Command.START)
 
-    async def _see_that_it_is_apart(self, *names: str) -> None:
-        """Raises `InvalidField` if the second store is the first one, or in what that would empty.
+    async def _see_that_it_is_apart(self, source: str, target: str) -> None:
+        """Raises `InvalidField` if the target is the source, or in what of it is emptied later.
 
         Addresses do not tell: folders have many names, and so have servers. Linear in the number
         of packs: a listing.
         """
-        source, target = map(self.stores.store, names)
+        old, new = self.stores.store(source), self.stores.store(target)
         key = f"probe/{self.clock.new_id()}"
-        await target.put(key, b"apart")
+        await new.put(key, b"apart")
         try:
             for prefix in ("probe/", *EMPTIED):
-                async with aclosing(source.list(prefix)) as found:
+                async with aclosing(old.list(prefix)) as found:
                     async for info in found:
                         if info.key == key:
-                            raise InvalidField(f"{names[1]} is where everything is")
+                            raise InvalidField(f"{target} is where everything is")
                         if info.key.endswith(f"/{key}"):
-                            raise InvalidField(f"{names[1]} is within {names[0]}")
+                            raise InvalidField(f"{target} is within {source}")
         finally:
-            await target.delete(key)
+            await new.delete(key)
 
     async def _see_room(self, store: ObjectStore) -> None:
         """Raises `OutOfSpace` if it can be told that everything does not fit in."""

@@ -10,7 +10,7 @@ complete.
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -153,11 +153,8 @@ class Reader:
         self, user: UserId, named: Sequence[Entry], level: int
     ) -> dict[Digest, tuple[Entry, ...]]:
         """The same of several pages, which are read at once: memory is the caller's business."""
-        places = await self.catalog.locate(user, [digest for digest, _ in named])
         sizes = dict(named)
-        for digest in sizes:
-            if digest not in places:
-                raise _lost(digest)
+        places = await self._places(user, list(sizes))
         found: dict[Digest, tuple[Entry, ...]] = {}
 
         async def read(fetch: Fetch) -> None:
@@ -192,11 +189,16 @@ class Reader:
 
     async def plan(self, user: UserId, wanted: Sequence[Wanted]) -> list[Fetch]:
         """Where to read `wanted`. Raises `DamagedContent` for a chunk the vault lost."""
-        places = await self.catalog.locate(user, [chunk.digest for chunk in wanted])
-        for chunk in wanted:
-            if chunk.digest not in places:
-                raise _lost(chunk.digest)
+        places = await self._places(user, [chunk.digest for chunk in wanted])
         return plan_fetches([(chunk, places[chunk.digest]) for chunk in wanted])
+
+    async def _places(self, user: UserId, digests: Sequence[Digest]) -> Mapping[Digest, Location]:
+        """Where all of `digests` are. Raises `DamagedContent` for one that the vault lost."""
+        places = await self.catalog.locate(user, digests)
+        for digest in digests:
+            if digest not in places:
+                raise _lost(digest)
+        return places
 
     async def fetch(self, user: UserId, fetch: Fetch, take: Take | None = None) -> list[Buffer]:
         """What `take` makes of a fetch; by default its pieces, verified.

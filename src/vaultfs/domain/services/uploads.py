@@ -451,7 +451,7 @@ class Uploads:
         """
         parts = [await self.open(caller, number) for number in numbers]
         for part in parts:
-            if part.path is not None or part.state is not UploadState.FINISHED:
+            if not part.joinable:
                 raise Conflict(f"upload {part.id} is no part that is finished")
         size = sum(part.offset for part in parts)
         upload = await self.create(caller, purpose, size=size, files=files)

@@ -51,12 +51,17 @@ class _Made(UserDict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         found = self.data[name]
         if isinstance(found, str):
-            part = typer.Typer(**_LOOKS)
-            part.callback()(lambda: None)
-            import_module(f"{__name__}.{found}").add_to(part)
-            command: Any = get_command(part)
-            self.data.update(command.commands)
+            self.data.update(commands_of(found))
         return self.data[name]
+
+
+def commands_of(module: str) -> dict[str, Any]:
+    """The commands that a module of this package adds, by name."""
+    part = typer.Typer(**_LOOKS)
+    part.callback()(lambda: None)  # or one command alone would be no group
+    import_module(f"{__name__}.{module}").add_to(part)
+    group: Any = get_command(part)
+    return dict(group.commands)
 
 
 _LOOKS: Final[dict[str, Any]] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
