@@ -1,6 +1,8 @@
 """The planner: two trees that were in step and were changed are led to one, and nothing is lost."""
 
+from collections.abc import Callable, Mapping
 from random import Random
+from typing import TypeVar
 
 import pytest
 from attrs import define, field
@@ -11,6 +13,7 @@ from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import NodeId, VersionId
 from vaultfs.domain.syncplan import Action, Agreed, Here, Plan, Step, There, aside, plan
 
+T = TypeVar("T")
 NAMES = [("a",), ("b",), ("d", "a"), ("d", "b"), ("d", "e", "c"), ("x",)]
 
 
@@ -82,12 +85,27 @@ class World:
             for path, content in self.here.items()
         }
         moved = {each.node for each in self.there.values()}
-        return plan(
-            here,
-            self.there,
-            self.agreed,
-            lambda agreed, _: agreed.node in self.gone or agreed.node in moved,
-        )
+
+        def deleted(agreed: Agreed, _: Path) -> bool:
+            return agreed.node in self.gone or agreed.node in moved
+
+        found = plan(here, self.there, self.agreed, deleted)
+        assert found == self.short_plan(here, deleted)
+        return found
+
+    def short_plan(self, here: dict[Path, Here], deleted: Callable[[Agreed, Path], bool]) -> Plan:
+        """The same, from what is not settled."""
+        settled = {
+            path
+            for path, each in self.agreed.items()
+            if path in here and not here[path].edited and self.there.get(path) == There(*each)
+        }
+
+        def left(side: Mapping[Path, T]) -> dict[Path, T]:
+            return {path: each for path, each in side.items() if path not in settled}
+
+        names = {"/".join(path) for path in settled}
+        return plan(left(here), left(self.there), left(self.agreed), deleted, names)
 
     def settle(self, path: Path) -> None:
         there = self.there[path]
@@ -217,6 +235,8 @@ def test_names_that_are_one_elsewhere_are_refused_where_they_are_made() -> None:
     found = plan(here, {("Readme",): there}, {("Readme",): agreed}, never)
     assert [problem.path for problem in found.problems] == [("README",), ("é",)]
     assert [step.path for step in found.steps] == [("e\u0301",)]
+    del here["Readme",]
+    assert plan(here, {}, {}, never, {"Readme"}) == found
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from vaultfs.adapters.syncstate import InStep
 from vaultfs.domain.errors import InvalidField, InvalidName, IsAFolder, VaultError
 from vaultfs.domain.names import Path as VaultPath
 from vaultfs.domain.nodes import Node
-from vaultfs.domain.syncplan import Step, There
+from vaultfs.domain.syncplan import Step
 from vaultfs.entrypoints.pulling import Pulled
 from vaultfs.entrypoints.sdk import Vault
 from vaultfs.entrypoints.surface import Surface
@@ -250,13 +250,13 @@ async def test_the_feed_tells_what_a_listing_would(
     listed: list[bool] = []
     there, all_of_it = Syncing.there, Syncing.list_files
 
-    async def checked(self: Syncing) -> dict[VaultPath, There]:
+    async def checked(self: Syncing) -> dict[str, tuple[int, int]]:
         listed.clear()
-        nodes = await there(self)
-        assert nodes == await all_of_it(self)
-        return nodes
+        files = await there(self)
+        assert files == await all_of_it(self)
+        return files
 
-    async def noted(self: Syncing) -> dict[VaultPath, There]:
+    async def noted(self: Syncing) -> dict[str, tuple[int, int]]:
         listed.append(True)
         return await all_of_it(self)
 
@@ -449,9 +449,9 @@ async def test_what_is_written_after_it_was_looked_at_is_an_edit(
 ) -> None:
     scan = SyncFolder.scan
 
-    def late(self: SyncFolder, known: Mapping[str, InStep]) -> Scan:
+    def late(self: SyncFolder, known: Mapping[str, InStep], asked: set[str]) -> Scan:
         monkeypatch.setattr(SyncFolder, "scan", scan)
-        found = scan(self, known)
+        found = scan(self, known, asked)
         (self.top / name).write_bytes(b"newer, and mine")
         return found
 

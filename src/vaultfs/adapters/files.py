@@ -74,10 +74,11 @@ def translated(what: object) -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
-        raise _translate(what, error) from error
+        raise translate(what, error) from error
 
 
-def _translate(what: object, error: OSError) -> VaultError:
+def translate(what: object, error: OSError) -> VaultError:
+    """What the port promises to raise for what the operating system raised."""
     match error:
         case FileNotFoundError():
             return NotFound(f"{what} is not there (any more)")
@@ -275,7 +276,7 @@ class LocalSource(SourceTree):
         except VaultError as error:
             return error
         except OSError as error:
-            return _translate(name, error)
+            return translate(name, error)
 
     @asynccontextmanager
     async def open(self, item: Item) -> AsyncGenerator[FileSource, None]:

@@ -3,20 +3,29 @@
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path as FilePath
 from typing import Final, NamedTuple
 
 from attrs import define
 from pathspec import GitIgnoreSpec
 
-from vaultfs.adapters.files import digest_of_file, identity, is_temporary, open_regular, translated
+from vaultfs.adapters.files import (
+    digest_of_file,
+    identity,
+    is_temporary,
+    open_regular,
+    translate,
+    translated,
+)
 from vaultfs.adapters.syncstate import FOLDER, InStep
 from vaultfs.domain.errors import InvalidField, SourceChanged, VaultError
 from vaultfs.domain.names import Path, check_path
 
 IGNORED: Final = ".vaultignore"
+_name: Final = attrgetter("name")
 STALE: Final = 3600.0
 """Seconds after which a file under way, which nobody writes to, was left by a crash."""
 
@@ -34,6 +43,10 @@ class Scan(NamedTuple):
     """What is in the folder, and what is there but is not looked at: it is not gone."""
 
     files: dict[Path, Found]
+    settled: set[str]
+    """Names of files that look as they did when they were in step, and nobody asked about."""
+    seen: int
+    """The folder's fingerprint, as it was when the files were looked at."""
     skipped: list[tuple[str, str]]
     """What is no file that can be, or cannot be read, and why."""
     ignored: Callable[[str], bool]
@@ -60,77 +73,85 @@ class SyncFolder:
 
     top: FilePath
 
-    def scan(self, known: Mapping[str, InStep]) -> Scan:
+    def scan(self, known: Mapping[str, InStep], asked: Container[str] = ()) -> Scan:
         """All files, each hashed unless it looks as it did when it was in step.
 
+        Of those that do, only the names are told, but for those that are `asked` about.
         `.vaultfs`, what `.vaultignore` names (as `.gitignore` does) and files under way are
         passed over; links and what is no file are skipped, and so is what cannot be read.
         """
         ignored = self._patterns()
         files: dict[Path, Found] = {}
+        settled: set[str] = set()
         skipped: list[tuple[str, str]] = []
-        for path, entry in self._walk((), ignored, skipped):
+        seen = 0
+        for name, entry in self._walk("", ignored, skipped):
+            was = known.get(name)
             try:
-                found = self.found(path, entry, known.get("/".join(path)))
-                check_path(path)
+                status = entry.stat(follow_symlinks=False)
+                seen = _mixed(seen, name, status)
+                if was is None or name in asked or not _as_it_was(was, status):
+                    path = check_path(tuple(name.split("/")))
+                    files[path] = self.found(path, status, was)
+                else:
+                    settled.add(name)
+            except OSError as error:
+                skipped.append((name, translate(entry.path, error).message))
             except VaultError as error:
-                skipped.append(("/".join(path), error.message))
-            else:
-                files[path] = found
-        return Scan(files, skipped, ignored)
+                skipped.append((name, error.message))
+        return Scan(files, settled, seen, skipped, ignored)
 
     def fingerprint(self) -> int:
         """What is another number as soon as a file of the folder is another one."""
-        seen: list[tuple[Path, int, int, int]] = []
-        for path, entry in self._walk((), self._patterns(), []):
+        seen = 0
+        for name, entry in self._walk("", self._patterns(), []):
             with suppress(OSError):
-                status = entry.stat(follow_symlinks=False)
-                seen.append((path, status.st_size, status.st_mtime_ns, status.st_ino))
-        return hash(tuple(seen))
+                seen = _mixed(seen, name, entry.stat(follow_symlinks=False))
+        return seen
 
     def _patterns(self) -> Callable[[str], bool]:
         file = self.top / IGNORED
         lines: list[str] = []
         with translated(file), suppress(FileNotFoundError):
             lines = os.fsdecode(file.read_bytes()).splitlines()
+        if not any(map(str.strip, lines)):
+            return _nothing
         try:
             return GitIgnoreSpec.from_lines(lines).match_file
         except ValueError as error:
             raise InvalidField(f"{file}: {error}") from error
 
     def _walk(
-        self, above: Path, ignored: Callable[[str], bool], skipped: list[tuple[str, str]]
-    ) -> Iterator[tuple[Path, "os.DirEntry[str]"]]:
+        self, above: str, ignored: Callable[[str], bool], skipped: list[tuple[str, str]]
+    ) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+        """Files and their names, below the folder `above`, which is "" or ends with a slash."""
         try:
-            with translated(self.top.joinpath(*above)):
-                entries = sorted(os.scandir(self.top.joinpath(*above)), key=lambda each: each.name)
+            with translated(self.top / above), os.scandir(self.top / above) as found:
+                entries = sorted(found, key=_name)
         except VaultError as error:
             if not above:
                 raise
-            skipped.append(("/".join(above), error.message))
+            skipped.append((above[:-1], error.message))
             return
         for entry in entries:
-            path = (*above, entry.name)
+            name = above + entry.name
             if _is_own(entry.name):
                 if entry.name != FOLDER:
                     _sweep(entry)
-                continue
-            folder = entry.is_dir(follow_symlinks=False)
-            if ignored("/".join(path) + ("/" if folder else "")):
-                continue
-            if folder:
-                yield from self._walk(path, ignored, skipped)
+            elif entry.is_dir(follow_symlinks=False):
+                if not ignored(f"{name}/"):
+                    yield from self._walk(f"{name}/", ignored, skipped)
+            elif ignored(name):
+                pass
             elif entry.is_file(follow_symlinks=False):
-                yield path, entry
+                yield name, entry
             else:
                 kind = "a link: links are not stored" if entry.is_symlink() else "no file"
-                skipped.append(("/".join(path), kind))
+                skipped.append((name, kind))
 
-    def found(self, path: Path, entry: "os.DirEntry[str]", known: InStep | None) -> Found:
-        """A file, hashed unless it looks as it did when it was in step."""
-        with translated(entry.path):
-            status = entry.stat(follow_symlinks=False)
-        if known is not None and known.content and known.is_as_it_was(status):
+    def found(self, path: Path, status: os.stat_result, known: InStep | None) -> Found:
+        """A file that looks like `status`, hashed unless it did when it was in step."""
+        if known is not None and _as_it_was(known, status):
             return Found(status, False, known.content)
         return self._read(path, known)
 
@@ -190,9 +211,23 @@ class SyncFolder:
                 folder = folder[:-1]
 
 
+def _as_it_was(known: InStep, status: os.stat_result) -> bool:
+    """Whether a file, whose content is known, looks as it did when it was in step."""
+    return bool(known.content) and known.is_as_it_was(status)
+
+
+def _mixed(seen: int, name: str, status: os.stat_result) -> int:
+    return hash((seen, name, status.st_size, status.st_mtime_ns, status.st_ino))
+
+
+def _nothing(_name: str) -> bool:
+    """What is ignored where there are no patterns."""
+    return False
+
+
 def _is_own(name: str) -> bool:
     """Whether it is a name of what is kept beside the files, or of a file under way."""
-    return name == FOLDER or is_temporary(name)
+    return name.startswith(FOLDER) and (name == FOLDER or is_temporary(name))
 
 
 def _sweep(entry: "os.DirEntry[str]") -> None:

@@ -79,12 +79,13 @@ class SyncState:
         rows = self._run(f"SELECT {_COLUMNS} FROM files WHERE name = ?", (name,))
         return InStep._make(rows[0]) if rows else None
 
-    def all(self) -> dict[str, InStep]:
-        """What is known of all files, by their names."""
+    def all(self, vault: str, above: str) -> dict[str, InStep]:
+        """What is known of all files that have their names in the folder `above` of a vault."""
         if not self._file.exists():
             return {}
-        rows = self._run(f"SELECT name, {_COLUMNS} FROM files", ())
-        return {str(row[0]): InStep._make(row[1:]) for row in rows}
+        which = "vault = ? AND path = ? || name"
+        rows = self._run(f"SELECT name, {_COLUMNS} FROM files WHERE {which}", (vault, f"{above}/"))
+        return {row[0]: InStep._make(row[1:]) for row in rows}
 
     def forget(self, name: str) -> None:
         """Know nothing of the file any more."""

@@ -11,7 +11,7 @@ The steps are values; whoever carries them out does so in their order, and may s
 any of them: planning again from what is there then leads on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -108,15 +108,18 @@ def plan(
     there: Mapping[Path, There],
     agreed: Mapping[Path, Agreed],
     deleted: Callable[[Agreed, Path], bool],
+    settled: Collection[str] = (),
 ) -> Plan:
     """The steps that bring `here` and `there` in step.
 
-    `deleted` tells whether the vault says of a file that it was deleted, or moved away.
+    `deleted` tells whether the vault says of a file that it was deleted, or moved away. Files
+    that both sides have as it was agreed may be left out of the three: `settled` has their
+    names then, as `a/b`. Most files are, and what is looked up by name costs little.
     """
     steps: list[Step] = []
     moved_there = _moved_there(here, there, agreed)
     moved_here = _moved_here(here, there, agreed, moved_there)
-    problems = list(_clashes(here, there, agreed, moved_here))
+    problems = _clashes(here, there, agreed, moved_here, settled)
     refused = {problem.path for problem in problems}
     taken = {*moved_there.values(), *moved_here.values()}
     for path in sorted(here.keys() | there.keys() | agreed.keys()):
@@ -138,7 +141,7 @@ def plan(
         tuple(problems),
         sum(path not in here for path in agreed if path not in taken),
         sum(path not in there for path in agreed if path not in taken),
-        len(agreed),
+        len(agreed) + len(settled),
     )
 
 
@@ -237,16 +240,20 @@ def _clashes(
     there: Mapping[Path, There],
     agreed: Mapping[Path, Agreed],
     moved_here: Mapping[Path, Path],
+    settled: Collection[str],
 ) -> list[Problem]:
     """New files here whose names differ from others only in case, or in how accents are written:
     somewhere both would be one file. What was given such a name stands nowhere else.
     """
-    names: dict[tuple[str, ...], Path] = {_folded(path): path for path in (*agreed, *there)}
+    new = sorted(path for path in here if path not in agreed and path not in there)
+    if not new:
+        return []
+    others = (*(tuple(name.split("/")) for name in settled), *agreed, *there)
+    names: dict[tuple[str, ...], Path] = {_folded(path): path for path in others}
     found: list[Problem] = []
-    for path in sorted(here):
+    for path in new:
         other = names.setdefault(_folded(path), path)
-        known = path in agreed or path in there or moved_here.get(path) == other
-        if other != path and not known:
+        if other != path and moved_here.get(path) != other:
             shown = "/".join(other)
             found.append(
                 Problem(path, f"elsewhere it would be the same file as {shown}: rename it")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path as LocalPath
 from typing import TYPE_CHECKING, Final
 
@@ -110,9 +111,9 @@ class Syncing:
     state: SyncState = field(init=False)
     files: SyncFolder = field(init=False)
     seen: int = 0
-    """The folder's fingerprint before the last look."""
+    """The folder's fingerprint at the last look."""
     _nodes: dict[Path, There] = field(factory=dict[Path, There])
-    _scan: Scan = field(factory=lambda: Scan({}, [], str.isspace))
+    _scan: Scan = field(factory=lambda: Scan({}, set(), 0, [], str.isspace))
     _tombstones: set[str] = field(factory=set[str])
     """Paths of the vault that it says were deleted, and ids of nodes."""
     _cursor: str = ""
@@ -128,25 +129,42 @@ class Syncing:
         self.state, self.files = SyncState(self.folder), SyncFolder(self.folder)
 
     async def look(self) -> Plan:
-        """What is to be done. Raises `Conflict` if the folder is in step with another."""
+        """What is to be done. Raises `Conflict` if the folder is in step with another.
+
+        Most files of a large folder are as they were on both sides. They stay names, and only
+        of the others more is made.
+        """
         self._check_root()
-        known = await self._known()
+        known = await to_thread.run_sync(self.state.all, self.vault.place, self._at(()))
         cursor = await self._read_feed(anew=not known)
-        names = {"/".join(path): each for path, each in known.items()}
-        self.seen = await to_thread.run_sync(self.files.fingerprint)
-        self._scan = await to_thread.run_sync(self.files.scan, names)
-        nodes = await self.there()
-        over = self._scan.passed_over((*nodes, *known))
-        self._nodes = {path: each for path, each in nodes.items() if path not in over}
-        known = {path: each for path, each in known.items() if path not in over}
+        remote = await self.there()
+        changed = {name for name, each in known.items() if remote.get(name) != _at_last(each)}
+        self._scan = await to_thread.run_sync(self.files.scan, known, changed)
+        self.seen = self._scan.seen
+        settled = self._scan.settled
+        noted = {_path(name): each for name, each in known.items() if name not in settled}
+        there = {_path(name): name for name in remote if name not in settled}
+        over = self._scan.passed_over((*there, *noted))
+        self._nodes = {
+            path: _there(remote[name]) for path, name in there.items() if path not in over
+        }
+        noted = {path: each for path, each in noted.items() if path not in over}
         here = {path: Here(found.edited, found.content) for path, found in self._files.items()}
-        await self._compare(here, known)
+        await self._compare(here, noted)
         agreed = {
             path: Agreed(NodeId(each.node), VersionId(each.version), each.content)
-            for path, each in known.items()
+            for path, each in noted.items()
         }
-        moved = {each.node for each in self._nodes.values()}
-        found = plan(here, self._nodes, agreed, lambda each, path: self._gone(each, path, moved))
+
+        @cache
+        def nodes() -> set[int]:
+            return {each.node for each in self._nodes.values()} | {remote[n][0] for n in settled}
+
+        found = plan(
+            *(here, self._nodes, agreed),
+            lambda each, path: self._gone(each, path, nodes()),
+            settled,
+        )
         self._cursor = cursor
         return found
 
@@ -167,16 +185,6 @@ class Syncing:
             self.state.take_note("root", root)
         elif noted != root:
             raise Conflict(f"{self.folder} is in step with {noted}: name that, or another folder")
-
-    async def _known(self) -> dict[Path, InStep]:
-        """What is noted of files of this folder and that one."""
-        rows = await to_thread.run_sync(self.state.all)
-        paths = {parse_path("/" + name): each for name, each in rows.items()}
-        return {
-            path: each
-            for path, each in paths.items()
-            if (each.vault, each.path) == (self.vault.place, self._at(path))
-        }
 
     async def _read_feed(self, *, anew: bool) -> str:
         """Learn what was deleted since the last run; the cursor behind it.
@@ -209,53 +217,52 @@ class Syncing:
             if not news.entries:
                 return cursor
 
-    def _gone(self, agreed: Agreed, path: Path, moved: set[NodeId]) -> bool:
+    def _gone(self, agreed: Agreed, path: Path, nodes: set[int]) -> bool:
         """Whether the vault says that a file was deleted, or moved away."""
-        if agreed.node in moved or str(agreed.node) in self._tombstones:
+        if agreed.node in nodes or str(agreed.node) in self._tombstones:
             return True
         names = (*parse_path(self.path), *path)
         return any(
             format_path(names[:depth]) in self._tombstones for depth in range(1, len(names) + 1)
         )
 
-    async def there(self) -> dict[Path, There]:
-        """The files below the folder there: what they were, and what the feed has told since.
+    async def there(self) -> dict[str, tuple[int, int]]:
+        """Node and version of the files below the folder there, by their names: what they were,
+        and what the feed has told since.
 
         They are listed where the feed does not say enough: at first, and when a folder was
         moved, copied, deleted or restored.
         """
         self._before = await to_thread.run_sync(self.state.remote)
-        nodes: dict[Path, There] | None = None
+        files: dict[str, tuple[int, int]] | None = None
         if self._before is not None and self._news is not None:
-            nodes = self._applied(self._before, self._news)
-        if nodes is None:
-            nodes = await self.list_files()
+            files = self._applied(self._before, self._news)
+        if files is None:
+            files = await self.list_files()
         if self._before is not None and any(each.kind in _LEAVING for each in self._news or ()):
             were = {node for node, _ in self._before.values()} | {e.node for e in self._news or ()}
-            self._tombstones |= {str(node) for node in were - {e.node for e in nodes.values()}}
-        self._remote = {"/".join(path): (each.node, each.version) for path, each in nodes.items()}
-        return nodes
+            self._tombstones |= {str(node) for node in were - {node for node, _ in files.values()}}
+        self._remote = files
+        return files
 
     def _applied(
         self, before: Mapping[str, tuple[int, int]], news: Sequence[ChangeOf]
-    ) -> dict[Path, There] | None:
+    ) -> dict[str, tuple[int, int]] | None:
         """The files there after `news`; None if it is about folders."""
         news = [each for each in news if each.kind in _CHANGING]
         if any(each.version is None for each in news):
             return None
-        nodes = {
-            tuple(name.split("/")): There(NodeId(node), VersionId(version), b"")
-            for name, (node, version) in before.items()
-        }
-        where = {each.node: path for path, each in nodes.items()}
+        files = dict(before)
+        where = {node: name for name, (node, _) in before.items()} if news else {}
         for each in news:
             old = where.pop(each.node, None)
-            if old is not None and nodes[old].node == each.node:
-                del nodes[old]
+            if old is not None and files[old][0] == each.node:
+                del files[old]
             path = None if each.path is None else self._inside(parse_path(each.path))
             if each.kind != "delete" and path and each.version is not None:
-                nodes[path], where[each.node] = There(each.node, each.version, b""), path
-        return nodes
+                name = "/".join(path)
+                files[name], where[each.node] = (each.node, each.version), name
+        return files
 
     def _inside(self, path: Path) -> Path | None:
         """A path of the vault as one below the folder; None if it is not below it."""
@@ -263,9 +270,9 @@ class Syncing:
         keys = tuple(map(key_of, path[: len(top)]))
         return path[len(top) :] if keys == tuple(map(key_of, top)) else None
 
-    async def list_files(self) -> dict[Path, There]:
-        """The files below the folder there, which is made if it is not."""
-        found: dict[Path, There] = {}
+    async def list_files(self) -> dict[str, tuple[int, int]]:
+        """The files below the folder there, as `there` gives them; it is made if it is not."""
+        found: dict[str, tuple[int, int]] = {}
         folders: list[Path] = [()]
         try:
             await self.vault.stat(self.path)
@@ -281,7 +288,7 @@ class Syncing:
                 if node.is_folder:
                     folders.append(where)
                 elif node.version is not None:
-                    found[where] = There(node.id, node.version, b"")
+                    found["/".join(where)] = (node.id, node.version)
         return found
 
     async def _compare(self, here: Mapping[Path, Here], known: Mapping[Path, InStep]) -> None:
@@ -507,6 +514,19 @@ class Syncing:
                 *(seen.st_mtime_ns, there.node, content),
             )
             self.state.set("/".join(path), row)
+
+
+def _path(name: str) -> Path:
+    return tuple(name.split("/"))
+
+
+def _there(row: tuple[int, int]) -> There:
+    return There(NodeId(row[0]), VersionId(row[1]), b"")
+
+
+def _at_last(known: InStep) -> tuple[int, int]:
+    """What a file there was when it was in step: its node and version."""
+    return known.node, known.version
 
 
 def this_device() -> str:
