@@ -25,11 +25,10 @@ from vaultfs.domain.nodes import (
     micros,
 )
 from vaultfs.domain.retention import Retention
-from vaultfs.domain.services.recovery import Usage
 from vaultfs.entrypoints.cli.errors import error_code
 from vaultfs.entrypoints.http import wire
-from vaultfs.entrypoints.http.problems import ERROR_HEADER, Problem
-from vaultfs.ports.catalog import CatalogStats, Trashed
+from vaultfs.entrypoints.http.wire import ERROR_HEADER, Problem
+from vaultfs.ports.catalog import CatalogStats, Trashed, Usage
 
 LONGEST_WAIT: Final = 30.0
 """Seconds."""

@@ -45,7 +45,6 @@ from vaultfs.domain.nodes import (
     VersionId,
 )
 from vaultfs.domain.retention import Retention
-from vaultfs.domain.services.recovery import Usage
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import Report
 from vaultfs.entrypoints.answers import (
@@ -65,7 +64,7 @@ from vaultfs.entrypoints.credentials import check_address, find_token
 from vaultfs.entrypoints.fileobjects import Loop
 from vaultfs.entrypoints.http import wire
 from vaultfs.entrypoints.surface import Content, Stored, Surface
-from vaultfs.ports.catalog import Trashed
+from vaultfs.ports.catalog import Trashed, Usage
 from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Item, Source
 

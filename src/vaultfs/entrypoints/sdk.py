@@ -32,7 +32,7 @@ from vaultfs.domain.nodes import (
     Version,
 )
 from vaultfs.domain.retention import Retention
-from vaultfs.domain.services.recovery import Backup, Rebuilt, Usage
+from vaultfs.domain.services.recovery import Backup, Rebuilt
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import Report
 from vaultfs.entrypoints.embedded import EmbeddedLook
@@ -42,6 +42,7 @@ from vaultfs.entrypoints.settings import read_settings
 from vaultfs.entrypoints.surface import Content, Stored, Surface
 from vaultfs.entrypoints.vault import Vault as OpenVault
 from vaultfs.entrypoints.vault import init_vault, open_vault
+from vaultfs.ports.catalog import Usage
 from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Source
 

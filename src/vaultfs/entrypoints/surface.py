@@ -27,12 +27,12 @@ from vaultfs.domain.nodes import (
 )
 from vaultfs.domain.retention import Retention
 from vaultfs.entrypoints.look import Look
+from vaultfs.ports.catalog import Usage
 from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Item, Source
 
 if TYPE_CHECKING:
     from vaultfs.domain.access import Role
-    from vaultfs.domain.services.recovery import Usage
     from vaultfs.domain.services.transfer import Report
     from vaultfs.entrypoints.batching import BatchBuilder, BatchMode, Op
     from vaultfs.entrypoints.changes import Changes

@@ -227,6 +227,19 @@ class CatalogStats:
     """Bytes of packs that nothing needs, until the grace period is over."""
 
 
+@frozen
+class Usage:
+    """What a vault holds; bytes unless said otherwise."""
+
+    catalog: CatalogStats
+    live: int
+    """Stored bytes of chunks that some version needs, headers included."""
+    unreferenced: int
+    """Bytes of packs that no version needs: purged contents and interrupted puts."""
+    damaged: int = 0
+    """Versions whose chunks are not all known, because a part of their manifest is lost."""
+
+
 class Reindexing(ABC):
     """A chunk index under construction; nobody sees it before it is finished."""
 

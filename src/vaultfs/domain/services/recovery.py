@@ -38,7 +38,7 @@ from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.tables import read_table
 from vaultfs.domain.services.walk import PageWalk, every_version
-from vaultfs.ports.catalog import Catalog, CatalogStats, Reindexing
+from vaultfs.ports.catalog import Catalog, Reindexing, Usage
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.objects import IntegrityError, ObjectInfo, ObjectNotFound, ObjectStore, Span
 from vaultfs.ports.progress import Progress, no_progress
@@ -77,19 +77,6 @@ class Rebuilt:
     versions: int
     problems: tuple[str, ...]
     """Packs and manifests that could not be read whole."""
-
-
-@frozen
-class Usage:
-    """What a vault holds; bytes unless said otherwise."""
-
-    catalog: CatalogStats
-    live: int
-    """Stored bytes of chunks that some version needs, headers included."""
-    unreferenced: int
-    """Bytes of packs that no version needs: purged contents and interrupted puts."""
-    damaged: int = 0
-    """Versions whose chunks are not all known, because a part of their manifest is lost."""
 
 
 @define(eq=False)

@@ -26,7 +26,8 @@ from vaultfs.entrypoints.cli.session import (
 if TYPE_CHECKING:
     from vaultfs.domain.integrity import Findings
     from vaultfs.domain.retention import Retention
-    from vaultfs.domain.services.recovery import Backup, Usage
+    from vaultfs.domain.services.recovery import Backup
+    from vaultfs.ports.catalog import Usage
 
 
 def add_to(app: typer.Typer) -> None:

@@ -13,8 +13,8 @@ from vaultfs.domain.errors import InvalidField
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.batching import BatchFailed, failed, parse_batch, report_of
 from vaultfs.entrypoints.http.calls import WITH_LOCK, Call, Parameter, Route
-from vaultfs.entrypoints.http.problems import Problem, answer, phrase_of
-from vaultfs.entrypoints.http.wire import BatchIn, BatchOut, BatchSummary, ResultOut
+from vaultfs.entrypoints.http.problems import answer, phrase_of
+from vaultfs.entrypoints.http.wire import BatchIn, BatchOut, BatchSummary, Problem, ResultOut
 
 OPERATIONS_PER_UNIT: Final = 10
 """A batch counts as one request, and one more for so many operations."""

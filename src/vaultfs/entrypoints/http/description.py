@@ -10,7 +10,8 @@ import msgspec
 from vaultfs._version import __version__
 from vaultfs.domain.deltacodec import MEDIA_TYPE as DELTA
 from vaultfs.entrypoints.http.calls import WITH_LOCK, Parameter, Route
-from vaultfs.entrypoints.http.problems import Problem, phrase_of
+from vaultfs.entrypoints.http.problems import phrase_of
+from vaultfs.entrypoints.http.wire import Problem
 
 EXAMPLES: Final[dict[str, list[dict[str, Any]]]] = msgspec.json.decode(
     (Path(__file__).parent / "examples.json").read_bytes()

@@ -15,31 +15,11 @@ from vaultfs.entrypoints.http.statuses import (
     link_out,
     status_of,
 )
+from vaultfs.entrypoints.http.wire import ERROR_HEADER, Problem
 from vaultfs.ports.objects import StoreError, Throttled
 
 PRIVATE: Final = (StoreError, errors.CatalogUnavailable, errors.NotAVault, errors.Corrupt)
 """What these say names folders and objects of the server: it goes into the log alone."""
-
-ERROR_HEADER: Final = "Vaultfs-Error"
-"""The code of a problem, for answers to HEAD, which have no body."""
-
-
-class Problem(msgspec.Struct, omit_defaults=True):
-    """An error, as `application/problem+json` (RFC 9457)."""
-
-    title: str
-    status: int
-    detail: str
-    code: str
-    """For programs: `not_found`, `version_mismatch`, ..."""
-    request_id: str
-    type: str = "about:blank"
-    errors: list[dict[str, str]] = []
-    """What is wrong with which part of the request: `pointer` and `code`."""
-    holders: list[dict[str, str]] = []
-    """Of a lock in the way: which `owner` holds it, or waits for it, in which `mode`."""
-    circle: list[dict[str, str]] = []
-    """Of a deadlock: each `owner` waits for the `path` in `mode`, which `holder` has."""
 
 
 def problem_of(error: Exception, request_id: str) -> Problem:

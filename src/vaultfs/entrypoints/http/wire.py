@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -12,6 +12,27 @@ from vaultfs.domain.services.feed import Seen
 from vaultfs.domain.tokens import Scope, Token
 from vaultfs.domain.uploads import Upload
 from vaultfs.ports.catalog import Audited, Granted, Trashed
+
+ERROR_HEADER: Final = "Vaultfs-Error"
+"""The code of a problem, for answers to HEAD, which have no body."""
+
+
+class Problem(msgspec.Struct, omit_defaults=True):
+    """An error, as `application/problem+json` (RFC 9457)."""
+
+    title: str
+    status: int
+    detail: str
+    code: str
+    """For programs: `not_found`, `version_mismatch`, ..."""
+    request_id: str
+    type: str = "about:blank"
+    errors: list[dict[str, str]] = []
+    """What is wrong with which part of the request: `pointer` and `code`."""
+    holders: list[dict[str, str]] = []
+    """Of a lock in the way: which `owner` holds it, or waits for it, in which `mode`."""
+    circle: list[dict[str, str]] = []
+    """Of a deadlock: each `owner` waits for the `path` in `mode`, which `holder` has."""
 
 
 class NodeOut(msgspec.Struct):
