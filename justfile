@@ -55,11 +55,11 @@ fmt:
     {{bin}}/ruff check --fix --quiet || true
     {{bin}}/ruff format
 
-# kill -9 at every effect of put, move, delete, rebuild, batches, collections and migrations.
+# kill -9 at every effect of put, move, delete, rebuild, requests, batches, collections, migrations.
 crash *ARGS:
     VAULTFS_CRASH_ALL=1 {{bin}}/python -m pytest tests/services/test_crashes.py \
         tests/services/test_batch_faults.py tests/services/test_collection_faults.py \
-        tests/services/test_migration_faults.py {{ARGS}}
+        tests/services/test_migration_faults.py tests/entrypoints/test_http_crashes.py {{ARGS}}
 
 # Batches of four processes that overlap, on both databases: some minutes.
 overlap ROUNDS="2000" *ARGS:

@@ -333,6 +333,12 @@ class CountingCatalog(CatalogAround):
         self._effect(f"after catalog apply {kinds[:80]}")
         return outcomes
 
+    async def batch(self, batch: Batch) -> BatchOutcome:
+        self._effect("before catalog batch")
+        outcome = await super().batch(batch)
+        self._effect("after catalog batch")
+        return outcome
+
     async def collect(self, step: CollectStep, actor: UserId, at_us: int) -> int:
         kind = type(step).__name__
         self._effect(f"before catalog collect {kind}")
