@@ -3,8 +3,8 @@
     units of two manifests -> copies and gaps -> bytes of a gap, old and new -> steps -> blocks
 
 Pages that both manifests have are not read. Of the contents only the gaps are, on both
-sides, a bounded stretch at a time; one stretch is worked on at a time in a process, so
-that memory is bounded however many ask.
+sides, a bounded stretch at a time. One stretch is worked on at a time in a process, and
+one block encoded beside it, so that memory is bounded however many ask.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -65,6 +65,7 @@ class Differ:
     reader: Reader
     workers: anyio.CapacityLimiter
     working: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(1))
+    encoding: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(1))
 
     async def steps(self, user: UserId, base: Manifest, target: Manifest) -> Delta:
         """The first round: what of the target's chunks and pages the base has."""
@@ -106,24 +107,34 @@ class Differ:
         open are literals. Raises `DamagedContent`, and `StoreError`.
         """
         making, stretches = _Making(), _stretches(coarse, known=base is not None)
+        full: _Making | None = None  # one that is to be encoded while the next is made
         gaps = iter([stretch for stretch in stretches if isinstance(stretch, Gap)])
         ahead = await self._read_ahead(user, base, target, next(gaps, None))
         for stretch in stretches:
             if making.full(stretch):
-                yield await self._encoded(making)
-                making = _Making()
+                if full is not None:
+                    yield await self._encoded(full)
+                full, making = making, _Making()
             if isinstance(stretch, Copy):
                 making.parts.append(stretch)
                 continue
             assert ahead is not None
             old, new = ahead
             ahead = None
+            encoding = None if full is None else _Later(partial(self._encoded, full))
             async with task_group() as tasks:  # what comes next is read meanwhile
                 reading = _Later(partial(self._read_ahead, user, base, target, next(gaps, None)))
                 tasks.start_soon(reading.run)
+                if encoding is not None:
+                    tasks.start_soon(encoding.run)
                 async with self.working:
                     await to_thread.run_sync(making.add, stretch, old, new, limiter=self.workers)
             ahead = reading.result
+            if encoding is not None:
+                yield encoding.result
+                full = None
+        if full is not None:
+            yield await self._encoded(full)
         yield await self._encoded(making)
 
     async def between_images(
@@ -160,7 +171,7 @@ class Differ:
         return old.result, new.result
 
     async def _encoded(self, making: "_Making") -> tuple[bytes, list[Step]]:
-        async with self.working:
+        async with self.encoding:
             data = await to_thread.run_sync(making.encode, limiter=self.workers)
         return data, making.steps
 
