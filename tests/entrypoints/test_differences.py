@@ -1,5 +1,6 @@
 """A file as the difference to what is on a server, in both directions, whatever goes wrong."""
 
+import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from tests.domain.test_zipimages import zipped
+from tests.domain.test_zipimages import words, zipped
 from tests.entrypoints.test_client import served
 from tests.faults import MIB, random_bytes
 from tests.services.test_deltas import CHANGED, DOCUMENT, sparse
@@ -18,16 +19,20 @@ from vaultfs.domain import deltacodec, zipimages
 from vaultfs.domain.deltacodec import Block, Header, encode_block, write_end, write_header
 from vaultfs.domain.deltas import Copy
 from vaultfs.domain.digests import digest_of
+from vaultfs.domain.errors import Unsupported
 from vaultfs.domain.nodes import Version
 from vaultfs.domain.services import rebuilding
-from vaultfs.domain.signatures import read_units, write_units
+from vaultfs.domain.signatures import read_pieces, read_units, write_pieces, write_units
 from vaultfs.entrypoints import pushing
 from vaultfs.entrypoints.calling import Calls
 from vaultfs.entrypoints.client import RemoteVault
+from vaultfs.entrypoints.local_contents import LocalFile
 from vaultfs.entrypoints.pulling import Pull
 
 OLD = random_bytes(300_000, "pulling")
 NEW = sparse(OLD)
+DOS_TIME, DOS_LATER = ((3 << 11 | 4 << 5 | 3, 44 << 9 | 1 << 5 | day) for day in (2, 9))
+"""Of the members that `zipped` makes, and a week later."""
 
 
 @pytest.fixture
@@ -73,12 +78,12 @@ async def test_where_zlib_packs_otherwise_the_whole_file_comes(
         whole = b"".join(deflated(content, code))
         yield whole[:-1] + bytes([whole[-1] ^ 1]) if same_size else whole + b"\0"
 
-    def here(image: bytes, codes: bytes, size: int) -> bytes:
+    def here(image: bytes, codes: bytes, size: int, tired: zipimages.Tired) -> bytes:
         """As the receiver does it; the server has the zlib that it had."""
         calls.append(local.read_bytes())
         with monkeypatch.context() as patched:
             patched.setattr(zipimages, "deflated", otherwise)
-            return closed(image, codes, size)
+            return closed(image, codes, size, tired)
 
     monkeypatch.setattr(rebuilding, "closed", here)
     done = await remote.pull("/f", local, base=first.id)
@@ -158,17 +163,26 @@ async def test_no_more_is_written_than_the_version_has(
 # To the server
 
 
-LIES: dict[str, Callable[[bytes], bytes]] = {
-    "too little": lambda data: data[: len(data) // 24 * 12],
-    "nothing": lambda _: b"",
-    "cut short": lambda data: data[:-1],
-    "empty pieces": lambda data: bytes(len(data)),
-    "longer pieces": lambda data: write_units((d, n + 9) for d, n in read_units(data)),
-    "pieces of others": lambda data: write_units((d, n) for d, n in read_units(data)[::-1]),
+Units = list[tuple[bytes, int]]
+LIES: dict[str, Callable[[Units], Units]] = {
+    "too little": lambda units: units[: len(units) // 2],
+    "nothing": lambda _: [],
+    "empty pieces": lambda units: [(bytes(len(digest)), 0) for digest, _ in units],
+    "longer pieces": lambda units: [(digest, length + 9) for digest, length in units],
+    "pieces of others": lambda units: units[::-1],
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
+def lied(lie: str, way: str, data: bytes) -> bytes:
+    """What somebody who lies tells instead of a signature."""
+    if lie == "cut short":
+        return data[:-1]
+    if way in {"POST", "ranges"}:
+        return write_pieces(LIES[lie](read_pieces(data)))
+    return write_units(LIES[lie](read_units(data)))
+
+
+@pytest.mark.parametrize("lie", [*LIES, "cut short"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_whatever_a_signature_says_the_file_arrives(
     remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch, lie: str, method: str
@@ -181,7 +195,7 @@ async def test_whatever_a_signature_says_the_file_arrives(
     async def lying(self: Calls, way: str, url: Any, **more: Any) -> Any:
         answer = await ask(self, way, url, **more)
         if way == method and "/signatures/" in str(url):
-            return evolve(answer, data=LIES[lie](answer.data))
+            return evolve(answer, data=lied(lie, way, answer.data))
         return answer
 
     monkeypatch.setattr(Calls, "ask", lying)
@@ -196,14 +210,14 @@ async def test_what_is_long_is_not_held(
     first = await pulled(remote, local, OLD)
     new = OLD[:-1000] + random_bytes(6 * MIB, "more")
     local.write_bytes(new)
-    read, most = pushing.Difference.read, 0
+    read, most = LocalFile.read, 0
 
-    async def counted(self: pushing.Difference, start: int, stop: int) -> bytes:
+    async def counted(self: LocalFile, start: int, stop: int) -> bytes:
         nonlocal most
         most = max(most, stop - start)
         return await read(self, start, stop)
 
-    monkeypatch.setattr(pushing.Difference, "read", counted)
+    monkeypatch.setattr(LocalFile, "read", counted)
     monkeypatch.setattr(pushing, "ASKED", MIB)
     monkeypatch.setattr(pushing, "STRETCH", MIB)
     monkeypatch.setattr(pushing, "MOST", 2 * MIB)
@@ -228,3 +242,96 @@ async def test_no_block_has_more_steps_than_one_can_have(
     done = await remote.push("/f", local, base=first.id)
     assert await remote.get("/f") == new
     assert done.travelled < len(new) // 4
+
+
+# Zip files to the server, laid open
+
+
+async def test_a_sentence_more_in_a_document_is_what_travels(
+    remote: RemoteVault, local: Path
+) -> None:
+    old, new = zipped(DOCUMENT), zipped(CHANGED)
+    first = await pulled(remote, local, old)
+    local.write_bytes(new)
+    done = await remote.push("/f", local, base=first.id)
+    assert await remote.get("/f") == new
+    assert done.travelled < 6000
+    assert len(new) > 150_000
+
+
+async def test_members_whose_headers_alone_are_new_do_not_travel(
+    remote: RemoteVault, local: Path
+) -> None:
+    """As in a release of a package: every file has another time, and few another content."""
+    contents = {f"package/module_{n}.py": words(n, 3000) for n in range(60)}
+    old, new = zipped(contents), zipped({**contents, "package/module_7.py": words(700, 3000)})
+    later = new.replace(struct.pack("<HH", *DOS_TIME), struct.pack("<HH", *DOS_LATER))
+    assert later != new
+    first = await pulled(remote, local, old)
+    local.write_bytes(later)
+    done = await remote.push("/f", local, base=first.id)
+    assert await remote.get("/f") == later
+    assert done.travelled < len(later) // 4
+
+
+@pytest.mark.parametrize("where", ["members", "image", "ranges", "deltas"])
+@pytest.mark.parametrize("lie", [*LIES, "cut short"])
+async def test_whatever_is_said_of_an_image_the_file_arrives(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch, lie: str, where: str
+) -> None:
+    old, new = zipped(DOCUMENT), zipped(CHANGED)
+    first = await pulled(remote, local, old)
+    local.write_bytes(new)
+    ask = Calls.ask
+
+    async def lying(self: Calls, way: str, url: Any, **more: Any) -> Any:
+        body = more.get("data") or b""
+        if where == "deltas" and "/deltas/" in str(url):
+            raise Unsupported("others have zip files made just now: send the whole file")
+        answer = await ask(self, way, url, **more)
+        asked = "/signatures/" in str(url) and {
+            "members": "members=true" in str(url),
+            "image": b"codes" in body and b"ranges" not in body,
+            "ranges": b"ranges" in body,
+        }.get(where)
+        return evolve(answer, data=lied(lie, where, answer.data)) if asked else answer
+
+    monkeypatch.setattr(Calls, "ask", lying)
+    done = await remote.push("/f", local, base=first.id)
+    assert done.changed == 1
+    assert await remote.get("/f") == new
+
+
+@pytest.mark.parametrize("same_size", [False, True])
+async def test_where_the_servers_zlib_packs_otherwise_the_whole_file_goes(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch, *, same_size: bool
+) -> None:
+    old, new = zipped(DOCUMENT), zipped(CHANGED)
+    first = await pulled(remote, local, old)
+    local.write_bytes(new)
+    closed, calls = zipimages.closed, 0
+
+    def otherwise(image: bytes, codes: bytes, size: int, tired: zipimages.Tired) -> bytes:
+        nonlocal calls
+        calls += 1
+        whole = closed(image, codes, size, tired)
+        return whole[:-1] + b"?" if same_size else whole + b"?"
+
+    monkeypatch.setattr(rebuilding, "closed", otherwise)
+    done = await remote.push("/f", local, base=first.id)
+    assert calls == 1
+    assert await remote.get("/f") == new
+    assert done.travelled > len(new) // 2
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_document_that_is_none_is_compared_as_it_is(
+    remote: RemoteVault, local: Path, which: int
+) -> None:
+    pair = [OLD, NEW]
+    pair[which] = zipimages.MAGIC + pair[which][4:]
+    first = await pulled(remote, local, pair[0])
+    local.write_bytes(pair[1])
+    done = await remote.push("/f", local, base=first.id)
+    assert await remote.get("/f") == pair[1]
+    assert done.travelled < len(OLD) // 2

@@ -1,20 +1,27 @@
 """RFC 3229 over HTTP: who asks for a delta gets one, or the file, and is told why."""
 
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from itertools import pairwise
 
 import httpx
 import pytest
+from tests.domain.test_zipimages import zipped
 from tests.entrypoints.http_calls import Client, open_api
 from tests.faults import random_bytes
-from tests.services.test_deltas import rebuilt, sparse
+from tests.services.test_deltas import CHANGED, DOCUMENT, rebuilt, sparse
 
 from vaultfs.domain.deltacodec import MEDIA_TYPE
 from vaultfs.domain.digests import digest_of
+from vaultfs.domain.errors import DamagedContent
 from vaultfs.domain.names import Address
 from vaultfs.domain.operations import Prune
-from vaultfs.domain.signatures import pieces_of, read_units
+from vaultfs.domain.services import differ
+from vaultfs.domain.services.rebuilding import is_between_images
+from vaultfs.domain.signatures import pieces_of, read_pieces, read_units
 from vaultfs.domain.tokens import Scope
+from vaultfs.domain.zipimages import codes_of, image_units, opened, packed_units
+from vaultfs.entrypoints.http import app, deltas
 
 OLD = random_bytes(400_000, "http delta")
 NEW = sparse(OLD)
@@ -146,7 +153,7 @@ async def delta_of(api: Client, old: bytes, new: bytes) -> bytes:
     return answer.content
 
 
-async def send(api: Client, data: bytes, **headers: str) -> httpx.Response:
+async def send(api: Client, data: bytes | AsyncIterator[bytes], **headers: str) -> httpx.Response:
     named = {name.replace("_", "-"): text for name, text in headers.items()}
     return await api("POST", "/v1/deltas/me/f", content=data, headers=named)
 
@@ -199,7 +206,7 @@ async def test_signatures(api: Client) -> None:
     assert answer.headers["vaultfs-size"] == str(len(OLD))
     ranges = {"ranges": [[0, 5000], [100_000, 200_000]]}
     finer = await api("POST", "/v1/signatures/me/f", json=ranges, headers={"If-Match": one})
-    assert read_units(finer.content) == [*pieces_of(OLD[:5000]), *pieces_of(OLD[100_000:200_000])]
+    assert read_pieces(finer.content) == [*pieces_of(OLD[:5000]), *pieces_of(OLD[100_000:200_000])]
     for wrong in ([[5, 5]], [[0, 9], [5, 20]], [[0, len(OLD) + 1]], [[-1, 4]]):
         answer = await api("POST", "/v1/signatures/me/f", json={"ranges": wrong})
         assert answer.json()["code"] == "invalid_field"
@@ -207,3 +214,111 @@ async def test_signatures(api: Client) -> None:
     assert stale.status_code == 412
     bob = await api.new_user("bob")
     assert (await api("GET", "/v1/signatures/me/f", token=bob)).status_code == 404
+
+
+# Between images of zip files
+
+ONE, OTHER = zipped(DOCUMENT), zipped(CHANGED)
+
+
+async def test_signatures_of_a_zip_file_laid_open(api: Client) -> None:
+    await put(api, ONE)
+    url = "/v1/signatures/me/f"
+    members = await api("GET", f"{url}?members=true")
+    assert read_units(members.content) == packed_units(ONE)
+    codes = codes_of(ONE, OTHER)
+    assert codes is not None
+    asked = {"codes": b64encode(codes[0]).decode()}
+    image = opened(ONE, codes[0])
+    whole = await api("POST", url, json=asked)
+    assert read_units(whole.content) == image_units(image, codes[0], len(ONE))
+    assert whole.headers["vaultfs-image-size"] == str(len(image))
+    assert whole.headers["vaultfs-image-digest"] == f"blake3={digest_of(image).hex()}"
+    end = len(image)
+    finer = await api("POST", url, json={**asked, "ranges": [[5, 3000], [end - 900, end]]})
+    pieces = [*pieces_of(image[5:3000]), *pieces_of(image[end - 900 :])]
+    assert read_pieces(finer.content) == pieces
+    for wrong in (
+        {"codes": b64encode(codes[0] + b"\6").decode()},
+        {"codes": b64encode(bytes([99] * len(codes[0]))).decode()},
+        {**asked, "ranges": [[0, end + 1]]},
+        {**asked, "ranges": [[9, 5]]},
+        {"codes": "no base64"},
+    ):
+        assert (await api("POST", url, json=wrong)).json()["code"] == "invalid_field"
+    await put(api, OLD)
+    for answer in (await api("GET", f"{url}?members=true"), await api("POST", url, json=asked)):
+        assert answer.json()["code"] == "invalid_field"
+    assert (await api("GET", f"{url}?members=true&version=1")).content == members.content
+    bob = await api.new_user("bob")
+    for method, more in (("GET", None), ("POST", asked)):
+        answer = await api(method, f"{url}?members=true", json=more, token=bob)
+        assert answer.status_code == 404
+
+
+async def test_a_delta_between_images_becomes_a_version(api: Client) -> None:
+    data = await delta_of(api, ONE, OTHER)
+    assert is_between_images(data)
+    [one] = await put(api, ONE)
+    answer = await send(api, data, If_Match=one)
+    assert answer.status_code == 200
+    assert (await api("GET", URL)).content == OTHER
+    assert (await send(api, data, If_Match=one)).status_code == 412
+
+
+async def test_nothing_becomes_of_a_delta_between_images_that_is_wrong(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = await delta_of(api, ONE, OTHER)
+    [one] = await put(api, ONE)
+    for place in range(0, len(data), 7):
+        flipped = bytearray(data)
+        flipped[place] ^= 1
+        answer = await send(api, bytes(flipped), If_Match=one)
+        assert answer.json()["code"] in {"invalid_field", "version_mismatch", "unsupported"}
+        cut = await send(api, data[:place], If_Match=one)
+        assert cut.json()["code"] == "invalid_field"
+    monkeypatch.setattr(deltas, "WORK", -1.0)
+    tired = await send(api, data, If_Match=one)
+    assert "too long" in tired.json()["detail"]
+    monkeypatch.undo()
+    monkeypatch.setattr(deltas, "MOST_IMAGES", len(data) - 1)
+    assert (await send(api, data, If_Match=one)).status_code == 413
+    monkeypatch.undo()
+    assert (await api("GET", URL)).content == ONE
+    assert (await send(api, data, If_Match=one)).status_code == 200, "nobody has a place any more"
+
+
+async def test_who_finds_no_place_is_to_send_the_whole_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app, "IMAGES", 0)
+    async with open_api() as api:
+        data = await delta_of(api, ONE, OTHER)
+        [one] = await put(api, ONE)
+        refused = await send(api, data, If_Match=one)
+        assert (refused.status_code, refused.json()["code"]) == (501, "unsupported")
+
+
+async def test_a_large_zip_file_is_not_laid_open(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(differ, "MAX_ZIP", len(ONE) - 1)
+    await put(api, ONE)
+    answer = await api("GET", "/v1/signatures/me/f?members=true")
+    assert answer.json()["code"] == "invalid_field"
+
+
+@pytest.mark.parametrize("pair", [(OLD, NEW), (ONE, OTHER)])
+async def test_a_base_that_is_damaged_is_not_the_clients_fault(
+    api: Client, monkeypatch: pytest.MonkeyPatch, pair: tuple[bytes, bytes]
+) -> None:
+    data = await delta_of(api, *pair)
+    [one] = await put(api, pair[0])
+
+    async def damaged(*_: object) -> bytes:
+        raise DamagedContent("a chunk is damaged", digest=bytes(32))
+
+    monkeypatch.setattr(deltas.VaultBase, "read", damaged)
+    answer = await send(api, data, If_Match=one)
+    assert (answer.status_code, answer.json()["code"]) == (500, "damaged_content")

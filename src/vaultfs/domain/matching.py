@@ -76,10 +76,11 @@ def match_units(
     return steps, at
 
 
-def gaps_of(steps: Iterable[Step], base: int) -> list[Gap]:
+def gaps_of(steps: Iterable[Step], base: int, context: int = CONTEXT) -> list[Gap]:
     """The literals of joined steps, each with what stands between its neighbours in the base.
 
-    Where the neighbours do not follow each other there, it is what follows the first.
+    Where the neighbours do not follow each other there, it is what follows the first. In front
+    of it are up to `context` bytes where it is much less than the literal.
     """
     every = list(steps)
     gaps: list[Gap] = []
@@ -92,8 +93,7 @@ def gaps_of(steps: Iterable[Step], base: int) -> list[Gap]:
             stop = after.at if isinstance(after, Copy) else base
             if not pointer <= stop <= pointer + 4 * step.length + CONTEXT:
                 stop = min(base, pointer + 2 * step.length)
-            context = min(CONTEXT, 16 * step.length + 256)
-            start = min(pointer, max(0, stop - context))
+            start = min(pointer, max(0, stop - min(context, 16 * step.length + 256)))
             gaps.append(Gap(at, at + step.length, start, stop))
         at += step.length
     return gaps

@@ -15,10 +15,13 @@ from vaultfs.domain.digests import Buffer, digest_of
 from vaultfs.domain.errors import Corrupt
 
 SHORT: Final = 8
-"""Bytes of a digest that are told."""
+"""Bytes of a chunk's digest that are told."""
+SHORTER: Final = 5
+"""And of a piece's: with its length, some 48 bits."""
 PIECES: Final = Chunking(0, 128, 512, 4096)
 """How ranges are cut; no manifest names it."""
 _UNIT = struct.Struct(f"<I{SHORT}s")
+_PIECE = struct.Struct(f"<H{SHORTER}s")
 
 Unit = tuple[bytes, int]
 """A short digest, and the length of what has it."""
@@ -38,4 +41,16 @@ def read_units(data: Buffer) -> list[Unit]:
 
 def pieces_of(data: bytes) -> Sequence[Unit]:
     """The pieces of a range. CPU work."""
-    return [(digest_of(piece)[:SHORT], len(piece)) for piece in Chunker(PIECES).pieces(data)]
+    return [(digest_of(piece)[:SHORTER], len(piece)) for piece in Chunker(PIECES).pieces(data)]
+
+
+def write_pieces(pieces: Iterable[Unit]) -> bytes:
+    """Pieces as they travel, 7 bytes each: there are many, and they are short."""
+    return b"".join(_PIECE.pack(length, digest) for digest, length in pieces)
+
+
+def read_pieces(data: Buffer) -> list[Unit]:
+    """The opposite. Raises `Corrupt`."""
+    if len(data) % _PIECE.size:
+        raise Corrupt("a signature is cut short")
+    return [(digest, length) for length, digest in _PIECE.iter_unpack(data)]

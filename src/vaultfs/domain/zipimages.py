@@ -15,11 +15,14 @@ Only whole, small files are taken: both sides hold a file and its image in memor
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
+from vaultfs.domain.chunks import Chunker
 from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import Corrupt
+from vaultfs.domain.signatures import SHORT, Unit
 
 MAGIC: Final = b"PK\x03\x04"
 MAX_ZIP: Final = 16 << 20
@@ -45,6 +48,15 @@ _END: Final = struct.Struct("<4s4H2IH")
 _ENTRY: Final = struct.Struct("<4s6H3I5H2I")
 _LOCAL: Final = struct.Struct("<26x2H")
 _DEFLATED, _ENCRYPTED = 8, 1
+
+
+Tired = Callable[[], bool]
+"""Whether to go on with what takes long."""
+
+
+def never() -> bool:
+    """For whoever has time."""
+    return False
 
 
 class Member(NamedTuple):
@@ -109,29 +121,50 @@ def codes_of(base: bytes, target: bytes) -> tuple[bytes, bytes] | None:
     Members that both have as they are stay closed. CPU work: packs what only the target has,
     once if zlib made it. Raises `Corrupt`.
     """
-    olds, news = _packed_members(base), _packed_members(target)
-    shared = {digest for digest, _, _ in olds} & {digest for digest, _, _ in news}
-    after = bytes(_target_codes([(data, m) for digest, m, data in news if digest not in shared]))
+    olds = _packed_members(base)
+    codes = codes_against([unit for unit, _, _ in olds], target)
+    if codes is None or _is_much([member for _, member, _ in olds], codes[0]):
+        return None
+    return codes
+
+
+def packed_units(data: bytes) -> list[Unit]:
+    """The members of a zip file as they are packed, in order. CPU work. Raises `Corrupt`."""
+    return [unit for unit, _, _ in _packed_members(data)]
+
+
+def codes_against(olds: Collection[Unit], target: bytes) -> tuple[bytes, bytes] | None:
+    """As `codes_of`, where of the base only its members are known, as `packed_units` has them.
+
+    Whether its image would be too large has to be seen by whoever has it.
+    """
+    news = _packed_members(target)
+    shared = {unit for unit, _, _ in news}.intersection(olds)
+    after = bytes(_target_codes([(data, m) for unit, m, data in news if unit not in shared]))
     left = iter(after)
-    target_codes = bytes(CLOSED if digest in shared else next(left) for digest, _, _ in news)
-    base_codes = bytes(CLOSED if digest in shared else _LEVELS[0] for digest, _, _ in olds)
+    target_codes = bytes(CLOSED if unit in shared else next(left) for unit, _, _ in news)
+    base_codes = bytes(CLOSED if unit in shared else _LEVELS[0] for unit in olds)
     if not any(target_codes) or not any(base_codes):
         return None
-    for some, codes in ((olds, base_codes), (news, target_codes)):
-        opened = sum(m.size for (_, m, _), code in zip(some, codes, strict=True) if code)
-        if opened + MAX_ZIP > MAX_IMAGE:
-            return None
+    if _is_much([member for _, member, _ in news], target_codes):
+        return None
     return base_codes, target_codes
 
 
-def _packed_members(data: bytes) -> list[tuple[bytes, Member, memoryview]]:
-    """The members of a file, with the digests of their packed bytes, and those."""
-    found: list[tuple[bytes, Member, memoryview]] = []
+def _is_much(some: Sequence[Member], codes: bytes) -> bool:
+    """Whether an image may be too large."""
+    opened = sum(member.size for member, code in zip(some, codes, strict=True) if code)
+    return opened + MAX_ZIP > MAX_IMAGE
+
+
+def _packed_members(data: bytes) -> list[tuple[Unit, Member, memoryview]]:
+    """The members of a file, with what their packed bytes are known by, and those."""
+    found: list[tuple[Unit, Member, memoryview]] = []
     view = memoryview(data)
     for member in members(data, len(data)):
         at = _data_at(data, member.at)
         packed = view[at : at + member.packed]
-        found.append((digest_of(packed), member, packed))
+        found.append(((digest_of(packed)[:SHORT], member.packed), member, packed))
     return found
 
 
@@ -213,11 +246,41 @@ def opened(data: bytes, codes: bytes) -> bytes:
     return b"".join(parts)
 
 
-def closed(image: bytes, codes: bytes, size: int) -> bytes:
+def image_units(image: bytes, codes: bytes, size: int) -> list[Unit]:
+    """The units of the image of a zip file of `size` bytes: each member has its own, and what
+    stands between two.
+
+    So what both of two images have is found, though all the headers say another time. CPU work.
+    Raises `Corrupt`.
+    """
+    chunker, units = Chunker(), list[Unit]()
+    for start, stop in pairwise([0, *_seams(image, codes, size), len(image)]):
+        pieces = chunker.pieces(image[start:stop])
+        units += ((digest_of(piece)[:SHORT], len(piece)) for piece in pieces)
+    return units
+
+
+def _seams(image: bytes, codes: bytes, size: int) -> Iterator[int]:
+    """Where in an image the bytes of members begin and end."""
+    at = place = 0
+    for member, code in zip(members(image, size), codes, strict=True):
+        header = place + member.at - at
+        if header < place:
+            raise Corrupt("members of a zip file overlap")
+        start = _data_at(image, header)
+        at, place = (
+            member.at + (start - header) + member.packed,
+            start + (member.size if code else member.packed),
+        )
+        yield start
+        yield place
+
+
+def closed(image: bytes, codes: bytes, size: int, tired: Tired = never) -> bytes:
     """The zip file of `size` bytes that has the image, packed as `codes` say.
 
-    CPU work. Raises `Corrupt`, also where this zlib packs otherwise than the one that was used
-    to find the codes.
+    CPU work: at the worst, minutes. Raises `Corrupt`, also where this zlib packs otherwise than
+    the one that was used to find the codes, and as soon as somebody is `tired` of it.
     """
     view, at, place = memoryview(image), 0, 0
     parts: list[memoryview | bytes] = []
@@ -227,7 +290,7 @@ def closed(image: bytes, codes: bytes, size: int) -> bytes:
             raise Corrupt("members of a zip file overlap")
         start = _data_at(image, header)
         content = view[start : start + member.size]
-        packed = b"".join(deflated(content, code))
+        packed = b"".join(_unless(tired, deflated(content, code)))
         if len(content) != member.size or len(packed) != member.packed:
             raise Corrupt("a member cannot be packed as it was: get the whole file")
         parts += [view[place:start], packed]
@@ -237,6 +300,13 @@ def closed(image: bytes, codes: bytes, size: int) -> bytes:
     if len(data) != size:
         raise Corrupt("a zip file that was made of its image has another size")
     return data
+
+
+def _unless(tired: Tired, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        if tired():
+            raise Corrupt("a zip file takes too long to be packed again: send the whole file")
+        yield piece
 
 
 def _open_members(end: bytes, size: int, codes: bytes) -> list[Member]:

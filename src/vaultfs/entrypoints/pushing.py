@@ -3,58 +3,65 @@
     signature of the version there -> copies and gaps -> finer signature of the gaps -> delta
 
 What the server has is known by short digests; it rebuilds the file and compares the whole.
+Of two zip files it is the images that are compared, with what differs laid open.
 """
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from anyio import to_thread
-from attrs import define, field
-from blake3 import blake3
+from attrs import define, evolve, field
 
-from vaultfs.domain.chunks import DEFAULT_CHUNKING, Chunker
 from vaultfs.domain.deltacodec import (
     MEDIA_TYPE,
     MOST_PARTS,
     Block,
     Header,
+    Images,
     Part,
+    ReadBase,
+    Region,
     encode_block,
+    prefix_ranges,
     write_end,
     write_header,
+    write_images,
 )
 from vaultfs.domain.deltas import Copy, Delta, Literal, delta_of
-from vaultfs.domain.digests import Digest
-from vaultfs.domain.errors import Corrupt, SourceChanged
+from vaultfs.domain.digests import Digest, digest_from_hex, digest_of
+from vaultfs.domain.errors import Corrupt, InvalidField, Unsupported
 from vaultfs.domain.matching import Gap, gaps_of, match_units
 from vaultfs.domain.nodes import Version
-from vaultfs.domain.services.ingest import cut_piece
-from vaultfs.domain.signatures import SHORT, Unit, pieces_of, read_units
+from vaultfs.domain.signatures import PIECES, Unit, pieces_of, read_pieces, read_units
+from vaultfs.domain.zipimages import MAGIC, MAX_ZIP, codes_against, opened
 from vaultfs.entrypoints.answers import conditions, origin_headers, version_of
+from vaultfs.entrypoints.local_contents import Here, LocalFile, LocalImage
 from vaultfs.entrypoints.surface import Stored
 from vaultfs.ports.progress import Progress
 
 if TYPE_CHECKING:
     from vaultfs.adapters.files import FileSource
     from vaultfs.domain.nodes import Preconditions
+    from vaultfs.entrypoints.calling import Answer
     from vaultfs.entrypoints.client import RemoteVault
     from vaultfs.ports.trees import Item
 
-READ: Final = 4 << 20
-"""Bytes that are read and cut with one hop to a thread."""
 STRETCH: Final = 8 << 20
 """Bytes of a gap that are worked on together, and of literals in a block."""
 SAMPLE: Final = 256 << 10
 """Bytes of it that are enough to find out whether it is worth asking for more."""
+NEAR: Final = 2 << 10
+"""Bytes on either side of a literal that it is compressed with."""
 ASKED: Final = 32 << 20
 """Bytes of the version there whose pieces are asked for with one request, and of a gap that are
 compared with them at a time.
 """
 MOST: Final = 64 << 20
 """Bytes of a delta; what is longer goes as an upload, which is not held in memory."""
+MOST_IMAGES: Final = 4 << 20
+"""Bytes of one between images: a server takes no longer ones."""
 
 
 @define(eq=False)
@@ -69,7 +76,6 @@ class Difference:
     progress: Progress
     sent: int = 0
     """Bytes of bodies, and of signatures."""
-    _whole: blake3 = field(factory=blake3)
 
     async def run(self) -> Stored | None:
         """Store it. None if a delta would be no use: then nothing was sent but a question.
@@ -84,14 +90,11 @@ class Difference:
         base = version_of(answer.headers)
         if base.digest is None:
             return None
-        there = read_units(answer.data)
-        here = await self._units()
-        steps, size = match_units(there, here)
-        coarse = delta_of(size, steps)
-        if size != base.size or not await self._promising(coarse, base):
-            return None
-        parts = await self._parts(coarse, base)
-        data = await self._encoded(base, base.digest, parts)
+        there, here = There(self, base), LocalFile(self.source, self.item)
+        data = await self._between_images(base, base.digest, there, here)
+        if data is None:
+            signed = Signed(read_units(answer.data), base.size, base.digest)
+            data = await Search(here, there).delta(signed)
         if data is None or len(data) >= self.item.size:
             return None
         url = self.vault.url("deltas", self.path)
@@ -101,52 +104,134 @@ class Difference:
         self.progress(self.item.size)
         return Stored(self.vault.node_of(stored), int(stored.headers.get("Vaultfs-Changed") != "0"))
 
-    async def _promising(self, coarse: Delta, base: Version) -> bool:
+    async def _between_images(
+        self, base: Version, digest: Digest, there: "There", here: "LocalFile"
+    ) -> bytes | None:
+        """The delta between images of two zip files; None if they are none, or gain nothing."""
+        if not len(MAGIC) <= self.item.size <= MAX_ZIP or base.size > MAX_ZIP:
+            return None
+        if await here.read(0, len(MAGIC)) != MAGIC:
+            return None
+        with suppress(Corrupt, InvalidField, Unsupported):
+            members = await there.members()
+            whole = await here.whole()
+            codes = await to_thread.run_sync(codes_against, members, whole)
+            if codes is None:
+                return None
+            laid_open = await to_thread.run_sync(opened, whole, codes[1])
+            image = LocalImage(laid_open, codes[1], len(whole))
+            there = evolve(there, codes=codes[0])
+            inner = await Search(image, there).delta(await there.image())
+            header = Header.of(base.size, digest, len(whole), digest_of(whole))
+            data = write_images(Images(header, *codes)) + (inner or b"")
+            return data if inner is not None and len(data) <= MOST_IMAGES else None
+        return None
+
+
+class Signed(NamedTuple):
+    """A content of which only its chunks are known."""
+
+    units: list[Unit]
+    size: int
+    digest: Digest
+
+
+@define(eq=False)
+class There:
+    """The version that a server has, or the image of it."""
+
+    asking: Difference
+    base: Version
+    codes: bytes | None = None
+    """How it is laid open."""
+
+    async def members(self) -> list[Unit]:
+        """Of the zip file that it is. Raises `InvalidField` if it is none."""
+        return read_units((await self._ask("GET", {"members": "true"})).data)
+
+    async def image(self) -> Signed:
+        """The image's chunks. Raises `Corrupt`, and `InvalidField` if there is no such image."""
+        answer = await self._ask("POST", {}, msgspec.json.encode({"codes": self.codes}))
+        try:
+            size = int(answer.headers["Vaultfs-Image-Size"])
+            vouched = answer.headers["Vaultfs-Image-Digest"].removeprefix("blake3=")
+            return Signed(read_units(answer.data), size, digest_from_hex(vouched))
+        except (KeyError, ValueError) as error:
+            raise Corrupt("a signature does not say of which image it is") from error
+
+    async def pieces(self, gaps: Sequence[Gap]) -> list[list[Unit]]:
+        """The pieces of each gap's stretch; none of what is too long, or would be one piece.
+
+        Raises `Corrupt`.
+        """
+        ranges = [
+            (gap.base_start, gap.base_stop if _holds_pieces(gap) else gap.base_start)
+            for gap in gaps
+        ]
+        asked = [each for each in ranges if 0 < each[1] - each[0] <= ASKED]
+        if not asked:
+            return [[] for _ in gaps]
+        wanted = {"ranges": asked, "codes": self.codes}
+        answer = await self._ask("POST", {}, msgspec.json.encode(wanted))
+        units = iter(read_pieces(answer.data))
+        found: list[list[Unit]] = []
+        for start, stop in ranges:
+            mine: list[Unit] = []
+            left = stop - start if stop - start <= ASKED else 0
+            while left > 0:
+                unit = next(units, (b"", 0))
+                if not 0 < unit[1] <= left:
+                    raise Corrupt("a signature is not of the ranges that were asked for")
+                mine.append(unit)
+                left -= unit[1]
+            found.append(mine)
+        return found
+
+    async def _ask(self, method: str, query: dict[str, str], body: bytes | None = None) -> "Answer":
+        vault, base = self.asking.vault, self.base
+        url = vault.url("signatures", self.asking.path, {"version": str(base.number), **query})
+        headers = {"If-Match": f'"v{base.id}"'}
+        answer = await vault.calls.ask(method, url, headers=headers, data=body)
+        self.asking.sent += len(answer.data)
+        return answer
+
+
+@define(eq=False)
+class Search:
+    """What of a content here is in one there."""
+
+    here: Here
+    there: There
+
+    async def delta(self, signed: Signed) -> bytes | None:
+        """The delta from one to the other; None if it is not promising, or too long."""
+        here = await self.here.units()
+        steps, size = match_units(signed.units, here)
+        coarse = delta_of(size, steps)
+        if size != signed.size or not await self._promising(coarse):
+            return None
+        return await self._encoded(signed, await self._parts(coarse))
+
+    async def _promising(self, coarse: Delta) -> bool:
         """Whether it is worth asking on: where few chunks are the same, a sample decides."""
         if coarse.literal * 10 <= coarse.target * 9:
             return True
-        gap = max(gaps_of(coarse.steps, coarse.base), key=_length)
+        gap = max(gaps_of(coarse.steps, coarse.base, context=0), key=_length)
         size = gap.base_stop - gap.base_start
         start = gap.base_start + size // 2
         sample = gap._replace(base_start=start, base_stop=min(start + size // 4, start + SAMPLE))
-        [units] = await self._ask([sample], base)
+        [units] = await self.there.pieces([sample])
         if not units:
             return False
         middle = (gap.start + gap.stop) // 2
         near = (max(gap.start, middle - STRETCH // 2), min(gap.stop, middle + STRETCH // 2))
-        here = await to_thread.run_sync(pieces_of, await self.read(*near))
-        return not {digest for digest, _ in units}.isdisjoint(digest for digest, _ in here)
+        here = await to_thread.run_sync(pieces_of, await self.here.read(*near))
+        return not set(units).isdisjoint(here)
 
-    async def _units(self) -> list[Unit]:
-        """The chunks of the local file."""
-        chunker, units, last = Chunker(), list[Unit](), False
-        tail = b""
-        while not last:
-            buffer = bytearray(DEFAULT_CHUNKING.maximum + READ)
-            view = memoryview(buffer)
-            view[: len(tail)] = tail
-            filled = await self.source.readinto(view[len(tail) : len(tail) + READ])
-            last = filled < READ
-            data = view[: len(tail) + filled]
-            cut = partial(self._cut, chunker, data, len(tail), last=last)
-            found, tail = await to_thread.run_sync(cut)
-            units += found
-        if sum(length for _, length in units) != self.item.size:
-            raise SourceChanged(f"{self.source.name} changed while it was read: try again")
-        return units
-
-    def _cut(
-        self, chunker: Chunker, data: memoryview, seen: int, *, last: bool
-    ) -> tuple[list[Unit], bytes]:
-        """The chunks at the head of `data`, and what is left; `seen` bytes of it are hashed."""
-        self._whole.update(data[seen:])
-        cuts, left = cut_piece(chunker, data, last=last)
-        return [(cut.digest[:SHORT], len(cut.data)) for cut in cuts], bytes(left)
-
-    async def _parts(self, coarse: Delta, base: Version) -> list[Part]:
+    async def _parts(self, coarse: Delta) -> list[Part]:
         """The steps, with the gaps looked into."""
-        gaps = gaps_of(coarse.steps, coarse.base)
-        signed = await self._finer(gaps, base)
+        gaps = gaps_of(coarse.steps, coarse.base, context=0)
+        signed = await self._finer(gaps)
         found: list[Part] = []
         each = iter(zip(gaps, signed, strict=True))
         for step in coarse.steps:
@@ -158,15 +243,17 @@ class Difference:
                 found.append(step)
                 continue
             for start in range(gap.start, gap.stop, ASKED):
-                data = await self.read(start, min(gap.stop, start + ASKED))
-                fine, _ = match_units(units, await to_thread.run_sync(pieces_of, data))
+                data = await self.here.read(start, min(gap.stop, start + ASKED))
+                fine, _ = match_units(
+                    _keyed(units), _keyed(await to_thread.run_sync(pieces_of, data))
+                )
                 found += (
                     Copy(part.at + gap.base_start, part.length) if isinstance(part, Copy) else part
                     for part in fine
                 )
         return list(_joined(found))
 
-    async def _finer(self, gaps: Sequence[Gap], base: Version) -> list[list[Unit]]:
+    async def _finer(self, gaps: Sequence[Gap]) -> list[list[Unit]]:
         """The pieces of each gap's stretch of the version there; none of what was too long."""
         found: list[list[Unit]] = []
         group: list[Gap] = []
@@ -176,86 +263,109 @@ class Difference:
                 sum(each.base_stop - each.base_start for each in group) + size > ASKED
                 or gap.base_start < group[-1].base_stop
             ):
-                found += await self._ask(group, base)
+                found += await self.there.pieces(group)
                 group = []
             group.append(gap)
-        return found + await self._ask(group, base)
+        return found + await self.there.pieces(group)
 
-    async def _ask(self, gaps: Sequence[Gap], base: Version) -> list[list[Unit]]:
-        ranges = [(gap.base_start, gap.base_stop) for gap in gaps]
-        asked = [each for each in ranges if 0 < each[1] - each[0] <= ASKED]
-        if not asked:
-            return [[] for _ in gaps]
-        answer = await self.vault.calls.ask(
-            "POST",
-            self.vault.url("signatures", self.path, {"version": str(base.number)}),
-            headers={"If-Match": f'"v{base.id}"'},
-            data=msgspec.json.encode({"ranges": asked}),
-        )
-        self.sent += len(answer.data)
-        units = iter(read_units(answer.data))
-        found: list[list[Unit]] = []
-        for start, stop in ranges:
-            mine: list[Unit] = []
-            left = stop - start if (start, stop) in asked else 0
-            while left > 0:
-                unit = next(units, (b"", 0))
-                if not 0 < unit[1] <= left:
-                    raise Corrupt("a signature is not of the ranges that were asked for")
-                mine.append(unit)
-                left -= unit[1]
-            found.append(mine)
-        return found
-
-    async def read(self, start: int, stop: int) -> bytes:
-        """The bytes of a range of the local file. Raises `SourceChanged`."""
-        await self.source.rewind(start)
-        buffer = bytearray(stop - start)
-        view = memoryview(buffer)
-        filled = 0
-        while filled < len(buffer):
-            read = await self.source.readinto(view[filled : filled + READ])
-            if not read:
-                raise SourceChanged(f"{self.source.name} changed while it was read: try again")
-            filled += read
-        return bytes(buffer)
-
-    async def _encoded(self, base: Version, digest: Digest, parts: Sequence[Part]) -> bytes | None:
+    async def _encoded(self, base: Signed, parts: Sequence[Part]) -> bytes | None:
         """The delta, whole; None if it is not short."""
-        target = Digest(self._whole.digest())
-        data = [write_header(Header.of(base.size, digest, self.item.size, target))]
+        header = Header.of(base.size, base.digest, self.here.size, self.here.digest)
+        data = [write_header(header)]
         blocks = size = 0
         async with aclosing(self._blocks(parts)) as each:
             async for block in each:
-                data.append(await to_thread.run_sync(encode_block, block, _nothing))
+                near = await self._near(block)
+                data.append(await to_thread.run_sync(encode_block, block.block, _reading(near)))
                 blocks, size = blocks + 1, size + len(data[-1])
                 if size > MOST:
                     return None
         data.append(write_end(blocks))
         return b"".join(data)
 
-    async def _blocks(self, parts: Sequence[Part]) -> AsyncGenerator[Block, None]:
-        held: list[Part] = []
+    async def _blocks(self, parts: Sequence[Part]) -> AsyncGenerator["_Placed", None]:
+        making = _Placed()
         literals: list[bytes] = []
         at = size = 0
         for part in parts:
             for piece in _split(part):
                 new = piece.length if isinstance(piece, Literal) else 0
-                if size + new > STRETCH or len(held) >= MOST_PARTS:
-                    yield Block(tuple(held), b"", b"".join(literals))
-                    held, literals, size = [], [], 0
+                if size + new > STRETCH or making.steps >= MOST_PARTS // 3:
+                    yield making.with_literals(literals)
+                    making, literals, size = _Placed(), [], 0
                 if new:
-                    literals.append(await self.read(at, at + new))
+                    literals.append(await self.here.read(at, at + new))
                     size += new
-                held.append(piece)
+                making.add(piece, at)
                 at += piece.length
-        yield Block(tuple(held), b"", b"".join(literals))
+        yield making.with_literals(literals)
+
+    async def _near(self, placed: "_Placed") -> dict[tuple[int, int], bytes]:
+        """The bytes of the base that `placed` is compressed with: what is copied is here too."""
+        ranges = prefix_ranges(placed.block.parts)  # one for each region, up to the most
+        return {
+            (start, stop): await self.here.read(at, at + stop - start)
+            for (start, stop), at in zip(ranges, placed.places, strict=False)
+        }
+
+
+@define(eq=False)
+class _Placed:
+    """A block, with what of the base stands beside its literals, and where that is here."""
+
+    block: Block = field(factory=lambda: Block((), b"", b""))
+    places: list[int] = field(factory=list[int])
+    """Of each such region."""
+    _parts: list[Part] = field(factory=list[Part])
+    _regions: list[Region] = field(factory=list[Region])
+    _last: tuple[Copy, int] | None = None
+    """The copy in front, and where it is here."""
+    _open: bool = False
+    """Whether a literal stands in front of what is next."""
+
+    @property
+    def steps(self) -> int:
+        return len(self._parts)
+
+    def add(self, part: Part, at: int) -> None:
+        """A step more, which leads to byte `at` here."""
+        self._parts.append(part)
+        if isinstance(part, Literal):
+            if self._last is not None:
+                copy, place = self._last
+                size = min(copy.length, NEAR)
+                behind = copy.at + copy.length
+                self._region(behind - size, behind, place + copy.length - size)
+            self._open, self._last = True, None
+        elif isinstance(part, Copy):
+            if self._open:
+                self._region(part.at, part.at + min(part.length, NEAR), at)
+            self._open, self._last = False, (part, at)
+
+    def _region(self, start: int, stop: int, at: int) -> None:
+        if self._regions:
+            last = self._regions[-1]
+            skipped = max(0, last.at + last.length - start) if last.at <= start else 0
+            start, at = start + skipped, at + skipped
+        if start < stop:
+            self._regions.append(Region(start, stop - start))
+            self.places.append(at)
+
+    def with_literals(self, literals: Sequence[bytes]) -> "_Placed":
+        """All of it: behind its steps, regions are compressed with as a whole."""
+        self.block = Block((*self._parts, *self._regions), b"", b"".join(literals))
+        return self
 
 
 def _joined(parts: Sequence[Part]) -> Sequence[Part]:
     plain = [part for part in parts if isinstance(part, Copy | Literal)]
     size = max((part.at + part.length for part in plain if isinstance(part, Copy)), default=0)
     return delta_of(size, plain).steps
+
+
+def _keyed(units: Sequence[Unit]) -> list[tuple[Unit, int]]:
+    """Units that are equal only if their lengths are."""
+    return [(unit, unit[1]) for unit in units]
 
 
 def _split(part: Part) -> Sequence[Part]:
@@ -265,8 +375,13 @@ def _split(part: Part) -> Sequence[Part]:
     return [part]
 
 
-def _nothing(start: int, stop: int) -> bytes:
-    raise AssertionError(f"a block without regions asks for bytes {start} to {stop}")
+def _reading(near: Mapping[tuple[int, int], bytes]) -> ReadBase:
+    return lambda start, stop: near[start, stop]
+
+
+def _holds_pieces(gap: Gap) -> bool:
+    """Whether both sides are long enough for a piece that is not all of them."""
+    return min(gap.stop - gap.start, gap.base_stop - gap.base_start) > PIECES.minimum
 
 
 def _length(gap: Gap) -> int:

@@ -47,7 +47,8 @@ from vaultfs.domain.nodes import UserId
 from vaultfs.domain.services.ingest import cut_piece
 from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.zipimages import MAGIC, MAX_ZIP, codes_of, opened
+from vaultfs.domain.signatures import Unit as Short
+from vaultfs.domain.zipimages import MAGIC, MAX_ZIP, codes_of, opened, packed_units
 
 STRETCH: Final = 8 << 20
 """Bytes of the target that are worked on together."""
@@ -156,6 +157,40 @@ class Differ:
             with suppress(Corrupt):
                 return await to_thread.run_sync(_image_delta, old, new, header)
         return None
+
+    async def members(self, user: UserId, manifest: Manifest) -> list[Short]:
+        """The members of a zip file, as `packed_units` has them.
+
+        Memory: the file. Raises `Corrupt` for what is none, or too large, and as `blocks`.
+        """
+        async with self.working:
+            data = await self._zip_file(user, manifest)
+            return await to_thread.run_sync(packed_units, data)
+
+    async def signed_image(
+        self,
+        user: UserId,
+        manifest: Manifest,
+        codes: bytes,
+        sign: Callable[[bytes], T],
+    ) -> tuple[Digest, int, T]:
+        """Digest and size of the image of a zip file, and what `sign`, CPU work, makes of it.
+
+        Memory: the file and its image, of one at a time. Raises as `members`.
+        """
+
+        def work(data: bytes) -> tuple[Digest, int, T]:
+            image = opened(data, codes)
+            return digest_of(image), len(image), sign(image)
+
+        async with self.working:
+            data = await self._zip_file(user, manifest)
+            return await to_thread.run_sync(work, data)
+
+    async def _zip_file(self, user: UserId, manifest: Manifest) -> bytes:
+        if manifest.size > MAX_ZIP:
+            raise Corrupt("no zip file as large as that is laid open")
+        return await self._bytes(user, manifest, 0, manifest.size)
 
     async def _read_ahead(
         self, user: UserId, base: Manifest | None, target: Manifest, gap: Gap | None

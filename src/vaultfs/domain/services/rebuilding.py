@@ -32,7 +32,7 @@ from vaultfs.domain.deltas import Copy, Literal
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Corrupt, VersionMismatch
 from vaultfs.domain.matching import Difference, total
-from vaultfs.domain.zipimages import MAX_IMAGE, MAX_ZIP, closed, opened
+from vaultfs.domain.zipimages import MAX_IMAGE, MAX_ZIP, Tired, closed, never, opened
 
 PIECE: Final = 1 << 20
 """Bytes that are handed on at a time."""
@@ -56,6 +56,11 @@ class Base(Protocol):
         ...
 
 
+def is_between_images(began: bytes) -> bool:
+    """Whether a delta that begins so, with as many bytes as tell, is between images."""
+    return began.startswith(MAGIC + bytes([IMAGES]))
+
+
 @define(eq=False)
 class Rebuilding:
     """One content on its way."""
@@ -63,6 +68,8 @@ class Rebuilding:
     base: Base
     images: bool = False
     """Whether deltas between images are taken: whole files and images are in memory then."""
+    tired: Tired = never
+    """Asked again and again where an image is packed, in the thread that does so."""
     _parser: Parser = field(factory=Parser)
     _head: Images | None = None
     _whole: blake3 = field(factory=blake3)
@@ -84,7 +91,7 @@ class Rebuilding:
             began += data
             if len(began) > len(MAGIC):
                 break
-        if self.images and began.startswith(MAGIC + bytes([IMAGES])):
+        if self.images and is_between_images(began):
             made = self._from_images(began, delta)
         else:
             made = self._from_blocks(began, delta)
@@ -130,7 +137,8 @@ class Rebuilding:
                     raise Corrupt("an image of a zip file is too large")
                 target.append(piece)
         codes = self._head.target_codes
-        data = await to_thread.run_sync(closed, b"".join(target), codes, header.target_size)
+        packing = (b"".join(target), codes, header.target_size, self.tired)
+        data = await to_thread.run_sync(closed, *packing)
         await to_thread.run_sync(self._whole.update, data)
         self._size = len(data)
         for start in range(0, len(data), PIECE):

@@ -89,6 +89,10 @@ _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 _NOBODY: Final = Identity(VaultUser(UserId(0), "", None, 0), frozenset())
 
 
+IMAGES: Final = 2
+"""Zip files that are made of their images at one time: each is in memory until it is stored."""
+
+
 @define(eq=False)
 class Server:
     """What handlers share: the vault, accounts, rates and figures."""
@@ -98,6 +102,8 @@ class Server:
     accounts: Accounts = field(init=False)
     metrics: Metrics = field(init=False)
     description: dict[str, Any] = field(init=False)
+    images: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(IMAGES))
+    """What a delta between images of zip files goes through."""
     _full_at: dict[str, float] = field(factory=dict[str, float])
     _shares: dict[UserId, anyio.Semaphore] = field(factory=dict[UserId, anyio.Semaphore])
     _ready: tuple[float, dict[str, str]] = (-1e9, {})

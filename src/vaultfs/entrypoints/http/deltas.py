@@ -1,10 +1,13 @@
 """`/v1/deltas` and `/v1/signatures`: a new version as the difference to the newest one."""
 
+import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Final
 
+import anyio
 import msgspec
 from anyio import to_thread
 from attrs import define, field
@@ -13,18 +16,30 @@ from starlette.responses import Response
 from vaultfs.adapters.files import IterableSource
 from vaultfs.domain.deltacodec import MEDIA_TYPE
 from vaultfs.domain.digests import Digest
-from vaultfs.domain.errors import Corrupt, InvalidField, TooLarge, Unsupported, VersionMismatch
+from vaultfs.domain.errors import (
+    Corrupt,
+    DamagedContent,
+    InvalidField,
+    TooLarge,
+    Unsupported,
+    VersionMismatch,
+)
 from vaultfs.domain.nodes import DigestState, Node, TreeId, Version, owner_of
 from vaultfs.domain.services.files import Files
-from vaultfs.domain.services.rebuilding import PIECE, Rebuilding
-from vaultfs.domain.signatures import pieces_of, write_units
+from vaultfs.domain.services.rebuilding import PIECE, Rebuilding, is_between_images
+from vaultfs.domain.signatures import pieces_of, write_pieces, write_units
 from vaultfs.domain.tokens import Scope as TokenScope
+from vaultfs.domain.zipimages import image_units
 from vaultfs.entrypoints.http.calls import IF_MATCH, VERSION, WITH_LOCK, Call, Parameter, Route
 from vaultfs.entrypoints.http.contents import BodySource, headers_of, origin_of, stored
 from vaultfs.entrypoints.http.wire import NodeOut, content_etag
 
 MOST_SIGNED: Final = 64 << 20
 """Bytes of ranges whose pieces are told with one request."""
+MOST_IMAGES: Final = 4 << 20
+"""Bytes of a delta between images, which is held in memory."""
+WORK: Final = 5.0
+"""Seconds of a processor that it may take to pack an image."""
 WINDOWS: Final = 6
 """Pieces of the base that are kept: what a delta copies is mostly near what it copied last."""
 
@@ -97,11 +112,70 @@ async def take_delta(call: Call) -> Response:
 async def _rebuilt(call: Call, base: VaultBase) -> AsyncGenerator[bytes, None]:
     """The new content. What is wrong with the delta is wrong with the request."""
     try:
-        async with aclosing(_body(call)) as body, aclosing(Rebuilding(base).run(body)) as made:
-            async for piece in made:
-                yield piece
+        async with aclosing(_body(call)) as body:
+            began = await anext(body, b"")
+            way = _from_image if is_between_images(began) else _from_blocks
+            async with aclosing(way(call, base, _chained(began, body))) as made:
+                async for piece in made:
+                    yield piece
+    except DamagedContent:  # of the base
+        raise
     except Corrupt as error:
         raise InvalidField(error.message) from error
+
+
+async def _from_blocks(
+    _: Call, base: VaultBase, body: AsyncIterator[bytes]
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(Rebuilding(base).run(body)) as made:
+        async for piece in made:
+            yield piece
+
+
+async def _from_image(
+    call: Call, base: VaultBase, body: AsyncIterator[bytes]
+) -> AsyncGenerator[bytes, None]:
+    """A zip file from the delta to its image: it is in memory until it is stored."""
+    server = call.server
+    try:
+        server.images.acquire_nowait()
+    except anyio.WouldBlock:
+        raise Unsupported("others have zip files made just now: send the whole file") from None
+    try:
+        data = bytearray()
+        async for piece in body:
+            data += piece
+            if len(data) > MOST_IMAGES:
+                raise TooLarge(f"a delta between images of more than {MOST_IMAGES} bytes")
+        rebuilding = Rebuilding(base, images=True, tired=_after(WORK))
+        async with server.vault.deltas.differ.working:
+            made = [piece async for piece in rebuilding.run(_chained(bytes(data)))]
+        for piece in made:
+            yield piece
+    finally:
+        server.images.release()
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    """Whether the thread that asks has worked for so long since it asked first."""
+    ends: float | None = None
+
+    def over() -> bool:
+        nonlocal ends
+        now = time.thread_time()
+        ends = now + seconds if ends is None else ends
+        return now > ends
+
+    return over
+
+
+async def _chained(
+    began: bytes, rest: AsyncIterator[bytes] | None = None
+) -> AsyncGenerator[bytes, None]:
+    yield began
+    if rest is not None:
+        async for piece in rest:
+            yield piece
 
 
 async def _body(call: Call) -> AsyncGenerator[bytes, None]:
@@ -117,7 +191,10 @@ async def _body(call: Call) -> AsyncGenerator[bytes, None]:
 class RangesIn(msgspec.Struct, forbid_unknown_fields=True):
     """Ranges of bytes, `[start, stop)`, in order."""
 
-    ranges: list[tuple[int, int]]
+    ranges: list[tuple[int, int]] = []
+    codes: bytes | None = None
+    """How the version, a zip file, is laid open: the ranges are those of its image then, and
+    without some it is the units of the whole image that are told."""
 
 
 async def signature(call: Call) -> Response:
@@ -126,6 +203,10 @@ async def signature(call: Call) -> Response:
     _must_match(call, version)
     units: list[tuple[bytes, int]] = []
     owner = owner_of(node.tree)
+    if call.flag("members"):
+        with _as_field():
+            units = await call.server.vault.deltas.differ.members(owner, version.manifest)
+        return Response(write_units(units), headers=_headers(node, version))
     entries = call.server.vault.reader.entries(owner, version.manifest, 0, version.size)
     async with aclosing(entries):
         async for _, (digest, length) in entries:
@@ -135,26 +216,64 @@ async def signature(call: Call) -> Response:
 
 async def finer_signature(call: Call) -> Response:
     """The same of pieces of about half a KiB, in some ranges of a version."""
-    wanted = (await call.body(RangesIn)).ranges
+    body = await call.body(RangesIn)
     node, version = await call.files.version(call.user, call.address, call.number("version"))
     _must_match(call, version)
-    end = total = 0
-    for start, stop in wanted:
-        if not end <= start < stop <= version.size:
-            raise InvalidField("ranges are in order, do not overlap and end with the file")
-        end, total = stop, total + stop - start
-    if total > MOST_SIGNED:
-        raise TooLarge(f"ranges of {total} bytes: {MOST_SIGNED} is the most")
+    if body.codes is not None:
+        return await _image_signature(call, node, version, body.codes, body.ranges)
+    _check_ranges(body.ranges, version.size)
     found = bytearray()
-    for start, stop in wanted:
+    for start, stop in body.ranges:
         async with call.files.read(node.tree, version, start, stop) as parts:
             data = b"".join([piece async for part in parts for piece in part])
         found += await to_thread.run_sync(_signed, data)
     return Response(bytes(found), headers=_headers(node, version))
 
 
+def _check_ranges(ranges: Sequence[tuple[int, int]], size: int) -> None:
+    end = total = 0
+    for start, stop in ranges:
+        if not end <= start < stop <= size:
+            raise InvalidField("ranges are in order, do not overlap and end with the file")
+        end, total = stop, total + stop - start
+    if total > MOST_SIGNED:
+        raise TooLarge(f"ranges of {total} bytes: {MOST_SIGNED} is the most")
+
+
+async def _image_signature(
+    call: Call, node: Node, version: Version, codes: bytes, ranges: Sequence[tuple[int, int]]
+) -> Response:
+    sign = partial(_sign_image, ranges, codes, version.size)
+    differ = call.server.vault.deltas.differ
+    with _as_field():
+        digest, size, units = await differ.signed_image(
+            owner_of(node.tree), version.manifest, codes, sign
+        )
+    headers = _headers(node, version)
+    headers |= {"Vaultfs-Image-Size": str(size), "Vaultfs-Image-Digest": f"blake3={digest.hex()}"}
+    return Response(units, headers=headers)
+
+
+def _sign_image(ranges: Sequence[tuple[int, int]], codes: bytes, size: int, image: bytes) -> bytes:
+    _check_ranges(ranges, len(image))
+    if ranges:
+        return b"".join(_signed(image[start:stop]) for start, stop in ranges)
+    return write_units(image_units(image, codes, size))
+
+
 def _signed(data: bytes) -> bytes:
-    return write_units(pieces_of(data))
+    return write_pieces(pieces_of(data))
+
+
+@contextmanager
+def _as_field() -> Generator[None, None, None]:
+    """What is no zip file, or not laid open so, is asked for in vain; nothing is damaged."""
+    try:
+        yield
+    except DamagedContent:
+        raise
+    except Corrupt as error:
+        raise InvalidField(error.message) from error
 
 
 def _must_match(call: Call, version: Version) -> None:
@@ -173,13 +292,16 @@ def _headers(node: Node, version: Version) -> dict[str, str]:
 
 
 _BYTES: Final = "application/octet-stream"
+MEMBERS: Final = Parameter(
+    "members", "Those of a zip file's packed members, rather than of chunks.", "boolean"
+)
 _SIGNATURES: Final = "/v1/signatures/{user}/{path:path}"
 ROUTES: Final = (
     Route(
         *("GET", _SIGNATURES, signature, "getSignature", "What chunks a version is made of."),
         scope=TokenScope.READ,
         answer=_BYTES,
-        parameters=(VERSION, IF_MATCH),
+        parameters=(VERSION, IF_MATCH, MEMBERS),
         failures=(409, 412),
     ),
     Route(
