@@ -56,6 +56,29 @@ def test_who_waits_in_a_dead_session_is_forgotten() -> None:
     assert locks.settle("one") == ()
 
 
+def test_of_a_dead_session_neither_holder_nor_whoever_waits_for_it_keeps_anything() -> None:
+    locks = TreeLocks()
+    for owner in (A, B, Owner("c")):
+        ask(locks, owner, "one")
+    locks = again(locks)
+    locks.bury({"two"})
+    assert locks.settle("two") == ()
+    assert not locks.table.nodes
+    assert not locks.sessions
+    assert not locks.news
+
+
+def test_what_a_dead_session_is_granted_by_time_alone_is_given_back() -> None:
+    locks = TreeLocks()
+    locks.tick(1, "boot")
+    ask(locks, A, "one", ttl=5)
+    ask(locks, B, "one")
+    locks.tick(10, "boot")
+    locks.bury({"two"})
+    assert locks.settle("two") == ()
+    assert not locks.table.nodes
+
+
 def test_a_lease_ends_with_no_session() -> None:
     locks = TreeLocks()
     locks.tick(10, "boot")
