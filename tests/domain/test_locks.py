@@ -382,6 +382,20 @@ def test_a_waiter_whose_own_lease_ran_out_is_dropped_not_granted() -> None:
     check(table)
 
 
+def test_a_conversion_of_a_lease_that_ran_out_with_what_it_waited_for_is_dropped() -> None:
+    table, file = LockTable(), at("a")
+    table.tick(0)
+    table.request(A, {}, ranges={file: (byte_range(0, 9, exclusive=False),)}, expires=5)
+    held = table.request(B, {file: Mode.S}, expires=5)
+    assert isinstance(held, Grant)
+    upgrade = table.convert(held.id, {file: Mode.X})
+    assert isinstance(upgrade, Waiting)
+    table.tick(5)
+    passed = table.take_passed()
+    assert (passed.granted, passed.dropped) == ((), (upgrade.id,))
+    assert not table.nodes
+
+
 def test_time_that_goes_back_is_not_believed() -> None:
     table = LockTable()
     table.request(A, {at("a"): Mode.X}, expires=10)

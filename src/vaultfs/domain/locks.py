@@ -280,7 +280,8 @@ class LockTable:
         self._leases += request.expires is not None
 
     def _grantable(self, request: Waiting) -> bool:
-        if self._over(request.expires):
+        lease = request if request.converts is None else request.converts
+        if self._over(lease.expires):
             return False
         nodes, owner, ranges = self.nodes, request.owner, request.ranges
         for resource, want in request.wants.items():
