@@ -85,10 +85,14 @@ class LockCache:
             self.trees[tree] = version + locks.changed, locks
             locks.changed = False
         self._unsure.difference_update(view.seen)
+        self.keep_news(view)
+        self._view = None
+
+    def keep_news(self, view: LockView) -> None:
+        """The transaction was durable, though it seemed to fail; others may have come since."""
         if view.beat:
             self.beat_at = view.now
         self._news += view.news
-        self._view = None
 
     def settle(self) -> None:
         """Forget what a transaction that was rolled back has looked at: it may have changed it."""
