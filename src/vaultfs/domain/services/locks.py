@@ -40,8 +40,9 @@ from vaultfs.domain.nodes import TreeId, User
 from vaultfs.domain.services.holds import Hold
 from vaultfs.domain.services.lockchanges import (
     grant_of,
-    normal,
+    modes_of,
     not_held,
+    ranges_of,
     refuse,
     release,
     take_back,
@@ -119,7 +120,7 @@ class Locks(LockWaits):
         done; `WouldBlock`, `LockTimedOut`, `DeadlockFound`, `LockOwnerBusy`, and
         `LeaseExpired` if the lease ran out while it was waited for.
         """
-        wanted, spans = normal(tree, items), normal(tree, ranges)
+        wanted, spans = modes_of(tree, items), ranges_of(tree, ranges)
         if not 0 < len(wanted) + len(spans) <= MAX_LOCKS:
             raise LockMisuse(f"{len(wanted) + len(spans)} paths: 1 to {MAX_LOCKS} can be locked")
         wait = timeout is None or timeout > 0
@@ -229,7 +230,7 @@ class Locks(LockWaits):
         Meanwhile it keeps what it has, and if it fails it has just that. Raises as `acquire`,
         `NotHeld`, and `LockMisuse` for modes that are not as strong as those that it has.
         """
-        wanted = normal(tree, items)
+        wanted = modes_of(tree, items)
         session = self.store.session
         wait = timeout is None or timeout > 0
 
@@ -266,7 +267,7 @@ class Locks(LockWaits):
 
         Raises `NotHeld`, and `LockMisuse` for modes that are not weaker.
         """
-        wanted = normal(tree, items)
+        wanted = modes_of(tree, items)
 
         def ask(locks: TreeLocks) -> None:
             grant = grant_of(locks, owner, token, wanted)
