@@ -13,6 +13,7 @@ from vaultfs.adapters.memorylocks import MemoryLockStore
 from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.errors import Busy
 from vaultfs.domain.lockmodes import Mode
+from vaultfs.domain.locknodes import Grant
 from vaultfs.domain.locks import LockTable
 from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.nodes import TreeId
@@ -82,3 +83,40 @@ async def test_who_waits_is_told_when_nobody_can_tell_any_more() -> None:
                     store.failures = 1
         snapshot = await locks.snapshot(TREE)
         assert (snapshot.held, snapshot.queued) == ((), ())
+
+
+class LateStore(FailingStore):
+    """A store whose callers hear of what they changed when they are cancelled, if they say how."""
+
+    async def change(
+        self,
+        tree: TreeId,
+        work: Callable[[TreeLocks], T],
+        undo: Callable[[TreeLocks, T], None] | None = None,
+    ) -> T:
+        result = await super().change(tree, work, undo)
+        if undo is not None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await super().change(tree, lambda locks: undo(locks, result))
+        return result
+
+
+async def test_what_is_taken_back_is_not_what_its_owner_asked_for_beside_it() -> None:
+    clock = SystemClock()
+    store = LateStore(clock)
+    async with open_locks(store, clock) as locks:
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: locks.acquire(A, TREE, {F: Mode.X}))
+                while not (await locks.snapshot(TREE)).held:
+                    await anyio.sleep(0.001)
+                other = await store.change(
+                    TREE, lambda each: each.table.request(A, {("g",): Mode.X})
+                )
+                tasks.cancel_scope.cancel()
+            held = (await locks.snapshot(TREE)).held
+        assert isinstance(other, Grant)
+        assert [each.token for each in held] == [other.token]

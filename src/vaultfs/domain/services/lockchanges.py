@@ -87,15 +87,16 @@ def drop(token: int, locks: TreeLocks) -> None:
 
 
 def take_back(owner: Owner, locks: TreeLocks, done: tuple[Answer, int]) -> None:
-    """Take back a request, or what it became: its owner asked for nothing since."""
-    number = done[1]
+    """Take back a request, or what it became, and nothing else of its owner."""
+    answer, number = done
     if number in locks.table.waiting:
         locks.table.cancel(number)
         locks.changed = True
-    elif number:
-        for token in list(locks.table.owned.get(owner, ())):
-            if token >= number:
-                drop(token, locks)
+    elif isinstance(answer, Grant):
+        drop(number, locks)
+    elif number:  # while it waited its owner could have nothing new but what it became
+        later = [token for token in locks.table.owned.get(owner, ()) if token > number]
+        drop(min(later, default=0), locks)
 
 
 def unconvert(locks: TreeLocks, request: int, token: int, before: dict[Resource, Mode]) -> None:
