@@ -17,7 +17,7 @@ from vaultfs.domain.locknodes import Grant
 from vaultfs.domain.locks import LockTable
 from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.nodes import TreeId
-from vaultfs.domain.services import locks as services
+from vaultfs.domain.services import lockwaits
 from vaultfs.domain.services.locks import Locks, open_locks
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class FailingStore(MemoryLockStore):
 
 
 async def test_what_cannot_be_given_back_now_is_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "RETRY_EVERY", 0.01)
+    monkeypatch.setattr(lockwaits, "RETRY_EVERY", 0.01)
     clock = SystemClock()
     store = FailingStore(clock)
     async with open_locks(store, clock) as locks:
@@ -64,6 +64,34 @@ async def test_what_cannot_be_given_back_now_is_later(monkeypatch: pytest.Monkey
                 await anyio.sleep(0.01)
             async with locks.hold(B, TREE, {F: Mode.X}):
                 pass
+
+
+@pytest.mark.parametrize("granted", [False, True])
+async def test_what_cannot_be_taken_back_now_is_later(
+    monkeypatch: pytest.MonkeyPatch, granted: bool
+) -> None:
+    monkeypatch.setattr(lockwaits, "RETRY_EVERY", 0.01)
+    clock = SystemClock()
+    store = FailingStore(clock)
+    async with open_locks(store, clock) as locks, locks.hold(A, TREE, {F: Mode.X}) as held:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: locks.acquire(B, TREE, {F: Mode.S}))
+            await queued(locks, B)
+            store.failures = 3
+            tasks.cancel_scope.cancel()
+        assert store.failures
+        if granted:  # before it could be taken back
+            await give_back(store, held.token)
+        with anyio.fail_after(5):
+            while any((await locks.snapshot(TREE)).queued) or store.failures:
+                await anyio.sleep(0.01)
+            while any(each.owner == B for each in (await locks.snapshot(TREE)).held):
+                await anyio.sleep(0.01)
+
+
+async def give_back(store: MemoryLockStore, token: int) -> None:
+    """Give the grant back, whether the store fails or not."""
+    await MemoryLockStore.change(store, TREE, lambda locks: locks.table.release(token))
 
 
 async def test_who_waits_is_told_when_nobody_can_tell_any_more() -> None:

@@ -10,7 +10,7 @@ that waits is taken back, and a grant that comes at the same moment is given bac
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeVar
 
@@ -59,8 +59,6 @@ Undo = Callable[[TreeLocks, tuple[Answer, int]], None]
 
 NO_PATHS: Final[Mapping[Path, Mode]] = {}
 NO_RANGES: Final[Mapping[Path, tuple[Range, ...]]] = {}
-RETRY_EVERY: Final = 1.0
-"""Seconds between tries to give back what could not be given back."""
 
 
 @define(eq=False)
@@ -305,19 +303,12 @@ class Locks(LockWaits):
                 table.release(token)
                 self._pass_on(tree, table)
             return
+        give_back = partial(self.store.change, tree, partial(release, owner, token))
         with anyio.CancelScope(shield=True):
             try:
-                await self.store.change(tree, partial(release, owner, token))
+                await give_back()
             except VaultError:
-                self._tasks.start_soon(self._let_go_later, owner, tree, token)
-
-    async def _let_go_later(self, owner: Owner, tree: TreeId, token: int) -> None:
-        """Give back what could not be given back now: nobody else would, while we live."""
-        while True:
-            await anyio.sleep(RETRY_EVERY)
-            with suppress(VaultError):
-                await self.store.change(tree, partial(release, owner, token))
-                return
+                self._tasks.start_soon(self._later, give_back)
 
 
 @asynccontextmanager
