@@ -150,6 +150,17 @@ async def test_a_move_ends_the_movers_locks_below_what_moved(vault: Vault) -> No
     await vault.locks.release(ME, tree, token)
 
 
+async def test_a_move_ends_all_locks_of_the_mover_below_what_moved(vault: Vault) -> None:
+    tree = vault.user.tree
+    inner = await vault.locks.acquire(ME, tree, {("e", "f"): Mode.X, ("d",): Mode.S})
+    async with vault.locks.hold(ME, tree, {("e",): Mode.X, ("m",): Mode.X}) as held:
+        await vault.presenting(*held.presented).files.move(vault.user, at("/e"), at("/m"))
+    await put(vault, "/e/f", b"free again")
+    left = await vault.locks.find(ME, tree, inner)
+    assert left is not None
+    assert left.items == {("1", "d"): Mode.S}
+
+
 async def test_a_refused_move_keeps_the_movers_locks(vault: Vault) -> None:
     tree = vault.user.tree
     token = await vault.locks.acquire(ME, tree, {("d",): Mode.X, ("e",): Mode.X})
