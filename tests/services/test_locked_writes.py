@@ -106,6 +106,17 @@ async def test_a_token_of_another_owner_is_refused(vault: Vault) -> None:
             await put(vault.presenting(Presented(Owner("other"), held.token)), "/d/f", b"new")
 
 
+async def test_who_has_a_name_locked_makes_the_folders_above_it(vault: Vault) -> None:
+    async with vault.locks.hold(ME, vault.user.tree, {("n", "m", "f"): Mode.X}) as held:
+        mine = vault.presenting(*held.presented)
+        await mine.files.mkdir(vault.user, at("/n"))
+        await mine.files.mkdir(vault.user, at("/n/m"))
+        with pytest.raises(NotHeld, match="/n/other"):
+            await mine.files.mkdir(vault.user, at("/n/other"))
+        with pytest.raises(NotHeld, match="/n"):
+            await mine.files.set_metadata(vault.user, at("/n"), '{"a": 1}')
+
+
 async def test_a_reader_keeps_writers_out_and_other_readers_not(vault: Vault) -> None:
     async with vault.locks.hold(ME, vault.user.tree, {("d",): Mode.S}):
         with pytest.raises(Locked):

@@ -153,7 +153,7 @@ def check_write(
 def _covered(grant: Grant, wanted: Resource, mode: Mode) -> bool:
     """Whether `grant` has `wanted`, or something above it, in a mode as strong."""
     for depth in range(1, len(wanted) + 1):
-        held = grant.items.get(wanted[:depth])
+        held = grant.plan.get(wanted[:depth])
         if held is not None and (covers(held, mode) if depth == len(wanted) else _all(held, mode)):
             return True
     return False
