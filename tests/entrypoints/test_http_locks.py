@@ -206,6 +206,7 @@ async def test_a_lock_is_broken_by_an_admin_and_audited(api: Client) -> None:
         ({"paths": [{"path": "/d", "ranges": [{"start": -5}]}]}, 400),
         ({"paths": [{"path": "/d", "mode": "update", "ranges": [{"start": 0}]}]}, 400),
         ({"paths": [{"path": f"/{number}"} for number in range(1001)]}, 400),
+        ({"paths": [{"path": "/d", "ranges": [{"start": n} for n in range(1001)]}]}, 400),
     ],
 )
 async def test_what_is_no_lock_is_refused(api: Client, body: dict[str, Any], status: int) -> None:

@@ -17,7 +17,7 @@ from vaultfs.domain.names import Path, check_path, format_path, key_of
 from vaultfs.domain.nodes import TreeId
 
 MAX_LOCKS = 1000
-"""Paths that one request may lock."""
+"""Paths, and ranges of bytes, that one request may lock."""
 
 
 def resource(tree: TreeId, path: Path) -> Resource:

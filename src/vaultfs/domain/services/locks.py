@@ -114,13 +114,14 @@ class Locks(LockWaits):
 
         Waits up to `timeout` seconds: 0 is now or not at all, None for ever. With `ttl` it is
         a lease, which ends so many seconds later unless it is renewed, and else with this
-        process. Raises `InvalidName` and `LockMisuse` (more than 1,000 paths, none), with nothing
-        done; `WouldBlock`, `LockTimedOut`, `DeadlockFound`, `LockOwnerBusy`, and
-        `LeaseExpired` if the lease ran out while it was waited for.
+        process. Raises `InvalidName` and `LockMisuse` (none, or more than 1,000 paths and
+        ranges), with nothing done; `WouldBlock`, `LockTimedOut`, `DeadlockFound`,
+        `LockOwnerBusy`, and `LeaseExpired` if the lease ran out while it was waited for.
         """
         wanted, spans = modes_of(tree, items), ranges_of(tree, ranges)
-        if not 0 < len(wanted) + len(spans) <= MAX_LOCKS:
-            raise LockMisuse(f"{len(wanted) + len(spans)} paths: 1 to {MAX_LOCKS} can be locked")
+        count = len(wanted) + sum(map(len, spans.values())) if spans else len(wanted)
+        if not 0 < count <= MAX_LOCKS:
+            raise LockMisuse(f"{count} paths and ranges: 1 to {MAX_LOCKS} can be locked")
         wait = timeout is None or timeout > 0
         self._asking += 1
         try:
