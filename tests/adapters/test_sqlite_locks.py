@@ -1,16 +1,18 @@
 """Locks in a catalog's database, of one process and of several."""
 
+import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 
 import anyio
 import pytest
-from tests.contracts.locks import TREE, A, B, C, F, LockContract, SharedLockContract, both
+from tests.contracts.locks import TREE, A, B, C, F, LockContract, SharedLockContract, both, queued
 
 from vaultfs.adapters.sql import lockview
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.system import SystemClock
+from vaultfs.domain.errors import LeaseExpired
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.services.locks import Locks, open_locks
 
@@ -112,3 +114,22 @@ async def test_a_process_that_holds_something_lives_on_after_a_transaction_that_
         await fail(one)
         await anyio.sleep(1.2)
         assert await two.try_hold(B, TREE, {F: Mode.X}) is None
+
+
+async def test_who_waits_in_a_process_that_was_taken_for_dead_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    async with both(opened(path), opened(path)) as (one, two), two.hold(A, TREE, {F: Mode.X}):
+
+        async def wait() -> None:
+            with pytest.raises(LeaseExpired):
+                await one.acquire(B, TREE, {F: Mode.X})
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait)
+                await queued(one, B)
+                with closing(sqlite3.connect(path)) as database, database:
+                    silent = f"UPDATE lock_sessions SET seen = seen - {lockview.DEAD_AFTER}"
+                    database.execute(f"{silent} WHERE id = ?", (one.store.session,))
+                assert await two.try_hold(C, TREE, {("g",): Mode.X}, ttl=60)
+                assert (await two.snapshot(TREE)).queued == ()

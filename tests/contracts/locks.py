@@ -383,6 +383,8 @@ class LockContract:
             await locks.upgrade(A, TREE, token, {G: Mode.X})
         with pytest.raises(NotHeld):
             await locks.release(B, TREE, token)
+        with pytest.raises(LeaseExpired):
+            await locks.renew(B, TREE, token, 10)
         with pytest.raises(ValueError, match="downgrade instead"):
             await locks.upgrade(A, TREE, token, {F: Mode.IS})
 

@@ -353,6 +353,20 @@ def test_a_range_waits_behind_one_that_it_would_meet_and_passes_others() -> None
     check(table)
 
 
+def test_a_range_that_is_waited_for_no_longer_lets_those_behind_go_on() -> None:
+    table, file = LockTable(), at("file")
+
+    def ask(owner: Owner, start: int, stop: int) -> Answer:
+        return table.request(owner, {}, ranges={file: (byte_range(start, stop, exclusive=True),)})
+
+    ask(A, 0, 10)
+    waits, behind = ask(B, 5, 20), ask(C, 15, 30)
+    assert isinstance(waits, Waiting)
+    assert isinstance(behind, Waiting)
+    table.cancel(waits.id)
+    assert [number for number, _ in table.take_passed().granted] == [behind.id]
+
+
 def test_what_an_owner_asks_to_share_it_has_no_longer_exclusively_in_any_grant() -> None:
     table, file = LockTable(), at("file")
 
@@ -410,6 +424,15 @@ def test_a_lease_that_runs_out_wakes_the_queue_and_cannot_be_renewed() -> None:
     with pytest.raises(KeyError):
         table.renew(grant.id, 99)
     check(table)
+
+
+def test_a_grant_becomes_a_lease_by_being_renewed() -> None:
+    table = LockTable()
+    grant = table.request(A, {at("a"): Mode.X})
+    assert isinstance(grant, Grant)
+    table.renew(grant.id, 10)
+    assert table.tick(9) == ()
+    assert table.tick(10) == (grant,)
 
 
 def test_a_waiter_whose_own_lease_ran_out_is_dropped_not_granted() -> None:

@@ -92,6 +92,28 @@ def test_a_lease_ends_with_no_session() -> None:
     assert locks.changed
 
 
+def test_a_lease_that_was_waited_for_ends_with_no_session_either() -> None:
+    locks = TreeLocks()
+    locks.tick(1, "boot")
+    held, waits = ask(locks, A, "one"), ask(locks, B, "two", ttl=5)
+    locks.table.release(held)
+    [(request, grant)] = locks.settle("two")
+    assert request == waits
+    locks = again(locks)
+    locks.bury({"one"})
+    assert grant in locks.table.grants
+
+
+def test_what_a_start_of_the_machine_moves_is_to_be_written() -> None:
+    """Else whoever reads it next would give the leases their time once more."""
+    locks = TreeLocks()
+    locks.tick(1000, "before")
+    ask(locks, A, "one", ttl=30)
+    locks = again(locks)
+    locks.tick(3, "after")
+    assert locks.changed
+
+
 def test_after_a_start_of_the_machine_leases_have_the_time_that_was_left() -> None:
     locks = TreeLocks()
     locks.tick(1000, "before")

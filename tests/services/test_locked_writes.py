@@ -9,7 +9,7 @@ from tests.faults import MemoryTree, add_user, at, open_memory_vault, put, read
 from vaultfs.domain.errors import Exists, Locked, NotFound, NotHeld, StaleToken
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Owner, Presented
-from vaultfs.domain.names import parse_path
+from vaultfs.domain.names import Path, parse_path
 from vaultfs.domain.nodes import Node
 from vaultfs.domain.operations import Done, Move, Prune, Purge
 from vaultfs.entrypoints.vault import Vault
@@ -123,6 +123,17 @@ async def test_a_reader_keeps_writers_out_and_other_readers_not(vault: Vault) ->
             await put(vault, "/d/f", b"new")
         await vault.files.copy(vault.user, at("/d"), at("/copy"))
         assert await read(vault, "/d/f") == b"two"
+
+
+@pytest.mark.parametrize("mode", [Mode.S, Mode.U, Mode.SIX, Mode.X])
+async def test_who_may_read_a_folder_may_copy_what_is_in_it(vault: Vault, mode: Mode) -> None:
+    wanted: dict[Path, Mode] = {("d",): mode, ("m",): Mode.X}
+    async with vault.locks.hold(ME, vault.user.tree, wanted) as held:
+        mine = vault.presenting(*held.presented)
+        await mine.files.copy(vault.user, at("/d/f"), at("/m"))
+        if mode is not Mode.X:
+            with pytest.raises(NotHeld, match="/d/f"):
+                await put(mine, "/d/f", b"new")
 
 
 async def test_nodes_that_are_named_by_number(vault: Vault) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
 from typing import TypeVar
 
 import anyio
@@ -9,6 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from tests.contracts.locks import TREE, A, B, F, LockContract, queued
 
+from vaultfs.adapters.memory import ManualClock
 from vaultfs.adapters.memorylocks import MemoryLockStore
 from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.errors import Busy
@@ -28,6 +30,19 @@ class TestInMemory(LockContract):
     def opened(self) -> AbstractAsyncContextManager[Locks]:
         clock = SystemClock()
         return open_locks(MemoryLockStore(clock), clock)
+
+
+async def test_the_time_of_a_lease_that_was_waited_for_begins_when_it_is_had() -> None:
+    clock = ManualClock()
+    async with open_locks(MemoryLockStore(clock), clock) as locks:
+        async with locks.hold(A, TREE, {F: Mode.X}), anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: locks.acquire(B, TREE, {F: Mode.X}, ttl=10))
+            await queued(locks, B)
+            clock.advance(timedelta(seconds=6))
+            for each in (await locks.snapshot(TREE)).held:
+                await locks.release(each.owner, TREE, each.token)
+        [held] = (await locks.snapshot(TREE)).held
+        assert (held.owner, held.expires_in) == (B, 10)
 
 
 class FailingStore(MemoryLockStore):
