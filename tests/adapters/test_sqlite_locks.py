@@ -133,3 +133,14 @@ async def test_who_waits_in_a_process_that_was_taken_for_dead_is_told(tmp_path: 
                     database.execute(f"{silent} WHERE id = ?", (one.store.session,))
                 assert await two.try_hold(C, TREE, {("g",): Mode.X}, ttl=60)
                 assert (await two.snapshot(TREE)).queued == ()
+
+
+async def test_what_a_process_held_before_the_machine_was_started_anew_is_given_back(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "catalog.db"
+    async with both(opened(path), opened(path)) as (one, two), two.hold(A, TREE, {F: Mode.X}):
+        with closing(sqlite3.connect(path)) as database, database:
+            earlier = "UPDATE lock_sessions SET boot = 'before', seen = seen + 1000000"
+            database.execute(f"{earlier} WHERE id = ?", (two.store.session,))
+        assert await one.try_hold(B, TREE, {F: Mode.X}, ttl=60)

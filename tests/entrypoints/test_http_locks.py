@@ -106,6 +106,9 @@ async def test_modes_are_changed(api: Client) -> None:
     assert await api.refused(423, "POST", f"{name}/upgrade", json=exclusive) == "would_block"
     shared = {"paths": [{"path": "/d/f", "mode": "shared"}]}
     assert await api.refused(400, "POST", f"{name}/upgrade", json=shared) == "lock_misuse"
+    ranged = {"paths": [{"path": "/d/g", "ranges": [{"start": 0}]}, *exclusive["paths"]]}
+    for verb in ("upgrade", "downgrade"):
+        assert await api.refused(400, "POST", f"{name}/{verb}", json=ranged) == "lock_misuse"
     down = await api.ok("POST", f"{name}/downgrade", json=shared)
     assert down["paths"] == [{"path": "/d/f", "mode": "shared"}]
     renewed = await api.ok("POST", f"{name}/renew", json={"ttl_seconds": 100})
@@ -202,6 +205,7 @@ async def test_a_lock_is_broken_by_an_admin_and_audited(api: Client) -> None:
         ({"paths": [{"path": "/d"}], "ttl_seconds": 0}, 400),
         ({"paths": [{"path": "/d"}], "ttl_seconds": 1e9}, 400),
         ({"paths": [{"path": "/d"}], "wait_seconds": -1}, 400),
+        ({"paths": [{"path": "/d"}], "wait_seconds": 61}, 400),
         ({"paths": [{"path": "/d", "ranges": [{"start": 5, "stop": 5}]}]}, 400),
         ({"paths": [{"path": "/d", "ranges": [{"start": -5}]}]}, 400),
         ({"paths": [{"path": "/d", "mode": "update", "ranges": [{"start": 0}]}]}, 400),

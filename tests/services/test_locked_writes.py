@@ -6,6 +6,7 @@ from typing import Final
 import pytest
 from tests.faults import MemoryTree, add_user, at, open_memory_vault, put, read
 
+from vaultfs.domain.access import Role
 from vaultfs.domain.errors import Exists, Locked, NotFound, NotHeld, StaleToken
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Owner, Presented
@@ -206,6 +207,31 @@ async def test_nobody_learns_of_locks_in_anothers_tree(vault: Vault) -> None:
     async with vault.locks.lock_user_files(vault.user):
         with pytest.raises(NotFound):
             await vault.files.delete(other, at("/d/f"))
+
+
+async def test_locks_of_the_owner_are_of_no_use_to_whom_a_folder_is_shared_with(
+    vault: Vault,
+) -> None:
+    other = await add_user(vault.catalog, "other")
+    await vault.files.grant(vault.user, at("/d"), "other", Role.WRITER)
+    async with vault.locks.hold(ME, vault.user.tree, {("d", "f"): Mode.X}) as held:
+        shown = vault.presenting(*held.presented)
+        with pytest.raises(Locked):
+            await shown.files.set_metadata(other, at("/d/f"), '{"a": 1}')
+        await shown.files.set_metadata(other, at("/d/g"), '{"a": 1}')
+
+
+async def test_nobody_learns_from_a_number_what_is_locked_in_anothers_tree(vault: Vault) -> None:
+    other = await add_user(vault.catalog, "other")
+    node = await trashed(vault, "/z/f")
+    there = await vault.files.stat(vault.user, at("/d/f"))
+    versions = await vault.files.versions(vault.user, at("/d/f"))
+    tree = vault.user.tree
+    async with vault.locks.lock_user_files(vault.user):
+        with pytest.raises(NotFound):
+            await vault.files.restore(other, "me", node.id)
+        with pytest.raises(NotFound):
+            await vault.files.change(other, Prune(tree, there.id, (versions[-1].id,)))
 
 
 async def test_many_files_at_once_are_each_held_to_the_locks(vault: Vault) -> None:

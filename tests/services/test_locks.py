@@ -20,6 +20,7 @@ from vaultfs.domain.locks import LockTable
 from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.nodes import TreeId
 from vaultfs.domain.services import lockwaits
+from vaultfs.domain.services.lockchanges import drop, unconvert
 from vaultfs.domain.services.locks import Locks, open_locks
 
 T = TypeVar("T")
@@ -163,3 +164,16 @@ async def test_what_is_taken_back_is_not_what_its_owner_asked_for_beside_it() ->
             held = (await locks.snapshot(TREE)).held
         assert isinstance(other, Grant)
         assert [each.token for each in held] == [other.token]
+
+
+def test_an_upgrade_is_taken_back_of_what_its_grant_still_has() -> None:
+    locks, one, other = TreeLocks(), ("1", "f"), ("1", "g")
+    grant = locks.table.request(A, {one: Mode.S, other: Mode.S})
+    assert isinstance(grant, Grant)
+    locks.table.convert(grant.id, {one: Mode.X, other: Mode.X})
+    locks.table.release(grant.id, [other])
+    unconvert(locks, 0, grant.id, {one: Mode.S, other: Mode.S})
+    assert grant.items == {one: Mode.S}
+    drop(grant.id, locks)
+    drop(grant.id, locks)
+    assert not locks.table.nodes
