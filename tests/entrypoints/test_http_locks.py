@@ -10,6 +10,7 @@ import pytest
 from tests.entrypoints.http_calls import BASE, Client, open_api
 
 from vaultfs.domain.frames import MEDIA_TYPE
+from vaultfs.domain.intervals import byte_range
 
 HEADER: Final = "VaultFS-Lock-Token"
 FILE: Final = "/v1/files/me/d/f"
@@ -133,6 +134,17 @@ async def test_ranges_of_a_file(api: Client) -> None:
     beside = {"paths": [{"path": "/d/f", "ranges": [{"start": 10}]}]}
     await api.ok("POST", "/v1/locks", json=beside)
     assert await api.refused(423, "PUT", FILE, content=b"whole") == "locked"
+
+
+async def test_shared_and_exclusive_ranges_of_one_file_are_told_apart(api: Client) -> None:
+    locks = api.vault.locks
+    ranges = (byte_range(0, 5, exclusive=False), byte_range(5, None, exclusive=True))
+    await locks.acquire(locks.new_owner(), api.vault.user.tree, ranges={("d", "f"): ranges})
+    [held] = (await api.ok("GET", "/v1/locks"))["held"]
+    assert held["paths"] == [
+        {"path": "/d/f", "mode": "shared", "ranges": [{"start": 0, "stop": 5}]},
+        {"path": "/d/f", "ranges": [{"start": 5, "stop": None}]},
+    ]
 
 
 async def test_who_waits_for_whom(api: Client) -> None:
