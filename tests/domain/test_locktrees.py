@@ -1,9 +1,14 @@
+from random import Random
+
+import pytest
+from tests.domain.lock_checks import check
+
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Grant, Owner, Waiting
 from vaultfs.domain.locktrees import TreeLocks, begin, load
 
 A, B = Owner("a"), Owner("b")
-F = ("1", "f")
+F, G = ("1", "f"), ("1", "g")
 
 
 def ask(locks: TreeLocks, owner: Owner, session: str, ttl: float | None = None) -> int:
@@ -130,3 +135,33 @@ def test_after_a_start_of_the_machine_leases_have_the_time_that_was_left() -> No
 def test_tokens_begin_where_they_are_told_to() -> None:
     locks = begin(1 << 40)
     assert ask(locks, A, "one") == (1 << 40) + 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_sessions_do_when_they_are_dead_nothing_of_theirs_is_left(seed: int) -> None:
+    dice, locks, now = Random(seed), TreeLocks(), 1.0
+    sessions = {"one", "two", "three"}
+    for _ in range(80):
+        session, what = dice.choice(sorted(sessions)), dice.random()
+        locks.tick(now, "boot")
+        table = locks.table
+        if what < 0.6:
+            items = {dice.choice([F, G, F[:1]]): dice.choice(list(Mode)) for _ in range(2)}
+            expires = now + dice.randrange(1, 8) if dice.random() < 0.4 else None
+            owner = Owner(str(dice.randrange(6)))
+            locks.note(table.request(owner, items, expires=expires), session)
+        elif what < 0.75 and table.grants:
+            table.release(dice.choice(list(table.grants)))
+        elif what < 0.9:
+            now += dice.randrange(4)
+        else:
+            locks.bury(sessions - {session})
+        locks.settle(session)
+        check(table)
+        lasting = {number for number, each in table.grants.items() if each.expires is None}
+        assert lasting <= locks.sessions.keys(), "a grant that would never end"
+        locks = again(locks)
+    locks.tick(now + 10, "boot")
+    locks.bury(set())
+    assert locks.settle("one") == ()
+    assert not locks.table.nodes
