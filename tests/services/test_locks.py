@@ -150,20 +150,19 @@ class LateStore(FailingStore):
 
 async def test_what_is_taken_back_is_not_what_its_owner_asked_for_beside_it() -> None:
     clock = SystemClock()
-    store = LateStore(clock)
+    store, token = LateStore(clock), 0
     async with open_locks(store, clock) as locks:
-        with anyio.fail_after(5):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(lambda: locks.acquire(A, TREE, {F: Mode.X}))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: locks.acquire(A, TREE, {F: Mode.X}))
+            with anyio.fail_after(5):
                 while not (await locks.snapshot(TREE)).held:
                     await anyio.sleep(0.001)
-                other = await store.change(
-                    TREE, lambda each: each.table.request(A, {("g",): Mode.X})
-                )
-                tasks.cancel_scope.cancel()
-            held = (await locks.snapshot(TREE)).held
-        assert isinstance(other, Grant)
-        assert [each.token for each in held] == [other.token]
+            other = await store.change(TREE, lambda each: each.table.request(A, {("g",): Mode.X}))
+            assert isinstance(other, Grant)
+            token = other.token
+            tasks.cancel_scope.cancel()
+        held = (await locks.snapshot(TREE)).held
+        assert [each.token for each in held] == [token]
 
 
 def test_an_upgrade_is_taken_back_of_what_its_grant_still_has() -> None:
