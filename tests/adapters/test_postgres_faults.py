@@ -14,8 +14,11 @@ from tests.postgres import Postgres, serving
 
 from vaultfs.adapters.sql import postgres_writer
 from vaultfs.adapters.sql.postgres import PostgresCatalog
+from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.errors import CatalogUnavailable, OutcomeUnknown
+from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.operations import AddUser, SetQuota
+from vaultfs.domain.services.locks import open_locks
 
 Cut = Literal["before", "after"]
 GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
@@ -139,6 +142,28 @@ async def test_so_do_batches(me: Caller, cable: Cable, cut: Cut) -> None:
         assert outcome.ended[0].renamed == bool(number)
     assert cable.cuts == 3
     assert await me.names() == ["new", "new (2)", "new (3)"]
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+async def test_who_waits_for_a_lock_hears_of_a_release_whose_answer_is_lost(
+    me: Caller, cable: Cable, cut: Cut
+) -> None:
+    async with open_locks(me.catalog.lock_store(), SystemClock()) as locks:
+        one, other = locks.new_owner(), locks.new_owner()
+        held = await locks.acquire(one, me.tree, {("f",): Mode.X})
+
+        async def wait() -> None:
+            token = await locks.acquire(other, me.tree, {("f",): Mode.X})
+            await locks.release(other, me.tree, token)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            while not (await locks.snapshot(me.tree)).queued:
+                await anyio.sleep(0.01)
+            cable.cut = cut
+            await locks.release(one, me.tree, held)
+        assert cable.cuts == 1
+        assert (await locks.snapshot(me.tree)).held == ()
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])

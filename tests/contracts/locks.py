@@ -26,6 +26,7 @@ from vaultfs.domain.errors import (
 from vaultfs.domain.intervals import byte_range
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Owner
+from vaultfs.domain.names import Path
 from vaultfs.domain.nodes import TreeId
 from vaultfs.domain.services.locks import Locks
 
@@ -354,6 +355,16 @@ class LockContract:
             assert await locks.try_hold(B, TREE, {("caf\u00e9",): Mode.S}) is None
             assert await locks.try_hold(B, TREE, {("caf\u00e9e",): Mode.S}) is not None
 
+    async def test_of_ways_to_write_a_path_the_stronger_mode_counts(self, locks: Locks) -> None:
+        both: dict[Path, Mode] = {("cafe\u0301",): Mode.X, ("caf\u00e9",): Mode.S}
+        async with locks.hold(A, TREE, both):
+            assert await locks.try_hold(B, TREE, {("caf\u00e9",): Mode.S}) is None
+        ranges = {path: (byte_range(n, n + 1, exclusive=True),) for n, path in enumerate(both)}
+        async with locks.hold(A, TREE, {}, ranges=ranges):
+            for each in ranges.values():
+                with pytest.raises(WouldBlock):
+                    await locks.acquire(B, TREE, ranges={("caf\u00e9",): each}, timeout=0)
+
     @pytest.mark.parametrize("path", [("..",), ("a", ""), ("a\0",), (".", "b"), ("a/b",)])
     async def test_a_bad_path_locks_nothing(self, locks: Locks, path: tuple[str, ...]) -> None:
         with pytest.raises(InvalidName):
@@ -372,6 +383,8 @@ class LockContract:
             await locks.upgrade(A, TREE, token, {G: Mode.X})
         with pytest.raises(NotHeld):
             await locks.release(B, TREE, token)
+        with pytest.raises(LeaseExpired):
+            await locks.renew(B, TREE, token, 10)
         with pytest.raises(ValueError, match="downgrade instead"):
             await locks.upgrade(A, TREE, token, {F: Mode.IS})
 

@@ -1,11 +1,12 @@
 """The lock table, step by step. A step is `owner: what -> what comes of it`."""
 
 from itertools import permutations, product
+from random import Random
 
 import pytest
 from tests.domain.lock_checks import check, check_circle
 
-from vaultfs.domain.intervals import byte_range
+from vaultfs.domain.intervals import Range, byte_range
 from vaultfs.domain.lockmodes import Mode, Resource
 from vaultfs.domain.locknodes import (
     Answer,
@@ -352,6 +353,62 @@ def test_a_range_waits_behind_one_that_it_would_meet_and_passes_others() -> None
     check(table)
 
 
+def test_a_range_that_is_waited_for_no_longer_lets_those_behind_go_on() -> None:
+    table, file = LockTable(), at("file")
+
+    def ask(owner: Owner, start: int, stop: int) -> Answer:
+        return table.request(owner, {}, ranges={file: (byte_range(start, stop, exclusive=True),)})
+
+    ask(A, 0, 10)
+    waits, behind = ask(B, 5, 20), ask(C, 15, 30)
+    assert isinstance(waits, Waiting)
+    assert isinstance(behind, Waiting)
+    table.cancel(waits.id)
+    assert [number for number, _ in table.take_passed().granted] == [behind.id]
+
+
+def test_what_an_owner_asks_to_share_it_has_no_longer_exclusively_in_any_grant() -> None:
+    table, file = LockTable(), at("file")
+
+    def ask(owner: Owner, start: int, stop: int, *, exclusive: bool) -> Answer:
+        return table.request(
+            owner, {}, ranges={file: (byte_range(start, stop, exclusive=exclusive),)}
+        )
+
+    first = ask(A, 0, 20, exclusive=True)
+    assert isinstance(first, Grant)
+    waits = ask(B, 5, 8, exclusive=False)
+    assert isinstance(waits, Waiting)
+    second = ask(A, 0, 10, exclusive=False)
+    assert isinstance(second, Grant)
+    assert [number for number, _ in table.take_passed().granted] == [waits.id]
+    table.release(second.id)
+    check(table)
+    assert isinstance(ask(C, 0, 10, exclusive=False), Grant)
+    assert isinstance(ask(C, 10, 20, exclusive=False), Waiting)
+    assert first.ranges == {file: (Range(0, 10, exclusive=False), Range(10, 20, exclusive=True))}
+    assert dump(load(dump(table))) == dump(table)
+
+
+def test_ranges_that_owners_lock_again_and_again_never_clash() -> None:
+    for seed in range(60):
+        dice, table, file = Random(seed), LockTable(), at("file")
+        for _ in range(40):
+            owner = dice.choice([owner for owner in (A, B, C) if owner not in table.waits] or [D])
+            start = dice.randrange(8)
+            span = byte_range(start, start + dice.randint(1, 8), exclusive=dice.random() < 0.4)
+            table.request(owner, {}, ranges={file: (span,)}, wait=dice.random() < 0.5)
+            check(table)
+            if table.grants and dice.random() < 0.6:
+                table.release(dice.choice(list(table.grants)))
+                check(table)
+            assert dump(load(dump(table))) == dump(table)
+        while table.grants:
+            table.release(dice.choice(list(table.grants)))
+            check(table)
+        assert not table.nodes
+
+
 def test_a_lease_that_runs_out_wakes_the_queue_and_cannot_be_renewed() -> None:
     table = LockTable()
     grant = table.request(A, {at("a"): Mode.X}, expires=10)
@@ -369,6 +426,15 @@ def test_a_lease_that_runs_out_wakes_the_queue_and_cannot_be_renewed() -> None:
     check(table)
 
 
+def test_a_grant_becomes_a_lease_by_being_renewed() -> None:
+    table = LockTable()
+    grant = table.request(A, {at("a"): Mode.X})
+    assert isinstance(grant, Grant)
+    table.renew(grant.id, 10)
+    assert table.tick(9) == ()
+    assert table.tick(10) == (grant,)
+
+
 def test_a_waiter_whose_own_lease_ran_out_is_dropped_not_granted() -> None:
     table = LockTable()
     table.request(A, {at("a"): Mode.X}, expires=10)
@@ -380,6 +446,20 @@ def test_a_waiter_whose_own_lease_ran_out_is_dropped_not_granted() -> None:
     assert passed.dropped == (late.id,)
     assert [grant.owner for _, grant in passed.granted] == [C]
     check(table)
+
+
+def test_a_conversion_of_a_lease_that_ran_out_with_what_it_waited_for_is_dropped() -> None:
+    table, file = LockTable(), at("a")
+    table.tick(0)
+    table.request(A, {}, ranges={file: (byte_range(0, 9, exclusive=False),)}, expires=5)
+    held = table.request(B, {file: Mode.S}, expires=5)
+    assert isinstance(held, Grant)
+    upgrade = table.convert(held.id, {file: Mode.X})
+    assert isinstance(upgrade, Waiting)
+    table.tick(5)
+    passed = table.take_passed()
+    assert (passed.granted, passed.dropped) == ((), (upgrade.id,))
+    assert not table.nodes
 
 
 def test_time_that_goes_back_is_not_believed() -> None:

@@ -1,9 +1,14 @@
+from random import Random
+
+import pytest
+from tests.domain.lock_checks import check
+
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Grant, Owner, Waiting
 from vaultfs.domain.locktrees import TreeLocks, begin, load
 
 A, B = Owner("a"), Owner("b")
-F = ("1", "f")
+F, G = ("1", "f"), ("1", "g")
 
 
 def ask(locks: TreeLocks, owner: Owner, session: str, ttl: float | None = None) -> int:
@@ -56,6 +61,29 @@ def test_who_waits_in_a_dead_session_is_forgotten() -> None:
     assert locks.settle("one") == ()
 
 
+def test_of_a_dead_session_neither_holder_nor_whoever_waits_for_it_keeps_anything() -> None:
+    locks = TreeLocks()
+    for owner in (A, B, Owner("c")):
+        ask(locks, owner, "one")
+    locks = again(locks)
+    locks.bury({"two"})
+    assert locks.settle("two") == ()
+    assert not locks.table.nodes
+    assert not locks.sessions
+    assert not locks.news
+
+
+def test_what_a_dead_session_is_granted_by_time_alone_is_given_back() -> None:
+    locks = TreeLocks()
+    locks.tick(1, "boot")
+    ask(locks, A, "one", ttl=5)
+    ask(locks, B, "one")
+    locks.tick(10, "boot")
+    locks.bury({"two"})
+    assert locks.settle("two") == ()
+    assert not locks.table.nodes
+
+
 def test_a_lease_ends_with_no_session() -> None:
     locks = TreeLocks()
     locks.tick(10, "boot")
@@ -66,6 +94,28 @@ def test_a_lease_ends_with_no_session() -> None:
     assert locks.next_expiry == 15
     locks.tick(15, "boot")
     assert not locks.table.grants
+    assert locks.changed
+
+
+def test_a_lease_that_was_waited_for_ends_with_no_session_either() -> None:
+    locks = TreeLocks()
+    locks.tick(1, "boot")
+    held, waits = ask(locks, A, "one"), ask(locks, B, "two", ttl=5)
+    locks.table.release(held)
+    [(request, grant)] = locks.settle("two")
+    assert request == waits
+    locks = again(locks)
+    locks.bury({"one"})
+    assert grant in locks.table.grants
+
+
+def test_what_a_start_of_the_machine_moves_is_to_be_written() -> None:
+    """Else whoever reads it next would give the leases their time once more."""
+    locks = TreeLocks()
+    locks.tick(1000, "before")
+    ask(locks, A, "one", ttl=30)
+    locks = again(locks)
+    locks.tick(3, "after")
     assert locks.changed
 
 
@@ -85,3 +135,33 @@ def test_after_a_start_of_the_machine_leases_have_the_time_that_was_left() -> No
 def test_tokens_begin_where_they_are_told_to() -> None:
     locks = begin(1 << 40)
     assert ask(locks, A, "one") == (1 << 40) + 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_sessions_do_when_they_are_dead_nothing_of_theirs_is_left(seed: int) -> None:
+    dice, locks, now = Random(seed), TreeLocks(), 1.0
+    sessions = {"one", "two", "three"}
+    for _ in range(80):
+        session, what = dice.choice(sorted(sessions)), dice.random()
+        locks.tick(now, "boot")
+        table = locks.table
+        if what < 0.6:
+            items = {dice.choice([F, G, F[:1]]): dice.choice(list(Mode)) for _ in range(2)}
+            expires = now + dice.randrange(1, 8) if dice.random() < 0.4 else None
+            owner = Owner(str(dice.randrange(6)))
+            locks.note(table.request(owner, items, expires=expires), session)
+        elif what < 0.75 and table.grants:
+            table.release(dice.choice(list(table.grants)))
+        elif what < 0.9:
+            now += dice.randrange(4)
+        else:
+            locks.bury(sessions - {session})
+        locks.settle(session)
+        check(table)
+        lasting = {number for number, each in table.grants.items() if each.expires is None}
+        assert lasting <= locks.sessions.keys(), "a grant that would never end"
+        locks = again(locks)
+    locks.tick(now + 10, "boot")
+    locks.bury(set())
+    assert locks.settle("one") == ()
+    assert not locks.table.nodes

@@ -8,16 +8,25 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from urllib.request import Request, urlopen
 
 import anyio
 import pytest
+from tests.contracts.locks import TREE, A, F
 from tests.entrypoints.cli_calls import Cli, command
 from tests.entrypoints.test_http_server import Running
+from tests.services.test_locks import FailingStore
 
 import vaultfs
+from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.errors import Locked, LockTimedOut, WouldBlock
-from vaultfs.domain.lockmodes import READ
+from vaultfs.domain.lockmodes import READ, WRITE
+from vaultfs.domain.services.locks import open_locks
+from vaultfs.entrypoints.cli import locking
+from vaultfs.entrypoints.cli.session import Session
+from vaultfs.entrypoints.vault import Vault
 
 
 def until(true: Callable[[], object]) -> None:
@@ -63,6 +72,21 @@ def test_the_command_writes_with_the_lock_and_gives_its_exit_code(cli: Cli, tmp_
     assert start(cli, "lock", "run", "/d", "--", sys.executable, "-c", kill).wait(30) == 137
     assert start(cli, "lock", "run", "/d", "--", "no-such-command").wait(30) == 2
     assert cli.json("lock", "ls")["held"] == []
+
+
+async def test_a_busy_catalog_does_not_end_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking, "TTL", 0.3)
+    clock = SystemClock()
+    store = FailingStore(clock)
+    async with open_locks(store, clock) as locks, anyio.create_task_group() as tasks:
+        token = await locks.acquire(A, TREE, {F: WRITE}, ttl=0.6)
+        store.failures = 2
+        vault = cast("Vault", SimpleNamespace(locks=locks, user=SimpleNamespace(tree=TREE)))
+        call = cast("Session", None)
+        tasks.start_soon(locking._renew, call, vault, A, token)  # pyright: ignore[reportPrivateUsage]
+        await anyio.sleep(1)
+        assert await locks.find(A, TREE, token)
+        tasks.cancel_scope.cancel()
 
 
 def test_a_broken_lock_is_audited_and_its_writes_are_refused(embedded: Cli, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.entrypoints.http_calls import BASE, Client, open_api
 
 from vaultfs.domain.frames import MEDIA_TYPE
+from vaultfs.domain.intervals import byte_range
 
 HEADER: Final = "VaultFS-Lock-Token"
 FILE: Final = "/v1/files/me/d/f"
@@ -106,6 +107,9 @@ async def test_modes_are_changed(api: Client) -> None:
     assert await api.refused(423, "POST", f"{name}/upgrade", json=exclusive) == "would_block"
     shared = {"paths": [{"path": "/d/f", "mode": "shared"}]}
     assert await api.refused(400, "POST", f"{name}/upgrade", json=shared) == "lock_misuse"
+    ranged = {"paths": [{"path": "/d/g", "ranges": [{"start": 0}]}, *exclusive["paths"]]}
+    for verb in ("upgrade", "downgrade"):
+        assert await api.refused(400, "POST", f"{name}/{verb}", json=ranged) == "lock_misuse"
     down = await api.ok("POST", f"{name}/downgrade", json=shared)
     assert down["paths"] == [{"path": "/d/f", "mode": "shared"}]
     renewed = await api.ok("POST", f"{name}/renew", json={"ttl_seconds": 100})
@@ -130,6 +134,17 @@ async def test_ranges_of_a_file(api: Client) -> None:
     beside = {"paths": [{"path": "/d/f", "ranges": [{"start": 10}]}]}
     await api.ok("POST", "/v1/locks", json=beside)
     assert await api.refused(423, "PUT", FILE, content=b"whole") == "locked"
+
+
+async def test_shared_and_exclusive_ranges_of_one_file_are_told_apart(api: Client) -> None:
+    locks = api.vault.locks
+    ranges = (byte_range(0, 5, exclusive=False), byte_range(5, None, exclusive=True))
+    await locks.acquire(locks.new_owner(), api.vault.user.tree, ranges={("d", "f"): ranges})
+    [held] = (await api.ok("GET", "/v1/locks"))["held"]
+    assert held["paths"] == [
+        {"path": "/d/f", "mode": "shared", "ranges": [{"start": 0, "stop": 5}]},
+        {"path": "/d/f", "ranges": [{"start": 5, "stop": None}]},
+    ]
 
 
 async def test_who_waits_for_whom(api: Client) -> None:
@@ -202,10 +217,12 @@ async def test_a_lock_is_broken_by_an_admin_and_audited(api: Client) -> None:
         ({"paths": [{"path": "/d"}], "ttl_seconds": 0}, 400),
         ({"paths": [{"path": "/d"}], "ttl_seconds": 1e9}, 400),
         ({"paths": [{"path": "/d"}], "wait_seconds": -1}, 400),
+        ({"paths": [{"path": "/d"}], "wait_seconds": 61}, 400),
         ({"paths": [{"path": "/d", "ranges": [{"start": 5, "stop": 5}]}]}, 400),
         ({"paths": [{"path": "/d", "ranges": [{"start": -5}]}]}, 400),
         ({"paths": [{"path": "/d", "mode": "update", "ranges": [{"start": 0}]}]}, 400),
         ({"paths": [{"path": f"/{number}"} for number in range(1001)]}, 400),
+        ({"paths": [{"path": "/d", "ranges": [{"start": n} for n in range(1001)]}]}, 400),
     ],
 )
 async def test_what_is_no_lock_is_refused(api: Client, body: dict[str, Any], status: int) -> None:
@@ -213,7 +230,9 @@ async def test_what_is_no_lock_is_refused(api: Client, body: dict[str, Any], sta
     assert (await api.ok("GET", "/v1/locks"))["held"] == []
 
 
-@pytest.mark.parametrize("text", ["", "x", "x.", ".1", "x.-1", "x.1e3", "x." + "9" * 30, "y" * 200])
+@pytest.mark.parametrize(
+    "text", ["", "x", "x.", ".1", "x.-1", "x.1e3", "x." + "9" * 30, "y" * 200, "y" * 101 + ".1"]
+)
 async def test_what_is_no_token_is_refused(api: Client, text: str) -> None:
     answer = await api("PUT", FILE, content=b"x", headers={HEADER: text})
     assert answer.status_code == 400, answer.text

@@ -158,3 +158,11 @@ async def test_threads_exclude_each_other_and_tasks() -> None:
             async with locks.lock_user_files(ANN):
                 assert not inside
         assert most == 1
+
+
+async def test_the_bridge_for_threads_refuses_the_thread_of_the_loop() -> None:
+    clock = SystemClock()
+    async with open_locks(MemoryLockStore(clock), clock) as locks:
+        bridge = from_threads(locks)
+        with pytest.raises(RuntimeError, match="async with"), bridge.lock_user_files(ANN):
+            pytest.fail("it would wait for itself")

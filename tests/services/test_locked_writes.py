@@ -6,10 +6,11 @@ from typing import Final
 import pytest
 from tests.faults import MemoryTree, add_user, at, open_memory_vault, put, read
 
+from vaultfs.domain.access import Role
 from vaultfs.domain.errors import Exists, Locked, NotFound, NotHeld, StaleToken
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Owner, Presented
-from vaultfs.domain.names import parse_path
+from vaultfs.domain.names import Path, parse_path
 from vaultfs.domain.nodes import Node
 from vaultfs.domain.operations import Done, Move, Prune, Purge
 from vaultfs.entrypoints.vault import Vault
@@ -106,12 +107,34 @@ async def test_a_token_of_another_owner_is_refused(vault: Vault) -> None:
             await put(vault.presenting(Presented(Owner("other"), held.token)), "/d/f", b"new")
 
 
+async def test_who_has_a_name_locked_makes_the_folders_above_it(vault: Vault) -> None:
+    async with vault.locks.hold(ME, vault.user.tree, {("n", "m", "f"): Mode.X}) as held:
+        mine = vault.presenting(*held.presented)
+        await mine.files.mkdir(vault.user, at("/n"))
+        await mine.files.mkdir(vault.user, at("/n/m"))
+        with pytest.raises(NotHeld, match="/n/other"):
+            await mine.files.mkdir(vault.user, at("/n/other"))
+        with pytest.raises(NotHeld, match="/n"):
+            await mine.files.set_metadata(vault.user, at("/n"), '{"a": 1}')
+
+
 async def test_a_reader_keeps_writers_out_and_other_readers_not(vault: Vault) -> None:
     async with vault.locks.hold(ME, vault.user.tree, {("d",): Mode.S}):
         with pytest.raises(Locked):
             await put(vault, "/d/f", b"new")
         await vault.files.copy(vault.user, at("/d"), at("/copy"))
         assert await read(vault, "/d/f") == b"two"
+
+
+@pytest.mark.parametrize("mode", [Mode.S, Mode.U, Mode.SIX, Mode.X])
+async def test_who_may_read_a_folder_may_copy_what_is_in_it(vault: Vault, mode: Mode) -> None:
+    wanted: dict[Path, Mode] = {("d",): mode, ("m",): Mode.X}
+    async with vault.locks.hold(ME, vault.user.tree, wanted) as held:
+        mine = vault.presenting(*held.presented)
+        await mine.files.copy(vault.user, at("/d/f"), at("/m"))
+        if mode is not Mode.X:
+            with pytest.raises(NotHeld, match="/d/f"):
+                await put(mine, "/d/f", b"new")
 
 
 async def test_nodes_that_are_named_by_number(vault: Vault) -> None:
@@ -150,6 +173,17 @@ async def test_a_move_ends_the_movers_locks_below_what_moved(vault: Vault) -> No
     await vault.locks.release(ME, tree, token)
 
 
+async def test_a_move_ends_all_locks_of_the_mover_below_what_moved(vault: Vault) -> None:
+    tree = vault.user.tree
+    inner = await vault.locks.acquire(ME, tree, {("e", "f"): Mode.X, ("d",): Mode.S})
+    async with vault.locks.hold(ME, tree, {("e",): Mode.X, ("m",): Mode.X}) as held:
+        await vault.presenting(*held.presented).files.move(vault.user, at("/e"), at("/m"))
+    await put(vault, "/e/f", b"free again")
+    left = await vault.locks.find(ME, tree, inner)
+    assert left is not None
+    assert left.items == {("1", "d"): Mode.S}
+
+
 async def test_a_refused_move_keeps_the_movers_locks(vault: Vault) -> None:
     tree = vault.user.tree
     token = await vault.locks.acquire(ME, tree, {("d",): Mode.X, ("e",): Mode.X})
@@ -173,6 +207,31 @@ async def test_nobody_learns_of_locks_in_anothers_tree(vault: Vault) -> None:
     async with vault.locks.lock_user_files(vault.user):
         with pytest.raises(NotFound):
             await vault.files.delete(other, at("/d/f"))
+
+
+async def test_locks_of_the_owner_are_of_no_use_to_whom_a_folder_is_shared_with(
+    vault: Vault,
+) -> None:
+    other = await add_user(vault.catalog, "other")
+    await vault.files.grant(vault.user, at("/d"), "other", Role.WRITER)
+    async with vault.locks.hold(ME, vault.user.tree, {("d", "f"): Mode.X}) as held:
+        shown = vault.presenting(*held.presented)
+        with pytest.raises(Locked):
+            await shown.files.set_metadata(other, at("/d/f"), '{"a": 1}')
+        await shown.files.set_metadata(other, at("/d/g"), '{"a": 1}')
+
+
+async def test_nobody_learns_from_a_number_what_is_locked_in_anothers_tree(vault: Vault) -> None:
+    other = await add_user(vault.catalog, "other")
+    node = await trashed(vault, "/z/f")
+    there = await vault.files.stat(vault.user, at("/d/f"))
+    versions = await vault.files.versions(vault.user, at("/d/f"))
+    tree = vault.user.tree
+    async with vault.locks.lock_user_files(vault.user):
+        with pytest.raises(NotFound):
+            await vault.files.restore(other, "me", node.id)
+        with pytest.raises(NotFound):
+            await vault.files.change(other, Prune(tree, there.id, (versions[-1].id,)))
 
 
 async def test_many_files_at_once_are_each_held_to_the_locks(vault: Vault) -> None:

@@ -5,6 +5,7 @@ from datetime import timedelta
 from tests.faults import add_user, assert_sound, at, open_memory_vault, put, read
 
 from vaultfs.adapters.memory import ManualClock
+from vaultfs.domain.lockmodes import READ
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import User
 from vaultfs.domain.retention import Retention
@@ -44,6 +45,21 @@ async def test_what_is_due_is_done_and_nothing_else() -> None:
         clock.advance(2 * DAY)
         assert (await upkeep_of(vault).run(Plan())).backup is not None
         await assert_sound(vault)
+
+
+async def test_a_lock_on_a_file_keeps_its_versions_and_nothing_else_from_being_looked_after() -> (
+    None
+):
+    async with open_memory_vault() as vault:
+        me = vault.user
+        for path in ("/a", "/locked", "/z"):
+            await put(vault, path, b"one")
+            await put(vault, path, b"two")
+        await vault.files.set_retention(me, me.name, Retention(last=1))
+        async with vault.locks.hold(vault.locks.new_owner(), me.tree, {("locked",): READ}):
+            done = await upkeep_of(vault).run(Plan())
+            assert (done.pruned, done.backup is None) == (2, False)
+        assert await vault.files.prune(me, me.name) == 1
 
 
 async def test_everybody_is_looked_after_and_for_ever_means_that() -> None:

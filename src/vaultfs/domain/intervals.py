@@ -5,7 +5,7 @@ had in it, in whatever mode; unlocking cuts a hole. Neighbours in the same mode 
 a set never has two ranges where one says the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from attrs import define, field
@@ -70,6 +70,20 @@ class Ranges:
             if stop < held.stop:
                 kept.append(Range(stop, held.stop, held.exclusive))
         self._ranges = kept
+
+
+def weakened(held: Iterable[Range], wanted: Iterable[Range]) -> tuple[Range, ...]:
+    """`held` once its owner has `wanted` too: what it asks to share is exclusive no longer."""
+    spans, left = tuple(held), Ranges()
+    for each in spans:
+        left.lock(each)
+    for each in wanted:
+        if not each.exclusive:
+            for mine in spans:
+                if mine.meets(each):
+                    both = max(mine.start, each.start), min(mine.stop, each.stop)
+                    left.lock(Range(*both, exclusive=False))
+    return tuple(left)
 
 
 def _joined(ranges: list[Range]) -> list[Range]:

@@ -17,7 +17,7 @@ from vaultfs.domain.names import Path, check_path, format_path, key_of
 from vaultfs.domain.nodes import TreeId
 
 MAX_LOCKS = 1000
-"""Paths that one request may lock."""
+"""Paths, and ranges of bytes, that one request may lock."""
 
 
 def resource(tree: TreeId, path: Path) -> Resource:
@@ -153,7 +153,7 @@ def check_write(
 def _covered(grant: Grant, wanted: Resource, mode: Mode) -> bool:
     """Whether `grant` has `wanted`, or something above it, in a mode as strong."""
     for depth in range(1, len(wanted) + 1):
-        held = grant.items.get(wanted[:depth])
+        held = grant.plan.get(wanted[:depth])
         if held is not None and (covers(held, mode) if depth == len(wanted) else _all(held, mode)):
             return True
     return False

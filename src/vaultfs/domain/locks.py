@@ -36,7 +36,8 @@ reported. The victim is the member with the largest request id: the request that
 circle, as there was none before it. It is taken back; what its owner held before stays.
 
 *Byte ranges* are an interval beside an intent (IX or IS) on a file. Ranges clash by overlap;
-one owner's follow POSIX (`intervals.py`). A whole-file lock clashes with the intent.
+one owner's follow POSIX (`intervals.py`): who asks to share what it has exclusively has it
+shared, in all its grants. A whole-file lock clashes with the intent.
 
 *Leases.* A request may carry the moment until which its grant is good. `tick` says what time
 it is; it drops expired waiters, and releases expired grants, before anything is granted.
@@ -51,7 +52,7 @@ are searched for only if somebody waits for what its owner holds.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vaultfs.domain.deadlocks import untangle
-from vaultfs.domain.intervals import Range, Ranges
+from vaultfs.domain.intervals import Range, Ranges, weakened
 from vaultfs.domain.lockmodes import CLASH, FIELD, LUB, Mode, Resource, clash, covers, plan_of
 from vaultfs.domain.locknodes import (
     NO_RANGES,
@@ -280,7 +281,8 @@ class LockTable:
         self._leases += request.expires is not None
 
     def _grantable(self, request: Waiting) -> bool:
-        if self._over(request.expires):
+        lease = request if request.converts is None else request.converts
+        if self._over(lease.expires):
             return False
         nodes, owner, ranges = self.nodes, request.owner, request.ranges
         for resource, want in request.wants.items():
@@ -335,7 +337,23 @@ class LockTable:
         self._hold(owner, grant.plan)
         if grant.ranges:
             self._have_ranges(owner, grant.ranges)
+            self._weaken(grant)
         return grant
+
+    def _weaken(self, grant: Grant) -> None:
+        """Convert what its owner's other grants have of the ranges that it asks to share.
+
+        Else the end of `grant` would bring back what others have meanwhile been let into.
+        """
+        for other in list(self.owned[grant.owner].values()):
+            if other is grant or not other.ranges:
+                continue
+            ranges = {
+                resource: weakened(held, grant.ranges.get(resource, ()))
+                for resource, held in other.ranges.items()
+            }
+            if ranges != other.ranges:
+                self._replace(other, other.items, ranges)
 
     def _have_ranges(self, owner: Owner, resources: Iterable[Resource]) -> None:
         """Make the ranges of `owner` in some files those of its grants: the latest wins."""

@@ -81,26 +81,22 @@ class TreeLocks:
 
     def bury(self, live: Collection[str]) -> None:
         """Give back what belongs to sessions that are not in `live`."""
-        for number, session in list(self.sessions.items()):
-            if session in live:
-                continue
+        self._take_passed()
+        while dead := [number for number, session in self.sessions.items() if session not in live]:
             self.changed = True
-            self.sessions.pop(number, None)
-            if number in self.table.waiting:
-                self.table.cancel(number)
-            elif number in self.table.grants:
-                self.table.release(number)
+            for number in dead:
+                if number in self.table.waiting:
+                    self.table.cancel(number)
+                elif number in self.table.grants:
+                    self.table.release(number)
+            self._take_passed()  # one of them may have been granted what another had
+            for number in dead:
+                self.sessions.pop(number, None)
         self.news = {number: each for number, each in self.news.items() if each[0] in live}
 
     def settle(self, session: str) -> News:
         """What became of requests of `session`; that of others is kept for them."""
-        passed = self.table.take_passed()
-        if passed is not NOTHING:
-            self.changed = True
-            for request, grant in passed.granted:
-                self._settled(request, grant)
-            for request in passed.dropped:
-                self._settled(request, None)
+        self._take_passed()
         if not self.news:
             return ()
         mine = tuple((number, got) for number, (to, got) in self.news.items() if to == session)
@@ -108,6 +104,16 @@ class TreeLocks:
             del self.news[number]
             self.changed = True
         return mine
+
+    def _take_passed(self) -> None:
+        """Note what became of requests that waited."""
+        passed = self.table.take_passed()
+        if passed is not NOTHING:
+            self.changed = True
+            for request, grant in passed.granted:
+                self._settled(request, grant)
+            for request in passed.dropped:
+                self._settled(request, None)
 
     def _settled(self, request: int, grant: Grant | None) -> None:
         session = self.sessions.pop(request, "")

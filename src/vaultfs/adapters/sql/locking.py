@@ -104,7 +104,7 @@ def any_locked(tx: Transaction, tree: TreeId, units: Sequence[Unit]) -> Program[
 
 
 def give_up(tx: Transaction, unit: Unit) -> Program[None]:
-    """Release what `unit` came with on what it has moved or deleted: locks are on names.
+    """Release what its owner has on what `unit` has moved or deleted: locks are on names.
 
     The last thing in a unit, when nothing of it can be refused any more.
     """
@@ -116,12 +116,12 @@ def give_up(tx: Transaction, unit: Unit) -> Program[None]:
             continue
         assert isinstance(operation, ops.Move | ops.Delete)
         locks = yield from locks_of(tx.locks, operation.tree)
-        for owner, token in _shown(unit, operation.tree):
-            grant = locks.table.grants.get(token)  # unless all of it went with another operation
-            there = below(grant, gone) if grant is not None and grant.owner == owner else []
-            if grant is not None and there:
-                locks.table.release(grant.id, there)
-                locks.changed = True
+        for owner in {owner for owner, _ in _shown(unit, operation.tree)}:
+            for grant in tuple(locks.table.owned.get(owner, {}).values()):
+                there = below(grant, gone)
+                if there:
+                    locks.table.release(grant.id, there)
+                    locks.changed = True
 
 
 def break_lock(tx: Transaction, unit: Unit, op: ops.BreakLock) -> Program[Result]:

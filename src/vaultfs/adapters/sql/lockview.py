@@ -49,6 +49,8 @@ class LockView:
     """What this one has looked at."""
     news: list[tuple[TreeId, News]] = field(factory=list[tuple[TreeId, News]])
     """For those who wait in this process, once it is durable."""
+    beat: bool = False
+    """Whether it says that this process lives."""
 
 
 @define(eq=False)
@@ -61,6 +63,8 @@ class LockCache:
     """When it last said that it lives."""
     listener: Callable[[TreeId, News], None] = _nobody
     trees: dict[TreeId, tuple[int, TreeLocks]] = field(factory=dict[TreeId, tuple[int, TreeLocks]])
+    _unsure: set[TreeId] = field(factory=set[TreeId])
+    """Trees that this process may hold something in, and knows nothing of since a rollback."""
     _view: LockView | None = None
     _news: list[tuple[TreeId, News]] = field(factory=list[tuple[TreeId, News]])
 
@@ -80,14 +84,23 @@ class LockCache:
         for tree, (version, locks) in view.seen.items():
             self.trees[tree] = version + locks.changed, locks
             locks.changed = False
-        self._news += view.news
+        self._unsure.difference_update(view.seen)
+        self.keep_news(view)
         self._view = None
+
+    def keep_news(self, view: LockView) -> None:
+        """The transaction was durable, though it seemed to fail; others may have come since."""
+        if view.beat:
+            self.beat_at = view.now
+        self._news += view.news
 
     def settle(self) -> None:
         """Forget what a transaction that was rolled back has looked at: it may have changed it."""
         if self._view is not None:
-            for tree in self._view.seen:
+            for tree, (_, locks) in self._view.seen.items():
                 self.trees.pop(tree, None)
+                if self.session in locks.sessions.values():
+                    self._unsure.add(tree)
             self._view = None
 
     def tell(self) -> None:
@@ -101,7 +114,9 @@ class LockCache:
     def in_use(self) -> bool:
         """Whether anything ends with this process, as far as it knows."""
         trees = tuple(self.trees.values())
-        return any(self.session in tuple(locks.sessions.values()) for _, locks in trees)
+        return bool(self._unsure) or any(
+            self.session in tuple(locks.sessions.values()) for _, locks in trees
+        )
 
 
 def locks_of(view: LockView, tree: TreeId) -> Program[TreeLocks]:
@@ -170,11 +185,11 @@ def change(
     locks = yield from locks_of(view, tree)
     result = work(locks)
     if locks.changed and view.now - cache.beat_at > BEAT:
-        yield from beat(view, cache)
+        yield from beat(view)
     return result
 
 
-def beat(view: LockView, cache: LockCache) -> Program[None]:
+def beat(view: LockView) -> Program[None]:
     """Say that this process lives."""
     yield Run(
         "INSERT INTO lock_sessions(id, boot, seen) VALUES ($1, $2, $3)"
@@ -185,4 +200,4 @@ def beat(view: LockView, cache: LockCache) -> Program[None]:
         "DELETE FROM lock_sessions WHERE boot <> $1 OR seen < $2",
         (view.boot, view.now - DEAD_AFTER),
     )
-    cache.beat_at = view.now
+    view.beat = True

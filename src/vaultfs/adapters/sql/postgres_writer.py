@@ -75,8 +75,10 @@ class _Round:
     """What is true once the commit is known to have happened."""
     mark: str = field(factory=lambda: uuid4().hex)
     """Stands in the lock state that it has written."""
+    view: LockView | None = None
+    """What the last try knew of locks."""
     locked: tuple[TreeId, ...] = ()
-    """The trees whose lock state the last try has written."""
+    """The trees whose lock state it has written."""
     in_doubt_until: float = 0.0
     """The connection was lost in a commit, and nobody has said yet what became of it."""
 
@@ -207,9 +209,12 @@ class PostgresWriter(GroupCommit):
             if this.in_doubt_until:
                 if await self._happened(connection, this):
                     await connection.execute("ROLLBACK")
+                    if this.view is not None:
+                        self.lock_cache.keep_news(this.view)
                     return this.outcomes
                 this.in_doubt_until = 0.0
-            tx = Transaction(locks=await self._look(connection, this, locked))
+            this.view = await self._look(connection, this, locked)
+            tx = Transaction(locks=this.view)
             this.outcomes = [await self._run_job(driver, tx, job, this) for job in this.jobs]
             await driver.drive(finish(tx))
             seen = tx.locks.seen.items()

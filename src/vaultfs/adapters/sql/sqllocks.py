@@ -89,7 +89,7 @@ class SqlLockStore(LockStore):
                     await self._writer.do(Job(program=self._beat))
 
     def _beat(self, tx: Transaction) -> Program[None]:
-        return lockview.beat(tx.locks, self._cache)
+        return lockview.beat(tx.locks)
 
 
 def _change(

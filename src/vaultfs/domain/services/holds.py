@@ -2,12 +2,13 @@
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from anyio import from_thread
 from anyio.lowlevel import EventLoopToken, current_token
-from attrs import frozen
+from attrs import field, frozen
 
 from vaultfs.domain.intervals import Range
 from vaultfs.domain.lockmodes import Mode
@@ -76,11 +77,13 @@ class ThreadLocks:
     """The same locks for code in threads, which blocks while it waits.
 
     Made by `from_threads` on the event loop. The waiting is a task on the loop; a thread
-    that waits cannot be cancelled, so give a `timeout`.
+    that waits cannot be cancelled, so give a `timeout`. Raises `RuntimeError` on the thread of
+    the loop, which would wait for itself.
     """
 
     locks: "Locks"
     _loop: EventLoopToken
+    _loop_thread: int = field(factory=get_ident)
 
     @contextmanager
     def lock_file_for_user(
@@ -95,6 +98,8 @@ class ThreadLocks:
         self, user: User, paths: Iterable[Path] | None = None, *, timeout: float | None = None
     ) -> Generator[Hold, None, None]:
         """See `Locks.lock_user_files`."""
+        if get_ident() == self._loop_thread:
+            raise RuntimeError("this is for other threads: on the event loop use `async with`")
         held = self.locks.lock_user_files(user, paths, timeout=timeout)
         from_thread.run(held.__aenter__, token=self._loop)
         try:

@@ -1,11 +1,13 @@
 """What is done to the locks of a tree in one change of its state."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import add
 from typing import NoReturn, TypeVar
 
 from vaultfs.domain.errors import DeadlockFound, LockOwnerBusy, NotHeld, WouldBlock, listed
+from vaultfs.domain.intervals import Range
 from vaultfs.domain.lockitems import path_of, resource, told, who
-from vaultfs.domain.lockmodes import Mode, Resource
+from vaultfs.domain.lockmodes import LUB, Mode, Resource
 from vaultfs.domain.locknodes import (
     Answer,
     Blocked,
@@ -23,9 +25,27 @@ from vaultfs.domain.nodes import TreeId
 T = TypeVar("T")
 
 
-def normal(tree: TreeId, items: Mapping[Path, T]) -> dict[Resource, T]:
-    """`items` by resource. Raises `InvalidName`."""
-    return {resource(tree, path): each for path, each in items.items()}
+def normal(tree: TreeId, items: Mapping[Path, T], both: Callable[[T, T], T]) -> dict[Resource, T]:
+    """`items` by resource; where two ways to write a path are one, `both`. Raises `InvalidName`."""
+    found = {resource(tree, path): each for path, each in items.items()}
+    if len(found) < len(items):
+        found.clear()
+        for path, each in items.items():
+            of = resource(tree, path)
+            found[of] = both(found[of], each) if of in found else each
+    return found
+
+
+def modes_of(tree: TreeId, items: Mapping[Path, Mode]) -> dict[Resource, Mode]:
+    """The modes by resource. Raises `InvalidName`."""
+    return normal(tree, items, lambda one, other: LUB[one][other])
+
+
+def ranges_of(
+    tree: TreeId, items: Mapping[Path, tuple[Range, ...]]
+) -> dict[Resource, tuple[Range, ...]]:
+    """The ranges by resource. Raises `InvalidName`."""
+    return normal(tree, items, add)
 
 
 def who_waits(locks: TreeLocks) -> frozenset[int]:
@@ -67,15 +87,16 @@ def drop(token: int, locks: TreeLocks) -> None:
 
 
 def take_back(owner: Owner, locks: TreeLocks, done: tuple[Answer, int]) -> None:
-    """Take back a request, or what it became: its owner asked for nothing since."""
-    number = done[1]
+    """Take back a request, or what it became, and nothing else of its owner."""
+    answer, number = done
     if number in locks.table.waiting:
         locks.table.cancel(number)
         locks.changed = True
-    elif number:
-        for token in list(locks.table.owned.get(owner, ())):
-            if token >= number:
-                drop(token, locks)
+    elif isinstance(answer, Grant):
+        drop(number, locks)
+    elif number:  # while it waited its owner could have nothing new but what it became
+        later = [token for token in locks.table.owned.get(owner, ()) if token > number]
+        drop(min(later, default=0), locks)
 
 
 def unconvert(locks: TreeLocks, request: int, token: int, before: dict[Resource, Mode]) -> None:

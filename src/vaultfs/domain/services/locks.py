@@ -10,7 +10,7 @@ that waits is taken back, and a grant that comes at the same moment is given bac
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeVar
 
@@ -40,8 +40,9 @@ from vaultfs.domain.nodes import TreeId, User
 from vaultfs.domain.services.holds import Hold
 from vaultfs.domain.services.lockchanges import (
     grant_of,
-    normal,
+    modes_of,
     not_held,
+    ranges_of,
     refuse,
     release,
     take_back,
@@ -58,8 +59,6 @@ Undo = Callable[[TreeLocks, tuple[Answer, int]], None]
 
 NO_PATHS: Final[Mapping[Path, Mode]] = {}
 NO_RANGES: Final[Mapping[Path, tuple[Range, ...]]] = {}
-RETRY_EVERY: Final = 1.0
-"""Seconds between tries to give back what could not be given back."""
 
 
 @define(eq=False)
@@ -115,13 +114,14 @@ class Locks(LockWaits):
 
         Waits up to `timeout` seconds: 0 is now or not at all, None for ever. With `ttl` it is
         a lease, which ends so many seconds later unless it is renewed, and else with this
-        process. Raises `InvalidName` and `LockMisuse` (more than 1,000 paths, none), with nothing
-        done; `WouldBlock`, `LockTimedOut`, `DeadlockFound`, `LockOwnerBusy`, and
-        `LeaseExpired` if the lease ran out while it was waited for.
+        process. Raises `InvalidName` and `LockMisuse` (none, or more than 1,000 paths and
+        ranges), with nothing done; `WouldBlock`, `LockTimedOut`, `DeadlockFound`,
+        `LockOwnerBusy`, and `LeaseExpired` if the lease ran out while it was waited for.
         """
-        wanted, spans = normal(tree, items), normal(tree, ranges)
-        if not 0 < len(wanted) + len(spans) <= MAX_LOCKS:
-            raise LockMisuse(f"{len(wanted) + len(spans)} paths: 1 to {MAX_LOCKS} can be locked")
+        wanted, spans = modes_of(tree, items), ranges_of(tree, ranges)
+        count = len(wanted) + sum(map(len, spans.values())) if spans else len(wanted)
+        if not 0 < count <= MAX_LOCKS:
+            raise LockMisuse(f"{count} paths and ranges: 1 to {MAX_LOCKS} can be locked")
         wait = timeout is None or timeout > 0
         self._asking += 1
         try:
@@ -229,7 +229,7 @@ class Locks(LockWaits):
         Meanwhile it keeps what it has, and if it fails it has just that. Raises as `acquire`,
         `NotHeld`, and `LockMisuse` for modes that are not as strong as those that it has.
         """
-        wanted = normal(tree, items)
+        wanted = modes_of(tree, items)
         session = self.store.session
         wait = timeout is None or timeout > 0
 
@@ -266,7 +266,7 @@ class Locks(LockWaits):
 
         Raises `NotHeld`, and `LockMisuse` for modes that are not weaker.
         """
-        wanted = normal(tree, items)
+        wanted = modes_of(tree, items)
 
         def ask(locks: TreeLocks) -> None:
             grant = grant_of(locks, owner, token, wanted)
@@ -304,19 +304,12 @@ class Locks(LockWaits):
                 table.release(token)
                 self._pass_on(tree, table)
             return
+        give_back = partial(self.store.change, tree, partial(release, owner, token))
         with anyio.CancelScope(shield=True):
             try:
-                await self.store.change(tree, partial(release, owner, token))
+                await give_back()
             except VaultError:
-                self._tasks.start_soon(self._let_go_later, owner, tree, token)
-
-    async def _let_go_later(self, owner: Owner, tree: TreeId, token: int) -> None:
-        """Give back what could not be given back now: nobody else would, while we live."""
-        while True:
-            await anyio.sleep(RETRY_EVERY)
-            with suppress(VaultError):
-                await self.store.change(tree, partial(release, owner, token))
-                return
+                self._tasks.start_soon(self._later, give_back)
 
 
 @asynccontextmanager

@@ -4,7 +4,10 @@ A request that waits is taken back when its caller is cancelled or its time is o
 a grant that comes at the same moment is given back.
 """
 
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -19,6 +22,9 @@ from vaultfs.domain.nodes import TreeId
 from vaultfs.domain.services.lockchanges import drop, unconvert, who_waits
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.locks import LockStore
+
+RETRY_EVERY: Final = 1.0
+"""Seconds between tries to give back what could not be given back."""
 
 
 class Waiter:
@@ -106,11 +112,9 @@ class LockWaits:
             if not waiter.settled:
                 await self._give_up(key, waiter, timeout)
         except BaseException:
-            if not waiter.settled or waiter.grant is not None:
-                await self._take_back(key, waiter, before)
+            await self._leave(key, waiter, before)
             raise
-        finally:
-            del self._waiters[key]
+        del self._waiters[key]
         if waiter.grant is None:
             raise LeaseExpired("the lease ran out, or what was to be changed, while it waited")
         return waiter.grant
@@ -139,10 +143,34 @@ class LockWaits:
             await waiter.event.wait()  # it is on its way
             waiter.check()
 
+    async def _leave(
+        self, key: tuple[TreeId, int], waiter: Waiter, before: dict[Resource, Mode] | None
+    ) -> None:
+        """Have neither the request nor what it became; later, if the store cannot do it now."""
+
+        async def leave() -> None:
+            if not waiter.settled or waiter.grant is not None:
+                await self._take_back(key, waiter, before)
+            del self._waiters[key]
+
+        with anyio.CancelScope(shield=True):
+            try:
+                await leave()
+            except VaultError:
+                self._tasks.start_soon(self._later, leave)
+
+    async def _later(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Do what could not be done now: nobody else would, while we live."""
+        while True:
+            await anyio.sleep(RETRY_EVERY)
+            with suppress(VaultError):
+                await work()
+                return
+
     async def _take_back(
         self, key: tuple[TreeId, int], waiter: Waiter, before: dict[Resource, Mode] | None
     ) -> None:
-        """Have neither the request nor what it became."""
+        """Have neither the request nor what it became. Not to be cancelled."""
 
         def leave(locks: TreeLocks) -> bool:
             """Whether it had become something that this process is yet to be told."""
@@ -152,16 +180,15 @@ class LockWaits:
                 return False
             return not waiter.settled
 
-        with anyio.CancelScope(shield=True):
-            if await self.store.change(key[0], leave):
-                await waiter.event.wait()
-            if waiter.grant is not None:
-                token = waiter.grant
-                if before is None:
-                    undo = partial(drop, token)
-                else:
-                    undo = partial(unconvert, request=0, token=token, before=before)
-                await self.store.change(key[0], undo)
+        if await self.store.change(key[0], leave):
+            await waiter.event.wait()
+        if waiter.grant is not None:
+            token = waiter.grant
+            if before is None:
+                undo = partial(drop, token)
+            else:
+                undo = partial(unconvert, request=0, token=token, before=before)
+            await self.store.change(key[0], undo)
 
     async def _look_around(self) -> None:
         """See that those who wait hear of what others do, and of leases that run out."""

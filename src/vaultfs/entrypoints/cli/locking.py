@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from vaultfs.domain.errors import InvalidField, LockError, NotFound
+from vaultfs.domain.errors import InvalidField, LockError, NotFound, VaultError
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import OWN, address
 from vaultfs.entrypoints.cli.session import (
@@ -132,6 +132,8 @@ async def _renew(call: Session, vault: "Vault", owner: "Owner", token: int) -> N
         except LockError as error:
             call.remark(f"the lock is lost, and the command's writes are refused: {error.message}")
             return
+        except VaultError:
+            continue  # the catalog may be there again in time
 
 
 async def _run(command: list[str], tokens: str) -> "ExitCode":

@@ -4,6 +4,7 @@ A lease is named `<lease>.<token>`. It ends by itself; whoever has it shows it w
 write in the header `VaultFS-Lock-Token`, and is refused once it is held no longer.
 """
 
+from collections.abc import Iterator
 from typing import Final, TypeVar
 
 import msgspec
@@ -266,7 +267,7 @@ def _waits(queued: Queued) -> WaitOut:
 def _paths(of: Held | Queued) -> list[LockedPath]:
     return [
         *(LockedPath(path_of(each), _name(mode)) for each, mode in of.items.items()),
-        *(_ranged(each, ranges) for each, ranges in of.ranges.items()),
+        *(path for each, ranges in of.ranges.items() for path in _ranged(each, ranges)),
     ]
 
 
@@ -274,10 +275,16 @@ def _name(mode: Mode) -> str:
     return NAMES.get(mode, mode.name)
 
 
-def _ranged(of: Resource, ranges: tuple[Range, ...]) -> LockedPath:
-    mode = "exclusive" if ranges[0].exclusive else "shared"
-    spans = [RangeIn(each.start, None if each.stop == END else each.stop) for each in ranges]
-    return LockedPath(path_of(of), mode, spans)
+def _ranged(of: Resource, ranges: tuple[Range, ...]) -> Iterator[LockedPath]:
+    """The shared ones, and the exclusive ones, if there are any."""
+    for mode, exclusive in (("shared", False), ("exclusive", True)):
+        spans = [
+            RangeIn(each.start, None if each.stop == END else each.stop)
+            for each in ranges
+            if each.exclusive is exclusive
+        ]
+        if spans:
+            yield LockedPath(path_of(of), mode, spans)
 
 
 _LEASE = "/v1/locks/{lease}"
