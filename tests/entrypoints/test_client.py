@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from tests.faults import MIB, random_bytes, read_tree, write_tree
 
@@ -35,6 +36,7 @@ from vaultfs.entrypoints.changes import Changes
 from vaultfs.entrypoints.client import RemoteVault, connect
 from vaultfs.entrypoints.http.app import DEFAULT_RATE
 from vaultfs.entrypoints.http.serving import Listening, first_token, serving
+from vaultfs.entrypoints.http.wire import UserOut, WhoAmI
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.surface import Content
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
@@ -296,6 +298,49 @@ async def test_a_download_goes_on_where_it_broke_off(
         ):
             assert await vault.get("/a") == CONTENT
             assert cuts[0] >= 4
+
+
+async def test_what_may_have_been_done_is_not_sent_again() -> None:
+    async with (
+        breaking_off() as (address, seen),
+        connect(address, token="vfs_a_b") as vault,
+    ):
+        with pytest.raises(ServerError):
+            await vault.put("/a", b"one")
+        assert seen == ["GET", "PUT"]
+    async with (
+        breaking_off() as (address, seen),
+        connect(address, token="vfs_a_b") as vault,
+    ):
+        with pytest.raises(ServerError):
+            await vault.delete("/a")
+        assert seen == ["GET", "DELETE"]
+
+
+@asynccontextmanager
+async def breaking_off() -> AsyncGenerator[tuple[str, list[str]], None]:
+    """A server that says who asks, takes anything else, and breaks off before it answers."""
+    seen: list[str] = []
+    who = WhoAmI(UserOut("me", None, 0), "a", [Scope.READ, Scope.WRITE])
+    body = msgspec.json.encode(who)
+
+    async def handle(client: anyio.abc.SocketStream) -> None:
+        async with client:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    method = (await client.receive()).partition(b" ")[0].decode()
+                    seen.append(method)
+                    if method != "GET":
+                        return
+                    await client.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+                    await client.send(body)
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, handle)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        yield f"http://127.0.0.1:{port}", seen
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_file_that_changes_meanwhile_is_not_mixed(

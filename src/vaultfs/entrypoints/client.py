@@ -571,6 +571,8 @@ async def calling(address: str, token: str) -> AsyncGenerator[Calls, None]:
         connector=aiohttp.TCPConnector(limit=CONNECTIONS),
         auto_decompress=False,
     ) as http:
+        session: Any = http  # else it sends PUT and DELETE a second time by itself
+        session._retry_connection = False  # noqa: SLF001 there is no other way
         yield Calls(check_address(address), http)
 
 
