@@ -308,6 +308,8 @@ async def test_a_file_goes_to_the_trash_and_comes_back(api: Client) -> None:
     await api.refused(404, "GET", FILE)
     [gone] = (await api.ok("GET", "/v1/trash/me"))["entries"]
     assert gone["path"] == "/a.txt"
+    elsewhere = {"target": "bob:/b.txt"}
+    assert await api.refused(404, "POST", f"/v1/trash/me/{gone['id']}", json=elsewhere)
     back = await api.ok("POST", f"/v1/trash/me/{gone['id']}", json={"target": "/b.txt"})
     assert back["path"] == "/b.txt"
     assert (await api("GET", "/v1/files/me/b.txt")).content == b"kept"

@@ -249,6 +249,8 @@ class Files(Browse):
         self, caller: User, tree: str, node: NodeId, target: Address | None = None
     ) -> Node:
         """Bring a node back from the trash. Refused as `Restore` is."""
+        if target is not None and target.tree != tree:
+            raise NotFound(f"nothing of {target.tree} can be reached")
         path = None if target is None else target.path
         operation = Restore(await self.tree(caller, tree), node, path)
         return _node(await self.change(caller, operation))

@@ -6,7 +6,7 @@ from typing import Final
 from starlette.responses import Response
 
 from vaultfs.domain.errors import InvalidField
-from vaultfs.domain.names import key_of
+from vaultfs.domain.names import key_of, parse_address
 from vaultfs.domain.nodes import Node, NodeId
 from vaultfs.domain.services.feed import LONGEST, Feed
 from vaultfs.domain.tokens import Scope
@@ -164,7 +164,7 @@ async def list_trash(call: Call) -> Response:
 async def restore(call: Call) -> Response:
     """Bring a node back from the trash."""
     wanted = await call.body(RestoreIn)
-    target = None if wanted.target is None else call.at(wanted.target)
+    target = None if wanted.target is None else parse_address(wanted.target, own=call.tree)
     node = await call.files.restore(call.user, call.tree, _trashed(call), target)
     _, path = await call.server.vault.catalog.node_path(node.id)
     return _answer(call, node, path)
