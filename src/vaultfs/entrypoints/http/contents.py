@@ -39,6 +39,7 @@ from vaultfs.entrypoints.http.calls import (
     Parameter,
     Route,
 )
+from vaultfs.entrypoints.http.problems import answer, problem
 from vaultfs.entrypoints.http.wire import NodeOut, content_etag, node_out
 
 IDLE: Final = 30
@@ -124,7 +125,7 @@ async def get_file(call: Call) -> Response:
         return await _changed(call, node, version, headers, base)
     span = _range(call, version.size, etag)
     if span is None:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{version.size}"})
+        return _out_of_range(call, version.size)
     start, stop, partial = span
     headers["Content-Length"] = str(stop - start)
     if partial:
@@ -253,6 +254,12 @@ def _range(call: Call, size: int, etag: str) -> tuple[int, int, bool] | None:
         if last and int(last) < int(first):
             return 0, size, False
     return (start, stop, True) if start < stop else None
+
+
+def _out_of_range(call: Call, size: int) -> Response:
+    text = f"it has {size} bytes, and none of those that are asked for"
+    found = problem(416, "out_of_range", text, call.request_id)
+    return answer(found, {"Content-Range": f"bytes */{size}"})
 
 
 # Taking in
