@@ -141,6 +141,16 @@ async def test_what_the_client_has_is_not_sent_again(api: Client) -> None:
     assert (await api("GET", FILE, headers={"If-Match": '"v99"'})).status_code == 412
 
 
+async def test_a_node_that_the_client_has_is_not_sent_again(api: Client) -> None:
+    node = await put(api, "/a.txt")
+    etag = node["etag"]
+    for known in (etag, f"W/{etag}", f'"r99", {etag}', "*"):
+        got = await api("GET", "/v1/nodes/me/a.txt", headers={"If-None-Match": known})
+        assert (got.status_code, got.headers["etag"]) == (304, etag)
+    got = await api("GET", "/v1/nodes/me/a.txt", headers={"If-None-Match": '"r99"'})
+    assert got.status_code == 200
+
+
 async def test_writes_can_depend_on_what_is_there(api: Client) -> None:
     absent = {"If-None-Match": "*"}
     node = await put(api, "/a.txt", b"one", headers=absent)

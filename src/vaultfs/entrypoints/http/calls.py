@@ -251,6 +251,16 @@ def _demand(tag: str, *, absent: bool) -> Preconditions:
     return Preconditions(if_revision=int(found[2]), if_absent=absent)
 
 
+def listed(header: str | None, etag: str, *, weak: bool = True) -> bool:
+    """Whether `If-None-Match` or the like names the tag; `weak`: weakly is enough."""
+    if header is None:
+        return False
+    tags = [each.strip() for each in header.split(",")]
+    if weak:
+        tags = [each.removeprefix("W/") for each in tags]
+    return "*" in tags or etag in tags
+
+
 def whole(text: str, name: str, most: int = (1 << 63) - 1) -> int:
     """The number from 1 to `most` that `text` is. Raises `InvalidField`."""
     if not (text.isascii() and text.isdecimal()) or len(text) > 19 or not 0 < int(text) <= most:

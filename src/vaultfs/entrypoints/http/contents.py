@@ -38,6 +38,7 @@ from vaultfs.entrypoints.http.calls import (
     Call,
     Parameter,
     Route,
+    listed,
 )
 from vaultfs.entrypoints.http.problems import answer, problem
 from vaultfs.entrypoints.http.wire import NodeOut, content_etag, node_out
@@ -117,7 +118,7 @@ async def get_file(call: Call) -> Response:
     etag = content_etag(version.id)
     headers = headers_of(node, version, etag)
     _check_match(call, etag)
-    if _listed(call.header("if-none-match"), etag):
+    if listed(call.header("if-none-match"), etag):
         del headers["Content-Length"], headers["Content-Type"]
         return Response(status_code=304, headers=headers)
     base = _delta_base(call)
@@ -214,19 +215,9 @@ def headers_of(node: Node, version: Version, etag: str) -> dict[str, str]:
     return found
 
 
-def _listed(header: str | None, etag: str, *, weak: bool = True) -> bool:
-    """Whether `If-None-Match` or the like names the tag; `weak`: weakly is enough."""
-    if header is None:
-        return False
-    tags = [each.strip() for each in header.split(",")]
-    if weak:
-        tags = [each.removeprefix("W/") for each in tags]
-    return "*" in tags or etag in tags
-
-
 def _check_match(call: Call, etag: str) -> None:
     match = call.header("if-match")
-    if match is not None and not _listed(match, etag, weak=False):
+    if match is not None and not listed(match, etag, weak=False):
         raise VersionMismatch(f"it has {etag} by now", expected=None, found=None)
 
 

@@ -18,6 +18,7 @@ from vaultfs.entrypoints.http.calls import (
     Call,
     Parameter,
     Route,
+    listed,
     whole,
     write_cursor,
 )
@@ -46,7 +47,7 @@ def _answer(call: Call, node: Node, path: tuple[str, ...], status: int = 200) ->
 async def get_node(call: Call) -> Response:
     """A file or folder, as JSON."""
     node = await call.files.stat(call.user, call.address)
-    if call.header("if-none-match") == node_etag(node):
+    if listed(call.header("if-none-match"), node_etag(node)):
         return Response(status_code=304, headers={"ETag": node_etag(node)})
     return _answer(call, node, call.address.path)
 
@@ -197,7 +198,9 @@ ROUTES: Final = (
         *("GET", _NODE, get_node, "getNode", "Look at a file or folder."),
         scope=Scope.READ,
         answer=NodeOut,
-        parameters=(Parameter("If-None-Match", "Its entity tag.", where="header"),),
+        parameters=(
+            Parameter("If-None-Match", "Entity tags that the client has.", where="header"),
+        ),
         failures=(304,),
     ),
     Route(
