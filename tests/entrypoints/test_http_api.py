@@ -168,6 +168,20 @@ async def test_writes_can_depend_on_what_is_there(api: Client) -> None:
     assert await api.refused(400, "PUT", FILE, headers={"If-Match": '"odd"'}) == "invalid_field"
 
 
+async def test_what_is_to_be_absent_and_is_there_is_a_precondition(api: Client) -> None:
+    absent = {"If-None-Match": "*"}
+    await put(api, "/a.txt")
+    await api.ok("PUT", "/v1/folders/me/f", headers=absent)
+    for method, path in (
+        *(("PUT", FILE), ("PATCH", FILE), ("DELETE", FILE)),
+        *(("PUT", "/v1/folders/me/f"), ("PUT", "/v1/folders/me/f?exist_ok=true")),
+    ):
+        code = await api.refused(412, method, path, content=b"{}", headers=absent)
+        assert code == "version_mismatch"
+    present = {"If-Match": "*"}
+    assert await api.refused(400, "PUT", "/v1/folders/me/g", headers=present) == "invalid_field"
+
+
 async def test_one_of_several_tags_is_enough(api: Client) -> None:
     node = await put(api, "/a.txt", b"one")
     tags = f'"v99", {node["etag"]},"v{node["version"]}"'

@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from vaultfs.domain.errors import (
     Busy,
+    Exists,
     InvalidField,
     InvalidName,
     NotAuthenticated,
@@ -32,6 +33,7 @@ from vaultfs.domain.errors import (
     RateLimited,
     Unsupported,
     VaultError,
+    VersionMismatch,
 )
 from vaultfs.domain.nodes import User as VaultUser
 from vaultfs.domain.nodes import UserId
@@ -224,7 +226,8 @@ class Api:
                     stopping = Busy("the server is stopping: try again")
                     await _refusal(scope, headers, seen, stopping)(scope, seen.take, seen.forward)
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = _as_asked(raised, headers)
             seen.error = _told(error)
             if not isinstance(error, VaultError):
                 log.exception("a bug", extra={"request_id": seen.request_id})
@@ -311,6 +314,13 @@ def _told(error: Exception) -> str:
     kind = type(error).__name__
     private = isinstance(error, VaultError) and status_of(error) < 500
     return kind if private else f"{kind}: {error}"
+
+
+def _as_asked(error: Exception, headers: dict[str, str]) -> Exception:
+    """`error`; where something was to be absent and is there, a precondition that fails."""
+    if isinstance(error, Exists) and "if-none-match" in headers:
+        return VersionMismatch(error.message, expected=None, found=None)
+    return error
 
 
 def _refusal(scope: Scope, headers: dict[str, str], seen: _Seen, error: Exception) -> Answer:

@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 from vaultfs.domain.deltacodec import MEDIA_TYPE as DELTA
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import (
-    Exists,
     InvalidField,
     SourceChanged,
     TooLarge,
@@ -348,21 +347,16 @@ async def put_file(call: Call) -> Response:
     if call.header("if-unmodified-since") is not None:
         raise InvalidField("times are too coarse for this: use If-Match")
     large = length is None or length > SMALL
-    try:
-        async with call.server.share_of(call.user.id) if large else nullcontext():
-            result = await call.files.put(
-                call.user,
-                call.address,
-                BodySource(call),
-                size=length,
-                origin=origin_of(call),
-                preconditions=preconditions,
-                parents=call.flag("parents"),
-            )
-    except Exists as error:
-        if preconditions.if_absent:
-            raise VersionMismatch(error.message, expected=None, found=None) from error
-        raise
+    async with call.server.share_of(call.user.id) if large else nullcontext():
+        result = await call.files.put(
+            call.user,
+            call.address,
+            BodySource(call),
+            size=length,
+            origin=origin_of(call),
+            preconditions=preconditions,
+            parents=call.flag("parents"),
+        )
     return stored(call, result)
 
 

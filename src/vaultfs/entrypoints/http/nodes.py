@@ -13,6 +13,7 @@ from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.calls import (
     CURSOR,
     IF_MATCH,
+    IF_NONE_MATCH,
     LIMIT,
     WITH_LOCK,
     Call,
@@ -94,8 +95,12 @@ async def list_changes(call: Call) -> Response:
 
 async def make_folder(call: Call) -> Response:
     """Make a folder."""
+    wanted = await call.preconditions(call.address)
+    if wanted.any and not wanted.if_absent:
+        raise InvalidField("a folder is made, not changed: If-None-Match: * is all that it knows")
+    exist_ok = call.flag("exist_ok") and not wanted.if_absent
     node = await call.files.mkdir(
-        call.user, call.address, parents=call.flag("parents"), exist_ok=call.flag("exist_ok")
+        call.user, call.address, parents=call.flag("parents"), exist_ok=exist_ok
     )
     return _answer(call, node, call.address.path, 201)
 
@@ -247,6 +252,7 @@ ROUTES: Final = (
         status=201,
         parameters=(
             _PARENTS,
+            IF_NONE_MATCH,
             WITH_LOCK,
             Parameter("exist_ok", "Accept one that is there.", "boolean"),
         ),
