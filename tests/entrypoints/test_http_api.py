@@ -168,6 +168,19 @@ async def test_writes_can_depend_on_what_is_there(api: Client) -> None:
     assert await api.refused(400, "PUT", FILE, headers={"If-Match": '"odd"'}) == "invalid_field"
 
 
+async def test_no_write_depends_on_a_time(api: Client) -> None:
+    since = {"If-Unmodified-Since": "Sat, 29 Oct 1994 19:43:31 GMT"}
+    await put(api, "/a.txt", b"kept")
+    both = {"source": "/a.txt", "target": "/b"}
+    for method, path, body in (
+        *(("PUT", FILE, {}), ("PATCH", FILE, {}), ("DELETE", FILE, {})),
+        *(("POST", "/v1/move", both), ("POST", "/v1/copy", both)),
+    ):
+        code = await api.refused(400, method, path, json=body, headers=since)
+        assert code == "invalid_field"
+    assert (await api("GET", FILE)).content == b"kept"
+
+
 async def test_what_is_to_be_absent_and_is_there_is_a_precondition(api: Client) -> None:
     absent = {"If-None-Match": "*"}
     await put(api, "/a.txt")

@@ -173,6 +173,8 @@ class Call:
         Of several tags the one that holds now is demanded, and checked with the change.
         """
         match, none_match = self.header("if-match"), self.header("if-none-match")
+        if self.header("if-unmodified-since") is not None:
+            raise InvalidField("times are too coarse for this: use If-Match")
         if none_match is not None and none_match.strip() != "*":
             raise InvalidField("If-None-Match of a write is * or nothing")
         absent = none_match is not None

@@ -344,8 +344,6 @@ async def put_file(call: Call) -> Response:
     length = call.length
     if length is not None and length > MOST:
         raise TooLarge(f"a body of {length} bytes: {MOST} is the most")
-    if call.header("if-unmodified-since") is not None:
-        raise InvalidField("times are too coarse for this: use If-Match")
     large = length is None or length > SMALL
     async with call.server.share_of(call.user.id) if large else nullcontext():
         result = await call.files.put(
