@@ -315,6 +315,14 @@ async def test_a_value_that_does_not_fit_is_the_fault_of_its_unit(me: Caller) ->
     assert await me.catalog.check() == []
 
 
+async def test_whose_value_does_not_fit_is_not_told_of_the_database(me: Caller) -> None:
+    root = await me.catalog.node(me.user.tree, ())
+    assert root is not None
+    with pytest.raises(InvalidField, match="cannot hold") as caught:
+        await me.catalog.children(root.id, after="\0", limit=1)
+    assert "postgresql" not in caught.value.message
+
+
 # Other processes
 
 
