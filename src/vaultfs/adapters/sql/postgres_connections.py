@@ -206,7 +206,8 @@ def translated(name: str) -> Generator[None, None, None]:
     except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError) as error:
         for kind, meaning, text in _REMEDIES:
             if isinstance(error, kind):
-                raise meaning(f"{name}: {text} ({_said(error)})") from error
+                where = "" if meaning is Busy else f"{name}: "  # a server tells it to its clients
+                raise meaning(f"{where}{text} ({_said(error)})") from error
         if is_lost(error):
             raise CatalogUnavailable(
                 f"{name}: the server cannot be reached ({_said(error)}): see that it is running"
