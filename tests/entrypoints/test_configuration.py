@@ -28,6 +28,14 @@ def test_who_is_nearer_is_heard(file: str) -> None:
     assert read_configuration({}, {"VAULTFS_CONFIG": file}, None)["port"].value == 1
 
 
+def test_what_is_empty_in_the_environment_says_nothing(file: str) -> None:
+    empty = {f"VAULTFS_{name.upper()}": "" for name in (*SETTINGS, "config")}
+    found = read_configuration({}, empty, None)
+    assert found == read_configuration({}, {}, None)
+    assert found["host"].value == "127.0.0.1"  # and not all addresses of the machine
+    assert read_configuration({}, empty, file)["host"] == Effective("0.0.0.0", file)
+
+
 @pytest.mark.parametrize(
     "text", ["prot = 1", 'port = "many"', "port = true", "host = 5", "port = ", "port = 1.5"]
 )

@@ -93,8 +93,7 @@ def read_settings(
     if folder and not (database or store):  # then no file need be read
         place = Named(str(folder), None, None)
     else:
-        filled = {name: text for name, text in given.items() if text}
-        place = named(read_configuration(flags, filled, None, PLACE))
+        place = named(read_configuration(flags, given, None, PLACE))
     return settings_of(place, given)
 
 
