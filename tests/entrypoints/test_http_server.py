@@ -255,6 +255,9 @@ def test_users_and_tokens_from_the_command_line(running: Running) -> None:
         assert client.get("/v1/whoami").status_code == 401
         client.headers["Authorization"] = f"Bearer {turned['token']}"
         assert client.get("/v1/whoami").json()["user"]["name"] == "bob"
+        for seconds in (31 * 86_400, 10**12, 10**15):
+            words = ("token", "rotate", made["id"], "--user", "bob", "--overlap", seconds)
+            assert call("--vault", running.folder, *words).code == 2
         cli("token", "revoke", made["id"], "--user", "bob")
         time.sleep(KNOWN_FOR)
         assert client.get("/v1/whoami").status_code == 401

@@ -40,6 +40,7 @@ from vaultfs.ports.clock import Clock
 
 OVERLAP: Final = timedelta(days=1)
 """How long the secret before a rotation stays good, unless said otherwise."""
+LONGEST_OVERLAP: Final = timedelta(days=30)
 
 
 KNOWN_FOR: Final = 1.0
@@ -191,6 +192,8 @@ class Accounts:
 
         Without `expires` it expires when it would have. Raises `NotFound`.
         """
+        if not timedelta(0) <= overlap <= LONGEST_OVERLAP:
+            raise InvalidField(f"the old secret stays good for 0 to {LONGEST_OVERLAP.days} days")
         _refuse_rotated(by)
         token = await self._token(by, owner, number)
         secret = self.clock.new_secret()

@@ -472,7 +472,8 @@ def rotate_token(
     number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
     user: UserOption = None,
     overlap: Annotated[
-        int, typer.Option("--overlap", min=0, help="Seconds the old secret stays good.")
+        int,
+        typer.Option("--overlap", min=0, max=2_592_000, help="Seconds the old secret stays good."),
     ] = 86_400,
     days: ExpiresOption = None,
     vault: VaultOption = None,
