@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+from attrs import asdict
 from blake3 import blake3
 from openapi_spec_validator import validate
 from tests.entrypoints.http_calls import Client, open_api
@@ -21,6 +22,7 @@ from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.domain import errors
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.rates import Rate
+from vaultfs.domain.services.upkeep import Maintained
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.app import ROUTES, JsonLines
 from vaultfs.entrypoints.http.description import describe
@@ -711,6 +713,15 @@ async def test_no_secret_is_ever_logged(
     for secret in (api.token, made["token"]):
         assert secret.rpartition("_")[2] not in text
         assert secret[:-2] not in text
+
+
+def test_what_upkeep_did_and_found_is_logged() -> None:
+    done = asdict(Maintained(1, 2, "backup", problems=("a pack is damaged",)))
+    record = logging.makeLogRecord({"msg": "upkeep", **done, "packs": ["ab"], "path": "/mine"})
+    line = json.loads(JsonLines().format(record))
+    assert line["problems"] == ["a pack is damaged"]
+    assert done.keys() | {"packs"} <= line.keys()
+    assert "path" not in line
 
 
 def every_error(kind: type[VaultError] = VaultError) -> list[type[VaultError]]:

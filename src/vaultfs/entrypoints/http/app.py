@@ -17,7 +17,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 import anyio
-from attrs import define, field
+from attrs import define, field, fields
 from starlette.requests import Request
 from starlette.routing import compile_path
 from starlette.types import Message, Receive, Scope, Send
@@ -40,6 +40,7 @@ from vaultfs.domain.nodes import UserId
 from vaultfs.domain.rates import Rate, take
 from vaultfs.domain.services.accounts import Accounts
 from vaultfs.domain.services.budget import BLOCK, Use
+from vaultfs.domain.services.upkeep import Maintained
 from vaultfs.domain.tokens import Identity
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.entrypoints.http import (
@@ -407,5 +408,6 @@ class JsonLines(logging.Formatter):
 
 _EXTRA: Final = {
     *("request_id", "method", "route", "status", "ms", "received", "sent", "user", "token"),
-    *("complete", "error", "pruned", "purged", "backup", "expired", "digests", "false_claims"),
+    *("complete", "error", "packs"),
+    *(each.name for each in fields(Maintained)),
 }
