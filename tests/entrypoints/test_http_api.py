@@ -275,6 +275,7 @@ async def test_content_cannot_act_in_the_name_of_the_server(api: Client) -> None
     assert got.headers["content-security-policy"] == "sandbox"
     assert got.headers["x-content-type-options"] == "nosniff"
     assert got.headers["content-disposition"].startswith("attachment")
+    assert got.headers["cache-control"] == "private, no-cache"  # and not in a proxy for others
 
 
 async def test_a_damaged_file_is_an_error_and_says_nothing_of_the_server(api: Client) -> None:
@@ -508,6 +509,26 @@ async def test_nothing_of_one_user_is_visible_to_another(api: Client) -> None:
     await api.refused(404, "GET", "/v1/files/bob/own")
 
 
+async def test_what_is_forgotten_for_ever_is_for_the_owner_to_say(api: Client) -> None:
+    bob = await api.new_user("bob")
+    for text in (b"one", b"two"):
+        await put(api, "/a.txt", text)
+    await put(api, "/gone")
+    gone = await api.ok("DELETE", "/v1/nodes/me/gone")
+    await api.ok("PUT", "/v1/retention/me", json={"last": 1, "age_seconds": None})
+    await api.ok("PUT", "/v1/access/me/", json={"user": "bob", "role": "writer"})
+    await api.ok("PUT", "/v1/files/me/b", token=bob, content=b"b")
+    for method, path, body in (
+        ("PUT", "/v1/retention/me", {"last": None, "age_seconds": 1}),
+        *(("POST", "/v1/prune/me", None), ("DELETE", f"/v1/trash/me/{gone['id']}", None)),
+        ("PUT", "/v1/access/me/a.txt", {"user": "bob", "role": "writer"}),
+    ):
+        assert await api.refused(403, method, path, token=bob, json=body) == "forbidden"
+    assert (await api.ok("GET", "/v1/retention/me"))["last"] == 1
+    assert len((await api.ok("GET", "/v1/versions/me/a.txt"))["entries"]) == 2
+    assert len((await api.ok("GET", "/v1/trash/me"))["entries"]) == 1
+
+
 async def test_users_and_quotas(api: Client) -> None:
     bob = (await api("POST", "/v1/users", json={"name": "bob", "quota": 10})).json()
     assert bob == {"name": "bob", "quota": 10, "used": 0}
@@ -643,6 +664,51 @@ async def test_a_token_has_a_rate_of_its_own() -> None:
         assert isinstance(clock, ManualClock)
         clock.advance(timedelta(seconds=1))
         await api.ok("GET", "/v1/whoami")
+
+
+async def test_rates_of_those_who_ask_no_longer_are_forgotten(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaultfs.entrypoints.http.app.MOST_BUCKETS", 3)
+    clock = api.vault.clock
+    assert isinstance(clock, ManualClock)
+    for number in range(10):
+        api.app.server.admit(f"token {number}")
+        clock.advance(timedelta(seconds=1))
+    assert len(api.app.server._full_at) <= 4
+
+
+async def test_the_last_use_of_a_token_is_written_once_a_minute(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied: list[Any] = []
+    apply = type(api.vault.catalog).apply
+
+    async def counted(catalog: Any, units: Any) -> Any:
+        applied.append(units)
+        return await apply(catalog, units)
+
+    monkeypatch.setattr(type(api.vault.catalog), "apply", counted)
+    clock = api.vault.clock
+    assert isinstance(clock, ManualClock)
+    for _ in range(12):
+        await api.ok("GET", "/v1/whoami")
+        clock.advance(timedelta(seconds=20))
+    assert len(applied) == 4
+
+
+async def test_what_takes_admin_says_so_whoever_calls(api: Client) -> None:
+    plain = api.owner._replace(scopes=frozenset({Scope.READ, Scope.WRITE}))
+    accounts = api.accounts
+    for refused in (
+        accounts.add_user(plain, "bob"),
+        accounts.users(plain),
+        accounts.set_quota(plain, "me", 0),
+        accounts.audit(plain),
+        accounts.break_lock(plain, "me", 1),
+    ):
+        with pytest.raises(errors.Forbidden):
+            await refused
 
 
 # The server itself
