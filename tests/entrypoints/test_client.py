@@ -317,6 +317,21 @@ async def test_what_may_have_been_done_is_not_sent_again() -> None:
         assert seen == ["GET", "DELETE"]
 
 
+async def test_all_is_not_taken_for_the_range_that_was_asked_for(
+    remote: RemoteVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await remote.put("/a", CONTENT)
+
+    def whole(_: object, size: int, __: str) -> tuple[int, int, bool]:
+        return 0, size, False
+
+    monkeypatch.setattr("vaultfs.entrypoints.http.contents._range", whole)
+    assert await remote.get("/a") == CONTENT
+    for start, stop in ((5, None), (5, 10), (0, 10)):
+        with pytest.raises(ServerError, match="range"):
+            await remote.get("/a", start=start, stop=stop)
+
+
 @asynccontextmanager
 async def breaking_off() -> AsyncGenerator[tuple[str, list[str]], None]:
     """A server that says who asks, takes anything else, and breaks off before it answers."""

@@ -226,6 +226,8 @@ class RemoteVault(Surface):
                 ) as answer:
                     if answer.status not in {200, 206}:
                         refuse(answer.status, await answer.read(), answer.headers)
+                    if answer.status == 200 and (at > 0 or end < version.size):
+                        raise ServerError(f"{self.place} gives all where a range is asked for")
                     async for piece in answer.content.iter_chunked(PIECE):
                         if whole is not None:
                             whole.update(piece)
