@@ -597,7 +597,13 @@ async def test_a_token_does_not_outgrow_itself(api: Client) -> None:
     path = f"{tokens}/{brief['id']}"
     turned = await api.ok("POST", path, token=brief["token"], json={"expires": late})
     assert turned["expires"] == brief["expires"]
-    # The secret before is good for work, but not for taking the token back.
+    lasting = await api.ok("POST", tokens, json={"name": "", "scopes": scopes})
+    keeper = await api.new_token("me", Scope.READ, Scope.WRITE)
+    for there in (lasting, await api.ok("POST", tokens, json={**body, "expires": late})):
+        its = f"{tokens}/{there['id']}"
+        code = await api.refused(403, "POST", its, token=turned["token"], json={"expires": soon})
+        assert code == "forbidden"
+        await api.ok("POST", its, token=keeper, json={})
     await api.ok("GET", "/v1/whoami", token=brief["token"])
     again = {"overlap_seconds": 0}
     assert await api.refused(403, "POST", path, token=brief["token"], json=again) == "forbidden"

@@ -196,6 +196,9 @@ class Accounts:
             raise InvalidField(f"the old secret stays good for 0 to {LONGEST_OVERLAP.days} days")
         _refuse_rotated(by)
         token = await self._token(by, owner, number)
+        most = _latest(by)
+        if most is not None and (token.expires_us is None or token.expires_us > most):
+            raise Forbidden("this token lasts longer than the one that is used")
         secret = self.clock.new_secret()
         until = micros(self.clock.now() + overlap)
         expires_us = token.expires_us if expires is None else self._expiry(by, expires)
@@ -227,7 +230,7 @@ class Accounts:
 
     def _expiry(self, by: Identity, expires: datetime | None) -> int | None:
         """When a token that `by` makes expires: no later than the one it is made with."""
-        most = None if Scope.ADMIN in by.scopes else by.expires_us
+        most = _latest(by)
         if expires is None:
             return most
         try:
@@ -250,6 +253,11 @@ class Accounts:
 def _refuse_rotated(by: Identity) -> None:
     if by.rotated:
         raise Forbidden("this secret was rotated: tokens are made with the new one")
+
+
+def _latest(by: Identity) -> int | None:
+    """When what `by` makes expires at the latest; None for never."""
+    return None if Scope.ADMIN in by.scopes else by.expires_us
 
 
 def _require_admin(by: Identity, name: str) -> None:
