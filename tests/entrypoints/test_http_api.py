@@ -583,6 +583,12 @@ async def test_a_token_makes_rotates_and_revokes_others(api: Client) -> None:
         await api.refused(400, "POST", tokens, token=bob, json={**short, "expires": never})
 
 
+async def test_a_user_is_the_same_however_its_accents_are_written(api: Client) -> None:
+    jose = await api.new_user("Jos\u00e9")
+    for path in ("/v1/users/Jose\u0301", "/v1/users/Jose\u0301/tokens", "/v1/folders/Jose\u0301/"):
+        await api.ok("GET", path, token=jose)
+
+
 async def test_a_token_does_not_outgrow_itself(api: Client) -> None:
     clock = api.vault.clock
     assert isinstance(clock, ManualClock)

@@ -10,6 +10,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from vaultfs.domain.errors import Forbidden, InvalidField, NotFound
+from vaultfs.domain.names import key_of
 from vaultfs.domain.nodes import TreeId, User, UserId, micros
 from vaultfs.domain.operations import (
     AddToken,
@@ -117,7 +118,7 @@ class Accounts:
 
     async def user(self, by: Identity, name: str) -> User:
         """One user: the caller, or with `admin` anybody. Raises `NotFound`."""
-        if name != by.user.name:
+        if key_of(name) != key_of(by.user.name):
             _require_admin(by, name)
         return await self.catalog.user(name)
 
