@@ -589,6 +589,16 @@ async def test_a_user_is_the_same_however_its_accents_are_written(api: Client) -
         await api.ok("GET", path, token=jose)
 
 
+async def test_no_secret_is_kept_on_its_way(api: Client) -> None:
+    body = {"name": "", "scopes": ["read"]}
+    made = await api("POST", "/v1/users/me/tokens", json=body)
+    turned = await api("POST", f"/v1/users/me/tokens/{made.json()['id']}", json={})
+    assert made.headers["cache-control"] == turned.headers["cache-control"] == "no-store"
+    path = f"/v1/users/me/tokens/{made.json()['id']}"
+    for seconds in (-1, 31 * 86_400):
+        assert await api.refused(400, "POST", path, json={"overlap_seconds": seconds})
+
+
 async def test_a_token_does_not_outgrow_itself(api: Client) -> None:
     clock = api.vault.clock
     assert isinstance(clock, ManualClock)
