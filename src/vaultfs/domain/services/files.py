@@ -5,14 +5,14 @@ about a change to the catalog, which makes it in one transaction.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from attrs import define, evolve
 
 from vaultfs.domain.access import Action, Role, require
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import NotFound, PacksGone, VaultError
+from vaultfs.domain.errors import Locked, NotFound, PacksGone, VaultError
 from vaultfs.domain.names import Address, Path, format_path
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
@@ -307,8 +307,11 @@ class Files(Browse):
         """Say which old versions of a tree are kept."""
         await self.change(caller, SetRetention(await self.tree(caller, tree), retention))
 
-    async def prune(self, caller: User, tree: str) -> int:
-        """Forget the old versions that the tree's retention does not keep; how many."""
+    async def prune(self, caller: User, tree: str, *, around_locks: bool = False) -> int:
+        """Forget the old versions that the tree's retention does not keep; how many.
+
+        Raises `Locked` for a file that is, unless `around_locks` leaves it as it is.
+        """
         root = await self.stat(caller, Address(tree, ()))
         policy = await self.catalog.retention(root.tree)
         if policy.keeps_all:
@@ -318,8 +321,9 @@ class Files(Browse):
             for node in nodes:
                 gone = await self._expired(node, policy)
                 if gone:
-                    [result] = await self.change(caller, Prune(root.tree, node, gone))
-                    count += result.count
+                    with suppress(*((Locked,) if around_locks else ())):
+                        [result] = await self.change(caller, Prune(root.tree, node, gone))
+                        count += result.count
             after = nodes[-1]
         return count
 
