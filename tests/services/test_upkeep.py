@@ -2,13 +2,15 @@
 
 from datetime import timedelta
 
+import pytest
 from tests.faults import BytesSource, add_user, assert_sound, at, open_memory_vault, put, read
 
 from vaultfs.adapters.memory import ManualClock
 from vaultfs.domain.lockmodes import WRITE
 from vaultfs.domain.names import Address
-from vaultfs.domain.nodes import User
+from vaultfs.domain.nodes import NodeId, User, VersionId
 from vaultfs.domain.retention import Retention
+from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.upkeep import Maintained, Plan, Upkeep
 from vaultfs.entrypoints.vault import Vault
 
@@ -80,3 +82,23 @@ async def test_what_one_user_has_locked_keeps_nobody_else_waiting() -> None:
         assert done.backup is not None
         await vault.locks.release(owner, me.tree, 1)
         assert (await upkeep_of(vault).run(Plan())).pruned == 1
+
+
+async def test_a_file_that_is_purged_meanwhile_ends_no_upkeep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expired = Files._expired
+
+    async def purged(files: Files, node: NodeId, policy: Retention) -> tuple[VersionId, ...]:
+        found = await expired(files, node, policy)
+        await files.delete(vault.user, at("/a"))
+        await files.purge(vault.user, vault.user.name, node)
+        return found
+
+    async with open_memory_vault() as vault:
+        for text in (b"one", b"two"):
+            await put(vault, "/a", text)
+        await vault.files.set_retention(vault.user, vault.user.name, Retention(last=1))
+        monkeypatch.setattr(Files, "_expired", purged)
+        done = await upkeep_of(vault).run(Plan())
+        assert (done.pruned, done.backup is None) == (0, False)

@@ -310,8 +310,10 @@ class Files(Browse):
     async def prune(self, caller: User, tree: str, *, around_locks: bool = False) -> int:
         """Forget the old versions that the tree's retention does not keep; how many.
 
-        Raises `Locked` for a file that is, unless `around_locks` leaves it as it is.
+        Raises `Locked` for a file that is, unless `around_locks` leaves it as it is. A file
+        that is purged meanwhile has nothing left to forget.
         """
+        passed_over = (NotFound, Locked) if around_locks else (NotFound,)
         root = await self.stat(caller, Address(tree, ()))
         policy = await self.catalog.retention(root.tree)
         if policy.keeps_all:
@@ -321,7 +323,7 @@ class Files(Browse):
             for node in nodes:
                 gone = await self._expired(node, policy)
                 if gone:
-                    with suppress(*((Locked,) if around_locks else ())):
+                    with suppress(*passed_over):
                         [result] = await self.change(caller, Prune(root.tree, node, gone))
                         count += result.count
             after = nodes[-1]
