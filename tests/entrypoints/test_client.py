@@ -12,7 +12,9 @@ from tests.faults import MIB, random_bytes, read_tree, write_tree
 
 import vaultfs
 from vaultfs.adapters.system import SystemClock
+from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import (
+    Corrupt,
     CursorReset,
     DamagedContent,
     Exists,
@@ -300,21 +302,41 @@ async def test_a_download_goes_on_where_it_broke_off(
             assert cuts[0] >= 4
 
 
-async def test_what_may_have_been_done_is_not_sent_again() -> None:
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"]
+)
+async def test_what_may_have_been_done_is_not_sent_again(answer: bytes) -> None:
+    async with answering(answer) as (address, seen):
+        async with connect(address, token="vfs_a_b") as vault:
+            with pytest.raises(ServerError):
+                await vault.put("/a", b"one")
+        async with connect(address, token="vfs_a_b") as vault:
+            with pytest.raises(ServerError):
+                await vault.delete("/a")
+    assert seen == ["/v1/whoami", "/v1/files/me/a", "/v1/whoami", "/v1/nodes/me/a"]
+
+
+async def test_contents_are_asked_of_nobody_else(remote: RemoteVault) -> None:
+    await remote.put("/a", b"one")
+    version = await remote.version("/a")
+    elsewhere = f"Location: {remote.place}/v1/files/me/a".encode()
+    moved = b"HTTP/1.1 307 Elsewhere\r\n%s\r\nContent-Length: 0\r\n\r\n" % elsewhere
     async with (
-        breaking_off() as (address, seen),
+        answering(moved) as (address, _),
         connect(address, token="vfs_a_b") as vault,
+        vault.content("/a", version) as parts,
     ):
         with pytest.raises(ServerError):
-            await vault.put("/a", b"one")
-        assert seen == ["GET", "PUT"]
-    async with (
-        breaking_off() as (address, seen),
-        connect(address, token="vfs_a_b") as vault,
-    ):
-        with pytest.raises(ServerError):
-            await vault.delete("/a")
-        assert seen == ["GET", "DELETE"]
+            await anext(parts)
+
+
+async def test_what_is_not_what_the_server_vouches_for_is_refused(remote: RemoteVault) -> None:
+    await remote.put("/a", CONTENT)
+    version = (await remote.version("/a"))._replace(digest=Digest(bytes(32)))
+    with pytest.raises(Corrupt, match="vouches"):
+        async with remote.content("/a", version) as parts:
+            async for _ in parts:
+                pass
 
 
 async def test_all_is_not_taken_for_the_range_that_was_asked_for(
@@ -333,22 +355,23 @@ async def test_all_is_not_taken_for_the_range_that_was_asked_for(
 
 
 @asynccontextmanager
-async def breaking_off() -> AsyncGenerator[tuple[str, list[str]], None]:
-    """A server that says who asks, takes anything else, and breaks off before it answers."""
+async def answering(answer: bytes) -> AsyncGenerator[tuple[str, list[str]], None]:
+    """A server that says who asks, and to all else `answer`, or breaks off if that is nothing."""
     seen: list[str] = []
     who = WhoAmI(UserOut("me", None, 0), "a", [Scope.READ, Scope.WRITE])
     body = msgspec.json.encode(who)
+    found = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
     async def handle(client: anyio.abc.SocketStream) -> None:
         async with client:
             with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
                 while True:
-                    method = (await client.receive()).partition(b" ")[0].decode()
-                    seen.append(method)
-                    if method != "GET":
+                    target = (await client.receive()).split(b" ")[1].decode()
+                    path = target.partition("?")[0]
+                    seen.append(path)
+                    if path != "/v1/whoami" and not answer:
                         return
-                    await client.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
-                    await client.send(body)
+                    await client.send(found if path == "/v1/whoami" else answer)
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     async with listener, anyio.create_task_group() as tasks:
