@@ -1,12 +1,14 @@
 """Settings of a server: flags before the environment before a file before nothing."""
 
+import re
 from pathlib import Path
 
 import pytest
 from tests.entrypoints.cli_calls import call
 
 from vaultfs.domain.errors import InvalidField, NotFound
-from vaultfs.entrypoints.configuration import SETTINGS, Effective, read_configuration
+from vaultfs.entrypoints.configuration import SETTINGS, Effective, Named, read_configuration
+from vaultfs.entrypoints.settings import settings_of
 
 
 @pytest.fixture
@@ -68,3 +70,26 @@ def test_bad_values_are_refused_before_anything_is_made(tmp_path: Path) -> None:
         called = call("serve", tmp_path / "vault", *words)
         assert called.code == 2, (words, called.errors)
     assert not (tmp_path / "vault").exists()
+
+
+@pytest.mark.parametrize("password", ["hun/ter2", "hun?ter2", "hun#ter2", "12/ter2", "h@n/ter2"])
+def test_no_part_of_a_password_is_shown(password: str) -> None:
+    flags = ("--database", f"postgresql://me:{password}@localhost:1/v", "--store", "file:///x")
+    refused = call(*flags, "ls")
+    assert refused.code == 2
+    assert "%2F" in refused.errors
+    shown = call(*flags, "config").out
+    assert "postgresql://me:***@localhost:1/v" in shown
+    assert not re.search("hun|ter2", refused.errors + shown)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("//localhost/v", "//me:p%2Fw@[::1]:1/v", "//one:1,two:2/v", "///v?host=/run&user=me@x"),
+        *("//me@/v", "//localhost:/v"),
+    ],
+)
+def test_addresses_of_databases(address: str) -> None:
+    place = Named(None, f"postgresql:{address}", "file:///x")
+    assert settings_of(place, {}).database == f"postgresql:{address}"

@@ -59,7 +59,7 @@ class Named(NamedTuple):
     store: str | None
 
 
-_PASSWORDS: Final = re.compile(r"(://[^/?#:@&]*):[^/?#&]*@")
+_PASSWORDS: Final = re.compile(r"(://[^/?#:@&]*):.*@")
 _SECRET_FIELDS: Final = re.compile(r"([?&](?:\w*(?:password|secret|token|credential)|sig)=)[^&]*")
 
 PLACE: Final = Named._fields
