@@ -550,6 +550,18 @@ async def test_users_and_quotas(api: Client) -> None:
     await api.refused(403, "GET", "/v1/audit", token=token)
 
 
+async def test_who_is_above_the_quota_can_make_room(api: Client) -> None:
+    bob = await api.new_user("bob")
+    for name in ("a", "b"):
+        await api.ok("PUT", f"/v1/files/bob/{name}", token=bob, content=b"x" * 1000)
+    await api.ok("PUT", "/v1/users/bob/quota", json={"quota": 500})
+    gone = await api.ok("DELETE", "/v1/nodes/bob/a", token=bob)
+    await api.ok("DELETE", f"/v1/trash/bob/{gone['id']}", token=bob)
+    assert (await api.ok("GET", "/v1/users/bob", token=bob))["used"] == 1000
+    code = await api.refused(507, "PUT", "/v1/files/bob/c", token=bob, content=b"x")
+    assert code == "quota_exceeded"
+
+
 async def test_a_token_makes_rotates_and_revokes_others(api: Client) -> None:
     clock = api.vault.clock
     assert isinstance(clock, ManualClock)
