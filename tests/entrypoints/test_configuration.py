@@ -83,6 +83,13 @@ def test_no_part_of_a_password_is_shown(password: str) -> None:
     assert not re.search("hun|ter2", refused.errors + shown)
 
 
+def test_no_secret_behind_the_question_mark_is_shown() -> None:
+    address = "postgresql://localhost:1/v?user=me&password=hunter2&sslpassword=hunter2"
+    shown = call("--database", address, "--store", "file:///x", "config").out
+    assert "user=me&password=***&sslpassword=***" in shown
+    assert "hunter2" not in shown
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -382,6 +382,8 @@ async def test_moving_and_copying(api: Client) -> None:
     await api.ok("POST", "/v1/move", json={**again, "replace": True})
     assert (await api("GET", "/v1/files/me/c")).content == b"two"
     assert await api.refused(404, "POST", "/v1/move", json=again) == "not_found"
+    old = {"source": "/c", "target": "/d", "version": 1}
+    assert await api.refused(400, "POST", "/v1/move", json=old) == "invalid_field"
 
 
 async def test_metadata_is_patched(api: Client) -> None:
@@ -472,6 +474,19 @@ async def test_a_token_does_what_its_scopes_say(api: Client) -> None:
         assert answer.status_code == status, (method, path, answer.text)
 
 
+async def test_what_concerns_all_users_takes_the_scope_for_it(api: Client) -> None:
+    token = await api.new_token("me", Scope.READ, Scope.WRITE)
+    names = {
+        *("listUsers", "addUser", "setQuota", "listAudit", "breakLock", "usage"),
+        *("listCollections", "listScrubs", "getMigration", "changeMigration"),
+    }
+    routes = [route for route in ROUTES if route.name in names]
+    assert len(routes) == len(names)
+    for route in routes:
+        path = route.path.format(user="me", fence=1)
+        assert await api.refused(403, route.method, path, token=token, json={}) == "forbidden"
+
+
 async def test_nothing_of_one_user_is_visible_to_another(api: Client) -> None:
     bob = await api.new_user("bob")
     await put(api, "/secret", b"mine")
@@ -524,6 +539,8 @@ async def test_what_is_forgotten_for_ever_is_for_the_owner_to_say(api: Client) -
         ("PUT", "/v1/access/me/a.txt", {"user": "bob", "role": "writer"}),
     ):
         assert await api.refused(403, method, path, token=bob, json=body) == "forbidden"
+    for age in (0, 10**16):
+        await api.refused(400, "PUT", "/v1/retention/me", json={"last": 1, "age_seconds": age})
     assert (await api.ok("GET", "/v1/retention/me"))["last"] == 1
     assert len((await api.ok("GET", "/v1/versions/me/a.txt"))["entries"]) == 2
     assert len((await api.ok("GET", "/v1/trash/me"))["entries"]) == 1
