@@ -723,10 +723,11 @@ async def test_rates_of_those_who_ask_no_longer_are_forgotten(
     monkeypatch.setattr("vaultfs.entrypoints.http.app.MOST_BUCKETS", 3)
     clock = api.vault.clock
     assert isinstance(clock, ManualClock)
+    server: Any = api.app.server
     for number in range(10):
-        api.app.server.admit(f"token {number}")
+        server.admit(f"token {number}")
         clock.advance(timedelta(seconds=1))
-    assert len(api.app.server._full_at) <= 4
+    assert len(server._full_at) <= 4
 
 
 async def test_the_last_use_of_a_token_is_written_once_a_minute(

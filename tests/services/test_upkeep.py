@@ -1,6 +1,7 @@
 """What is done from time to time."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.faults import BytesSource, add_user, assert_sound, at, open_memory_vault, put, read
@@ -87,10 +88,11 @@ async def test_what_one_user_has_locked_keeps_nobody_else_waiting() -> None:
 async def test_a_file_that_is_purged_meanwhile_ends_no_upkeep(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expired = Files._expired
+    known: Any = Files
+    expired = known._expired
 
     async def purged(files: Files, node: NodeId, policy: Retention) -> tuple[VersionId, ...]:
-        found = await expired(files, node, policy)
+        found: tuple[VersionId, ...] = await expired(files, node, policy)
         await files.delete(vault.user, at("/a"))
         await files.purge(vault.user, vault.user.name, node)
         return found
