@@ -275,8 +275,9 @@ async def test_a_writer_that_waits_too_long_is_told_so(
     blocker = await asyncpg.connect(database)
     async with blocker.transaction():
         await blocker.execute("SELECT 1 FROM epochs FOR UPDATE")
-        with pytest.raises(Busy):
+        with pytest.raises(Busy, match="another process") as caught:
             await late.put("/a")
+        assert "postgresql" not in caught.value.message  # clients of a server are told
         with pytest.raises(Busy):
             async with late.catalog.reindex():
                 pytest.fail("somebody else is writing")
@@ -313,6 +314,14 @@ async def test_a_value_that_does_not_fit_is_the_fault_of_its_unit(me: Caller) ->
     assert isinstance(outcomes[3], Refused)
     assert isinstance(outcomes[3].error, InvalidField)
     assert await me.catalog.check() == []
+
+
+async def test_whose_value_does_not_fit_is_not_told_of_the_database(me: Caller) -> None:
+    root = await me.catalog.node(me.user.tree, ())
+    assert root is not None
+    with pytest.raises(InvalidField, match="cannot hold") as caught:
+        await me.catalog.children(root.id, after="\0", limit=1)
+    assert "postgresql" not in caught.value.message
 
 
 # Other processes

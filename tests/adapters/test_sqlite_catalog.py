@@ -275,8 +275,9 @@ class TestFile:
         me = Caller(catalog, await add_user(catalog, "me"))
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(Busy):
+            with pytest.raises(Busy, match="another process") as caught:
                 await me.put("/a")
+            assert str(path.parent) not in caught.value.message  # clients of a server are told
             with pytest.raises(Busy):
                 async with catalog.reindex():
                     pytest.fail("somebody else is writing")

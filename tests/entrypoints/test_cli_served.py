@@ -135,6 +135,10 @@ def test_a_token_is_kept_for_its_owner_alone(cli: Cli, home: dict[str, str | Non
     assert (refused.code, "chmod 600" in refused.errors) == (1, True)
     assert cli.token not in refused.errors
     path.chmod(0o600)
+    elsewhere = path.rename(path.with_name("elsewhere"))
+    path.symlink_to(elsewhere)
+    assert "cannot be read" in call("--vault", cli.server, "ls", env=home).errors
+    elsewhere.rename(path)
     assert call("logout", cli.server, env=home).code == 0
     refused = call("--vault", cli.server, "ls", env=home)
     assert refused.code == 1

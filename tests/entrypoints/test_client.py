@@ -6,12 +6,15 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from tests.faults import MIB, random_bytes, read_tree, write_tree
 
 import vaultfs
 from vaultfs.adapters.system import SystemClock
+from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import (
+    Corrupt,
     CursorReset,
     DamagedContent,
     Exists,
@@ -35,6 +38,7 @@ from vaultfs.entrypoints.changes import Changes
 from vaultfs.entrypoints.client import RemoteVault, connect
 from vaultfs.entrypoints.http.app import DEFAULT_RATE
 from vaultfs.entrypoints.http.serving import Listening, first_token, serving
+from vaultfs.entrypoints.http.wire import UserOut, WhoAmI
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.surface import Content
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
@@ -296,6 +300,85 @@ async def test_a_download_goes_on_where_it_broke_off(
         ):
             assert await vault.get("/a") == CONTENT
             assert cuts[0] >= 4
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"]
+)
+async def test_what_may_have_been_done_is_not_sent_again(answer: bytes) -> None:
+    async with answering(answer) as (address, seen):
+        async with connect(address, token="vfs_a_b") as vault:
+            with pytest.raises(ServerError):
+                await vault.put("/a", b"one")
+        async with connect(address, token="vfs_a_b") as vault:
+            with pytest.raises(ServerError):
+                await vault.delete("/a")
+    assert seen == ["/v1/whoami", "/v1/files/me/a", "/v1/whoami", "/v1/nodes/me/a"]
+
+
+async def test_contents_are_asked_of_nobody_else(remote: RemoteVault) -> None:
+    await remote.put("/a", b"one")
+    version = await remote.version("/a")
+    elsewhere = f"Location: {remote.place}/v1/files/me/a".encode()
+    moved = b"HTTP/1.1 307 Elsewhere\r\n%s\r\nContent-Length: 0\r\n\r\n" % elsewhere
+    async with (
+        answering(moved) as (address, _),
+        connect(address, token="vfs_a_b") as vault,
+        vault.content("/a", version) as parts,
+    ):
+        with pytest.raises(ServerError):
+            await anext(parts)
+
+
+async def test_what_is_not_what_the_server_vouches_for_is_refused(remote: RemoteVault) -> None:
+    await remote.put("/a", CONTENT)
+    version = (await remote.version("/a"))._replace(digest=Digest(bytes(32)))
+    with pytest.raises(Corrupt, match="vouches"):
+        async with remote.content("/a", version) as parts:
+            async for _ in parts:
+                pass
+
+
+async def test_all_is_not_taken_for_the_range_that_was_asked_for(
+    remote: RemoteVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await remote.put("/a", CONTENT)
+
+    def whole(_: object, size: int, __: str) -> tuple[int, int, bool]:
+        return 0, size, False
+
+    monkeypatch.setattr("vaultfs.entrypoints.http.contents._range", whole)
+    assert await remote.get("/a") == CONTENT
+    for start, stop in ((5, None), (5, 10), (0, 10)):
+        with pytest.raises(ServerError, match="range"):
+            await remote.get("/a", start=start, stop=stop)
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncGenerator[tuple[str, list[str]], None]:
+    """A server that says who asks, and to all else `answer`, or breaks off if that is nothing."""
+    seen: list[str] = []
+    who = WhoAmI(UserOut("me", None, 0), "a", [Scope.READ, Scope.WRITE])
+    body = msgspec.json.encode(who)
+    found = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+    async def handle(client: anyio.abc.SocketStream) -> None:
+        async with client:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    target = (await client.receive()).split(b" ")[1].decode()
+                    path = target.partition("?")[0]
+                    seen.append(path)
+                    if path != "/v1/whoami" and not answer:
+                        return
+                    await client.send(found if path == "/v1/whoami" else answer)
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, handle)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        yield f"http://127.0.0.1:{port}", seen
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_file_that_changes_meanwhile_is_not_mixed(

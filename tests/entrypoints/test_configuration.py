@@ -1,12 +1,14 @@
 """Settings of a server: flags before the environment before a file before nothing."""
 
+import re
 from pathlib import Path
 
 import pytest
 from tests.entrypoints.cli_calls import call
 
 from vaultfs.domain.errors import InvalidField, NotFound
-from vaultfs.entrypoints.configuration import SETTINGS, Effective, read_configuration
+from vaultfs.entrypoints.configuration import SETTINGS, Effective, Named, read_configuration
+from vaultfs.entrypoints.settings import settings_of
 
 
 @pytest.fixture
@@ -26,6 +28,14 @@ def test_who_is_nearer_is_heard(file: str) -> None:
     assert found["backup_hours"] == Effective(24, "default")
     assert found.keys() == SETTINGS.keys()
     assert read_configuration({}, {"VAULTFS_CONFIG": file}, None)["port"].value == 1
+
+
+def test_what_is_empty_in_the_environment_says_nothing(file: str) -> None:
+    empty = {f"VAULTFS_{name.upper()}": "" for name in (*SETTINGS, "config")}
+    found = read_configuration({}, empty, None)
+    assert found == read_configuration({}, {}, None)
+    assert found["host"].value == "127.0.0.1"  # and not all addresses of the machine
+    assert read_configuration({}, empty, file)["host"] == Effective("0.0.0.0", file)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +70,33 @@ def test_bad_values_are_refused_before_anything_is_made(tmp_path: Path) -> None:
         called = call("serve", tmp_path / "vault", *words)
         assert called.code == 2, (words, called.errors)
     assert not (tmp_path / "vault").exists()
+
+
+@pytest.mark.parametrize("password", ["hun/ter2", "hun?ter2", "hun#ter2", "12/ter2", "h@n/ter2"])
+def test_no_part_of_a_password_is_shown(password: str) -> None:
+    flags = ("--database", f"postgresql://me:{password}@localhost:1/v", "--store", "file:///x")
+    refused = call(*flags, "ls")
+    assert refused.code == 2
+    assert "%2F" in refused.errors
+    shown = call(*flags, "config").out
+    assert "postgresql://me:***@localhost:1/v" in shown
+    assert not re.search("hun|ter2", refused.errors + shown)
+
+
+def test_no_secret_behind_the_question_mark_is_shown() -> None:
+    address = "postgresql://localhost:1/v?user=me&password=hunter2&sslpassword=hunter2"
+    shown = call("--database", address, "--store", "file:///x", "config").out
+    assert "user=me&password=***&sslpassword=***" in shown
+    assert "hunter2" not in shown
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("//localhost/v", "//me:p%2Fw@[::1]:1/v", "//one:1,two:2/v", "///v?host=/run&user=me@x"),
+        *("//me@/v", "//localhost:/v"),
+    ],
+)
+def test_addresses_of_databases(address: str) -> None:
+    place = Named(None, f"postgresql:{address}", "file:///x")
+    assert settings_of(place, {}).database == f"postgresql:{address}"

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -109,12 +110,30 @@ class TestOurs(Fixtures):
             (FileExistsError, lambda: fs.open(f"{fs_path}/d/a", "xb")),
             (IsADirectoryError, lambda: fs.open(f"{fs_path}/d")),
             (NotADirectoryError, lambda: fs.rmdir(f"{fs_path}/d/a")),
+            (FileNotFoundError, lambda: fs.rmdir(f"{fs_path}/x")),
+            (IsADirectoryError, fs.open(f"{fs_path}/d", "wb").close),
+            (NotADirectoryError, fs.open(f"{fs_path}/d/a/b", "wb").close),
         ]
         for kind, call in wrong:
             with pytest.raises(kind):
                 call()
         with pytest.raises(ValueError, match="versions do not grow"):
             fs.open(f"{fs_path}/d/a", "ab")
+
+    def test_no_file_is_stored_by_a_transaction(
+        self, fs: Any, fs_path: str, tmp_path: Path
+    ) -> None:
+        local = tmp_path / "local"
+        local.write_bytes(b"x")
+        stores: list[Any] = [
+            lambda: fs.open(f"{fs_path}/a", "wb"),
+            lambda: fs.pipe_file(f"{fs_path}/a", b"x"),
+            lambda: fs.put_file(local, f"{fs_path}/a"),
+        ]
+        for store in stores:
+            with pytest.raises(NotImplementedError, match="transactions"), fs.transaction:
+                store()
+        assert not fs.exists(f"{fs_path}/a")
 
     def test_moves(self, fs: Any, fs_path: str) -> None:
         fs.pipe(f"{fs_path}/d/a", b"one")

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+from attrs import asdict
 from blake3 import blake3
 from openapi_spec_validator import validate
 from tests.entrypoints.http_calls import Client, open_api
@@ -21,6 +22,7 @@ from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.domain import errors
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.rates import Rate
+from vaultfs.domain.services.upkeep import Maintained
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.app import ROUTES, JsonLines
 from vaultfs.entrypoints.http.description import describe
@@ -99,8 +101,9 @@ async def test_a_range_that_means_nothing_gives_all(api: Client, header: str) ->
 
 async def test_a_range_that_cannot_be_had(api: Client) -> None:
     await put(api, "/a.txt", b"short")
-    got = await api("GET", FILE, headers={"Range": "bytes=5-"})
-    assert got.status_code == 416
+    beyond = {"Range": "bytes=5-"}
+    assert await api.refused(416, "GET", FILE, headers=beyond) == "out_of_range"
+    got = await api("GET", FILE, headers=beyond)
     assert got.headers["content-range"] == "bytes */5"
 
 
@@ -140,6 +143,16 @@ async def test_what_the_client_has_is_not_sent_again(api: Client) -> None:
     assert (await api("GET", FILE, headers={"If-Match": '"v99"'})).status_code == 412
 
 
+async def test_a_node_that_the_client_has_is_not_sent_again(api: Client) -> None:
+    node = await put(api, "/a.txt")
+    etag = node["etag"]
+    for known in (etag, f"W/{etag}", f'"r99", {etag}', "*"):
+        got = await api("GET", "/v1/nodes/me/a.txt", headers={"If-None-Match": known})
+        assert (got.status_code, got.headers["etag"]) == (304, etag)
+    got = await api("GET", "/v1/nodes/me/a.txt", headers={"If-None-Match": '"r99"'})
+    assert got.status_code == 200
+
+
 async def test_writes_can_depend_on_what_is_there(api: Client) -> None:
     absent = {"If-None-Match": "*"}
     node = await put(api, "/a.txt", b"one", headers=absent)
@@ -155,6 +168,33 @@ async def test_writes_can_depend_on_what_is_there(api: Client) -> None:
     await api.ok("PATCH", FILE, content=b'{"a": 1}', headers={"If-Match": revision})
     await api.refused(412, "DELETE", FILE, headers={"If-Match": revision})
     assert await api.refused(400, "PUT", FILE, headers={"If-Match": '"odd"'}) == "invalid_field"
+
+
+async def test_no_write_depends_on_a_time(api: Client) -> None:
+    since = {"If-Unmodified-Since": "Sat, 29 Oct 1994 19:43:31 GMT"}
+    await put(api, "/a.txt", b"kept")
+    both = {"source": "/a.txt", "target": "/b"}
+    for method, path, body in (
+        *(("PUT", FILE, {}), ("PATCH", FILE, {}), ("DELETE", FILE, {})),
+        *(("POST", "/v1/move", both), ("POST", "/v1/copy", both)),
+    ):
+        code = await api.refused(400, method, path, json=body, headers=since)
+        assert code == "invalid_field"
+    assert (await api("GET", FILE)).content == b"kept"
+
+
+async def test_what_is_to_be_absent_and_is_there_is_a_precondition(api: Client) -> None:
+    absent = {"If-None-Match": "*"}
+    await put(api, "/a.txt")
+    await api.ok("PUT", "/v1/folders/me/f", headers=absent)
+    for method, path in (
+        *(("PUT", FILE), ("PATCH", FILE), ("DELETE", FILE)),
+        *(("PUT", "/v1/folders/me/f"), ("PUT", "/v1/folders/me/f?exist_ok=true")),
+    ):
+        code = await api.refused(412, method, path, content=b"{}", headers=absent)
+        assert code == "version_mismatch"
+    present = {"If-Match": "*"}
+    assert await api.refused(400, "PUT", "/v1/folders/me/g", headers=present) == "invalid_field"
 
 
 async def test_one_of_several_tags_is_enough(api: Client) -> None:
@@ -235,6 +275,7 @@ async def test_content_cannot_act_in_the_name_of_the_server(api: Client) -> None
     assert got.headers["content-security-policy"] == "sandbox"
     assert got.headers["x-content-type-options"] == "nosniff"
     assert got.headers["content-disposition"].startswith("attachment")
+    assert got.headers["cache-control"] == "private, no-cache"  # and not in a proxy for others
 
 
 async def test_a_damaged_file_is_an_error_and_says_nothing_of_the_server(api: Client) -> None:
@@ -308,6 +349,8 @@ async def test_a_file_goes_to_the_trash_and_comes_back(api: Client) -> None:
     await api.refused(404, "GET", FILE)
     [gone] = (await api.ok("GET", "/v1/trash/me"))["entries"]
     assert gone["path"] == "/a.txt"
+    elsewhere = {"target": "bob:/b.txt"}
+    assert await api.refused(404, "POST", f"/v1/trash/me/{gone['id']}", json=elsewhere)
     back = await api.ok("POST", f"/v1/trash/me/{gone['id']}", json={"target": "/b.txt"})
     assert back["path"] == "/b.txt"
     assert (await api("GET", "/v1/files/me/b.txt")).content == b"kept"
@@ -339,6 +382,8 @@ async def test_moving_and_copying(api: Client) -> None:
     await api.ok("POST", "/v1/move", json={**again, "replace": True})
     assert (await api("GET", "/v1/files/me/c")).content == b"two"
     assert await api.refused(404, "POST", "/v1/move", json=again) == "not_found"
+    old = {"source": "/c", "target": "/d", "version": 1}
+    assert await api.refused(400, "POST", "/v1/move", json=old) == "invalid_field"
 
 
 async def test_metadata_is_patched(api: Client) -> None:
@@ -429,6 +474,19 @@ async def test_a_token_does_what_its_scopes_say(api: Client) -> None:
         assert answer.status_code == status, (method, path, answer.text)
 
 
+async def test_what_concerns_all_users_takes_the_scope_for_it(api: Client) -> None:
+    token = await api.new_token("me", Scope.READ, Scope.WRITE)
+    names = {
+        *("listUsers", "addUser", "setQuota", "listAudit", "breakLock", "usage"),
+        *("listCollections", "listScrubs", "getMigration", "changeMigration"),
+    }
+    routes = [route for route in ROUTES if route.name in names]
+    assert len(routes) == len(names)
+    for route in routes:
+        path = route.path.format(user="me", fence=1)
+        assert await api.refused(403, route.method, path, token=token, json={}) == "forbidden"
+
+
 async def test_nothing_of_one_user_is_visible_to_another(api: Client) -> None:
     bob = await api.new_user("bob")
     await put(api, "/secret", b"mine")
@@ -466,6 +524,28 @@ async def test_nothing_of_one_user_is_visible_to_another(api: Client) -> None:
     await api.refused(404, "GET", "/v1/files/bob/own")
 
 
+async def test_what_is_forgotten_for_ever_is_for_the_owner_to_say(api: Client) -> None:
+    bob = await api.new_user("bob")
+    for text in (b"one", b"two"):
+        await put(api, "/a.txt", text)
+    await put(api, "/gone")
+    gone = await api.ok("DELETE", "/v1/nodes/me/gone")
+    await api.ok("PUT", "/v1/retention/me", json={"last": 1, "age_seconds": None})
+    await api.ok("PUT", "/v1/access/me/", json={"user": "bob", "role": "writer"})
+    await api.ok("PUT", "/v1/files/me/b", token=bob, content=b"b")
+    for method, path, body in (
+        ("PUT", "/v1/retention/me", {"last": None, "age_seconds": 1}),
+        *(("POST", "/v1/prune/me", None), ("DELETE", f"/v1/trash/me/{gone['id']}", None)),
+        ("PUT", "/v1/access/me/a.txt", {"user": "bob", "role": "writer"}),
+    ):
+        assert await api.refused(403, method, path, token=bob, json=body) == "forbidden"
+    for age in (0, 10**16):
+        await api.refused(400, "PUT", "/v1/retention/me", json={"last": 1, "age_seconds": age})
+    assert (await api.ok("GET", "/v1/retention/me"))["last"] == 1
+    assert len((await api.ok("GET", "/v1/versions/me/a.txt"))["entries"]) == 2
+    assert len((await api.ok("GET", "/v1/trash/me"))["entries"]) == 1
+
+
 async def test_users_and_quotas(api: Client) -> None:
     bob = (await api("POST", "/v1/users", json={"name": "bob", "quota": 10})).json()
     assert bob == {"name": "bob", "quota": 10, "used": 0}
@@ -485,6 +565,18 @@ async def test_users_and_quotas(api: Client) -> None:
     kinds = [each["kind"] for each in (await api.ok("GET", "/v1/audit"))["entries"]]
     assert kinds == ["add-user", "add-token", "add-user", "add-token", "set-quota"]
     await api.refused(403, "GET", "/v1/audit", token=token)
+
+
+async def test_who_is_above_the_quota_can_make_room(api: Client) -> None:
+    bob = await api.new_user("bob")
+    for name in ("a", "b"):
+        await api.ok("PUT", f"/v1/files/bob/{name}", token=bob, content=b"x" * 1000)
+    await api.ok("PUT", "/v1/users/bob/quota", json={"quota": 500})
+    gone = await api.ok("DELETE", "/v1/nodes/bob/a", token=bob)
+    await api.ok("DELETE", f"/v1/trash/bob/{gone['id']}", token=bob)
+    assert (await api.ok("GET", "/v1/users/bob", token=bob))["used"] == 1000
+    code = await api.refused(507, "PUT", "/v1/files/bob/c", token=bob, content=b"x")
+    assert code == "quota_exceeded"
 
 
 async def test_a_token_makes_rotates_and_revokes_others(api: Client) -> None:
@@ -520,6 +612,22 @@ async def test_a_token_makes_rotates_and_revokes_others(api: Client) -> None:
         await api.refused(400, "POST", tokens, token=bob, json={**short, "expires": never})
 
 
+async def test_a_user_is_the_same_however_its_accents_are_written(api: Client) -> None:
+    jose = await api.new_user("Jos\u00e9")
+    for path in ("/v1/users/Jose\u0301", "/v1/users/Jose\u0301/tokens", "/v1/folders/Jose\u0301/"):
+        await api.ok("GET", path, token=jose)
+
+
+async def test_no_secret_is_kept_on_its_way(api: Client) -> None:
+    body = {"name": "", "scopes": ["read"]}
+    made = await api("POST", "/v1/users/me/tokens", json=body)
+    turned = await api("POST", f"/v1/users/me/tokens/{made.json()['id']}", json={})
+    assert made.headers["cache-control"] == turned.headers["cache-control"] == "no-store"
+    path = f"/v1/users/me/tokens/{made.json()['id']}"
+    for seconds in (-1, 31 * 86_400):
+        assert await api.refused(400, "POST", path, json={"overlap_seconds": seconds})
+
+
 async def test_a_token_does_not_outgrow_itself(api: Client) -> None:
     clock = api.vault.clock
     assert isinstance(clock, ManualClock)
@@ -534,7 +642,13 @@ async def test_a_token_does_not_outgrow_itself(api: Client) -> None:
     path = f"{tokens}/{brief['id']}"
     turned = await api.ok("POST", path, token=brief["token"], json={"expires": late})
     assert turned["expires"] == brief["expires"]
-    # The secret before is good for work, but not for taking the token back.
+    lasting = await api.ok("POST", tokens, json={"name": "", "scopes": scopes})
+    keeper = await api.new_token("me", Scope.READ, Scope.WRITE)
+    for there in (lasting, await api.ok("POST", tokens, json={**body, "expires": late})):
+        its = f"{tokens}/{there['id']}"
+        code = await api.refused(403, "POST", its, token=turned["token"], json={"expires": soon})
+        assert code == "forbidden"
+        await api.ok("POST", its, token=keeper, json={})
     await api.ok("GET", "/v1/whoami", token=brief["token"])
     again = {"overlap_seconds": 0}
     assert await api.refused(403, "POST", path, token=brief["token"], json=again) == "forbidden"
@@ -601,6 +715,52 @@ async def test_a_token_has_a_rate_of_its_own() -> None:
         assert isinstance(clock, ManualClock)
         clock.advance(timedelta(seconds=1))
         await api.ok("GET", "/v1/whoami")
+
+
+async def test_rates_of_those_who_ask_no_longer_are_forgotten(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaultfs.entrypoints.http.app.MOST_BUCKETS", 3)
+    clock = api.vault.clock
+    assert isinstance(clock, ManualClock)
+    server: Any = api.app.server
+    for number in range(10):
+        server.admit(f"token {number}")
+        clock.advance(timedelta(seconds=1))
+    assert len(server._full_at) <= 4
+
+
+async def test_the_last_use_of_a_token_is_written_once_a_minute(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied: list[Any] = []
+    apply = type(api.vault.catalog).apply
+
+    async def counted(catalog: Any, units: Any) -> Any:
+        applied.append(units)
+        return await apply(catalog, units)
+
+    monkeypatch.setattr(type(api.vault.catalog), "apply", counted)
+    clock = api.vault.clock
+    assert isinstance(clock, ManualClock)
+    for _ in range(12):
+        await api.ok("GET", "/v1/whoami")
+        clock.advance(timedelta(seconds=20))
+    assert len(applied) == 4
+
+
+async def test_what_takes_admin_says_so_whoever_calls(api: Client) -> None:
+    plain = api.owner._replace(scopes=frozenset({Scope.READ, Scope.WRITE}))
+    accounts = api.accounts
+    for refused in (
+        accounts.add_user(plain, "bob"),
+        accounts.users(plain),
+        accounts.set_quota(plain, "me", 0),
+        accounts.audit(plain),
+        accounts.break_lock(plain, "me", 1),
+    ):
+        with pytest.raises(errors.Forbidden):
+            await refused
 
 
 # The server itself
@@ -671,6 +831,15 @@ async def test_no_secret_is_ever_logged(
     for secret in (api.token, made["token"]):
         assert secret.rpartition("_")[2] not in text
         assert secret[:-2] not in text
+
+
+def test_what_upkeep_did_and_found_is_logged() -> None:
+    done = asdict(Maintained(1, 2, "backup", problems=("a pack is damaged",)))
+    record = logging.makeLogRecord({"msg": "upkeep", **done, "packs": ["ab"], "path": "/mine"})
+    line = json.loads(JsonLines().format(record))
+    assert line["problems"] == ["a pack is damaged"]
+    assert done.keys() | {"packs"} <= line.keys()
+    assert "path" not in line
 
 
 def every_error(kind: type[VaultError] = VaultError) -> list[type[VaultError]]:

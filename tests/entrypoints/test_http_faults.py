@@ -126,3 +126,32 @@ async def test_uploads_of_one_user_that_stand_still_hold_up_nobody_else(api: Cli
         tasks.cancel_scope.cancel()
     assert budget.free == budget.total
     await api.ok("PUT", "/v1/files/bob/large", token=bob, content=NEW)
+
+
+async def test_an_upload_that_is_slow_but_goes_on_arrives(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaultfs.entrypoints.http.contents.IDLE", 0.2)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(8):
+            await anyio.sleep(0.05)
+            yield b"x" * 1000
+
+    await api.ok("PUT", FILE, content=pieces())
+    assert (await api("GET", FILE)).content == b"x" * 8000
+
+
+async def test_no_body_is_read_that_will_be_refused(api: Client) -> None:
+    bob = await api.new_user("bob")
+    await api.ok("PUT", FILE, content=OLD)
+    read: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(NEW)
+        yield NEW
+
+    await api.refused(404, "PUT", FILE, token=bob, content=body())
+    for headers in ({"If-None-Match": "*"}, {"If-Match": '"v99"'}):
+        await api.refused(412, "PUT", FILE, content=body(), headers=headers)
+    assert not read

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
+import httpx
 import pytest
 from tests.entrypoints.http_calls import BASE, Client, open_api
 
@@ -87,8 +88,6 @@ async def test_locks_of_several_leases_go_with_one_write(api: Client) -> None:
         assert (
             await api.refused(423, "POST", "/v1/move", json=body, headers=dict(headers)) == "locked"
         )
-    import httpx
-
     both = httpx.Headers([first, second, ("Authorization", f"Bearer {api.token}")])
     transport = httpx.ASGITransport(api.app)
     async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
@@ -97,6 +96,19 @@ async def test_locks_of_several_leases_go_with_one_write(api: Client) -> None:
     assert [each["paths"] for each in (await api.ok("GET", "/v1/locks"))["held"]] == [
         [{"path": "/e"}]
     ]
+
+
+async def test_a_write_comes_with_so_many_locks_at_the_most(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaultfs.entrypoints.http.calls.MAX_LOCKS", 2)
+    made = await lock(api)
+    transport = httpx.ASGITransport(api.app)
+    async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+        for count, status in ((2, 200), (3, 400)):
+            shown = [("Authorization", f"Bearer {api.token}"), *[(HEADER, made["lock"])] * count]
+            answer = await client.put(FILE, content=b"one", headers=httpx.Headers(shown))
+            assert answer.status_code == status
 
 
 async def test_modes_are_changed(api: Client) -> None:

@@ -238,6 +238,21 @@ def test_the_port_is_taken(running: Running, tmp_path: Path) -> None:
     assert "--port" in called.errors
 
 
+def test_a_first_start_that_fails_uses_up_no_token(running: Running, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.pem"
+    odd.write_text("no certificate")
+    for words in (
+        ("--port", running.port),
+        ("--port", 0, "--tls-cert", tmp_path / "none", "--tls-key", tmp_path / "none"),
+        ("--port", 0, "--tls-cert", odd, "--tls-key", odd),
+    ):
+        called = call("serve", tmp_path / "other", *words)
+        assert called.code == 2
+        assert str(words[-1]) in called.errors
+    with serve(tmp_path / "other") as other, other.client() as client:
+        assert client.get("/v1/whoami").json()["scopes"] == ["admin", "read", "write"]
+
+
 def test_users_and_tokens_from_the_command_line(running: Running) -> None:
     def cli(*words: object) -> Any:
         return call("--vault", running.folder, "--json", *words).value
@@ -255,6 +270,9 @@ def test_users_and_tokens_from_the_command_line(running: Running) -> None:
         assert client.get("/v1/whoami").status_code == 401
         client.headers["Authorization"] = f"Bearer {turned['token']}"
         assert client.get("/v1/whoami").json()["user"]["name"] == "bob"
+        for seconds in (31 * 86_400, 10**12, 10**15):
+            words = ("token", "rotate", made["id"], "--user", "bob", "--overlap", seconds)
+            assert call("--vault", running.folder, *words).code == 2
         cli("token", "revoke", made["id"], "--user", "bob")
         time.sleep(KNOWN_FOR)
         assert client.get("/v1/whoami").status_code == 401

@@ -1,14 +1,17 @@
 """What is done from time to time."""
 
 from datetime import timedelta
+from typing import Any
 
-from tests.faults import add_user, assert_sound, at, open_memory_vault, put, read
+import pytest
+from tests.faults import BytesSource, add_user, assert_sound, at, open_memory_vault, put, read
 
 from vaultfs.adapters.memory import ManualClock
-from vaultfs.domain.lockmodes import READ
+from vaultfs.domain.lockmodes import READ, WRITE
 from vaultfs.domain.names import Address
-from vaultfs.domain.nodes import User
+from vaultfs.domain.nodes import NodeId, User, VersionId
 from vaultfs.domain.retention import Retention
+from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.upkeep import Maintained, Plan, Upkeep
 from vaultfs.entrypoints.vault import Vault
 
@@ -74,3 +77,45 @@ async def test_everybody_is_looked_after_and_for_ever_means_that() -> None:
         assert await in_trash(vault, bob) == ["folder"]
         assert (await upkeep_of(vault).run(Plan(31 * DAY, None))).purged == 1
         assert await in_trash(vault, bob) == []
+
+
+async def test_what_one_user_has_locked_keeps_nobody_else_waiting() -> None:
+    async with open_memory_vault() as vault:
+        clock, me = vault.clock, vault.user
+        assert isinstance(clock, ManualClock)
+        bob = await add_user(vault.catalog, "bob")
+        for user in (me, bob):
+            for text in (b"one", b"two"):
+                await vault.files.put(user, Address(user.name, ("a",)), BytesSource(text))
+            await vault.files.mkdir(user, Address(user.name, ("old",)))
+            await vault.files.delete(user, Address(user.name, ("old",)))
+            await vault.files.set_retention(user, user.name, Retention(last=1))
+        clock.advance(31 * DAY)
+        owner = vault.locks.new_owner()
+        await vault.locks.acquire(owner, me.tree, {("a",): WRITE}, ttl=60)
+        done = await upkeep_of(vault).run(Plan())
+        assert (done.pruned, done.purged) == (1, 2)
+        assert done.backup is not None
+        await vault.locks.release(owner, me.tree, 1)
+        assert (await upkeep_of(vault).run(Plan())).pruned == 1
+
+
+async def test_a_file_that_is_purged_meanwhile_ends_no_upkeep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known: Any = Files
+    expired = known._expired
+
+    async def purged(files: Files, node: NodeId, policy: Retention) -> tuple[VersionId, ...]:
+        found: tuple[VersionId, ...] = await expired(files, node, policy)
+        await files.delete(vault.user, at("/a"))
+        await files.purge(vault.user, vault.user.name, node)
+        return found
+
+    async with open_memory_vault() as vault:
+        for text in (b"one", b"two"):
+            await put(vault, "/a", text)
+        await vault.files.set_retention(vault.user, vault.user.name, Retention(last=1))
+        monkeypatch.setattr(Files, "_expired", purged)
+        done = await upkeep_of(vault).run(Plan())
+        assert (done.pruned, done.backup is None) == (0, False)

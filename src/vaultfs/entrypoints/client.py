@@ -225,6 +225,8 @@ class RemoteVault(Surface):
                 ) as answer:
                     if answer.status not in {200, 206}:
                         refuse(answer.status, await answer.read(), answer.headers)
+                    if answer.status == 200 and (at > 0 or end < version.size):
+                        raise ServerError(f"{self.place} gives all where a range is asked for")
                     async for piece in answer.content.iter_chunked(PIECE):
                         if whole is not None:
                             whole.update(piece)
@@ -570,6 +572,8 @@ async def calling(address: str, token: str) -> AsyncGenerator[Calls, None]:
         connector=aiohttp.TCPConnector(limit=CONNECTIONS),
         auto_decompress=False,
     ) as http:
+        session: Any = http  # else it sends PUT and DELETE a second time by itself
+        session._retry_connection = False  # noqa: SLF001 there is no other way
         yield Calls(check_address(address), http)
 
 

@@ -59,7 +59,7 @@ class Named(NamedTuple):
     store: str | None
 
 
-_PASSWORDS: Final = re.compile(r"(://[^/?#:@&]*):[^/?#&]*@")
+_PASSWORDS: Final = re.compile(r"(://[^/?#:@&]*):.*@")
 _SECRET_FIELDS: Final = re.compile(r"([?&](?:\w*(?:password|secret|token|credential)|sig)=)[^&]*")
 
 PLACE: Final = Named._fields
@@ -71,7 +71,8 @@ def read_configuration(
     file: str | None,
     names: Iterable[str] = SETTINGS,
 ) -> dict[str, Effective]:
-    """Every setting in `names` and where it comes from; flags that are None say nothing.
+    """Every setting in `names` and where it comes from; flags that are None say nothing, nor
+    does what is empty in the environment.
 
     `file`, or what `VAULTFS_CONFIG` names, is read if there is one. Raises `NotFound` and
     `InvalidField`.
@@ -85,7 +86,7 @@ def read_configuration(
         option = f"--{name.replace('_', '-')}"
         if flags.get(name) is not None:
             found[name] = Effective(_fitting(flags[name], setting, option), option)
-        elif variable in environment:
+        elif environment.get(variable):
             found[name] = Effective(_fitting(environment[variable], setting, variable), variable)
         elif name in written:
             found[name] = Effective(_fitting(written[name], setting, f"{path}: {name}"), str(path))

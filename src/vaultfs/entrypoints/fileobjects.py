@@ -5,6 +5,7 @@ They work in any thread but the event loop's own.
 
 import io
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import anyio
@@ -183,6 +184,9 @@ class WriteFile(io.BufferedIOBase):
     it leaves nothing.
     """
 
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered around what can be refused: whoever opened the file may have errors of its own."""
+
     def __init__(self, put: _Put) -> None:
         self._put, self._run = put, put.vault.loop.run
         self._held = bytearray()
@@ -226,7 +230,8 @@ class WriteFile(io.BufferedIOBase):
 
     def _send(self) -> None:
         data, self._held = bytes(self._held), bytearray()
-        self._run(self._put.write, data)
+        with self.around():
+            self._run(self._put.write, data)
 
     def close(self) -> None:
         """Make what was written the newest version; durable on return."""
@@ -243,7 +248,8 @@ class WriteFile(io.BufferedIOBase):
         try:
             if self._held:
                 self._send()
-            self._run(self._finish, complete)
+            with self.around():
+                self._run(self._finish, complete)
         finally:
             self._put.send.close()  # if nobody else could: the vault may be closed already
             super().close()

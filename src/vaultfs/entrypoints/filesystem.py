@@ -146,7 +146,9 @@ class VaultFileSystem(fsspec.AbstractFileSystem):
         with _translated():
             if mode == "rb":
                 return self.vault.open(where, "rb", version=options.get("version"))
-            return self.vault.open(where, "xb" if mode == "xb" else "wb")
+            written = self.vault.open(where, "xb" if mode == "xb" else "wb")
+        written.around = _translated
+        return written
 
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_: Any
@@ -184,6 +186,8 @@ class VaultFileSystem(fsspec.AbstractFileSystem):
         callback.relative_update(size)
 
     def _put(self, path: str, content: bytes | Path, mode: str) -> None:
+        if self._intrans:
+            raise NotImplementedError("transactions of several files")
         wanted = Preconditions(if_absent=True) if mode == "create" else NO_PRECONDITIONS
         with _translated():
             try:
@@ -208,7 +212,7 @@ class VaultFileSystem(fsspec.AbstractFileSystem):
     def rmdir(self, path: str) -> None:
         """Send an empty folder to the trash."""
         where = self._strip_protocol(path)
-        if not self.isdir(where):
+        if self.info(where)["type"] != "directory":
             raise NotADirectoryError(f"{where} is no folder")
         self._delete(where, recursive=False)
 

@@ -1,6 +1,7 @@
 """Settings: the one place that looks at the environment and the machine."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -93,8 +94,7 @@ def read_settings(
     if folder and not (database or store):  # then no file need be read
         place = Named(str(folder), None, None)
     else:
-        filled = {name: text for name, text in given.items() if text}
-        place = named(read_configuration(flags, filled, None, PLACE))
+        place = named(read_configuration(flags, given, None, PLACE))
     return settings_of(place, given)
 
 
@@ -154,7 +154,21 @@ def _check_database(url: str) -> None:
     if not colon or scheme not in {"postgresql", "postgres"}:
         shown = scheme if colon else url
         raise Unsupported(f"--database {shown}: this release knows postgresql://")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidField(_NO_DATABASE) from None
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    if "@" in parts.path + parts.fragment or not all(map(_HOST.fullmatch, hosts)):
+        raise InvalidField(_NO_DATABASE)
 
+
+_HOST: Final = re.compile(r"(\[[^]]*\]|[^:\[\]]*)(:[0-9]*)?")
+_NO_DATABASE: Final = (
+    "--database is no postgresql://USER@HOST/NAME: a password in it has %2F, %3F, %23 and %40 for"
+    " / ? # and @; better put it in ~/.pgpass"
+)
+"""And nothing of the address, for it has a password in it."""
 
 SCHEMES: Final = ("http://", "https://")
 

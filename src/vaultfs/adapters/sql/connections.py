@@ -70,7 +70,7 @@ class translated:  # noqa: N801 used as a verb; a class costs a quarter of a gen
             return
         if isinstance(error, sqlite3.OperationalError):
             if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-                raise Busy(f"{self._name}: another process is writing: try again later") from error
+                raise Busy("another process is writing: try again later") from error
             full = ": the disk is full: free some space" if _is_full(self._name) else ""
             raise CatalogUnavailable(f"{self._name}: {error}{full}") from error
         if not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):

@@ -177,10 +177,11 @@ _REMEDIES: Final[tuple[tuple[type[Exception], type[VaultError], str], ...]] = (
         "the role may not do that: it has to own the database",
     ),
     (pg.CannotConnectNowError, CatalogUnavailable, "the server is starting or stopping"),
-    (pg.DataError, InvalidField, "a value that the catalog cannot hold"),
-    (pg.CharacterNotInRepertoireError, InvalidField, "a text that the catalog cannot hold"),
 )
 """The first class that fits decides; what was lost comes after them, a bug is raised as it is."""
+
+
+_DOES_NOT_FIT: Final = (pg.DataError, pg.CharacterNotInRepertoireError)
 
 
 def is_lost(error: BaseException) -> bool:
@@ -200,10 +201,13 @@ def translated(name: str) -> Generator[None, None, None]:
     """Raise what asyncpg raises as the port promises."""
     try:
         yield
+    except _DOES_NOT_FIT as error:  # the caller is told, who need not know which database it is
+        raise InvalidField(f"a value that the catalog cannot hold ({_said(error)})") from error
     except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError) as error:
         for kind, meaning, text in _REMEDIES:
             if isinstance(error, kind):
-                raise meaning(f"{name}: {text} ({_said(error)})") from error
+                where = "" if meaning is Busy else f"{name}: "  # a server tells it to its clients
+                raise meaning(f"{where}{text} ({_said(error)})") from error
         if is_lost(error):
             raise CatalogUnavailable(
                 f"{name}: the server cannot be reached ({_said(error)}): see that it is running"

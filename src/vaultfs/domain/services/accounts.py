@@ -10,6 +10,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from vaultfs.domain.errors import Forbidden, InvalidField, NotFound
+from vaultfs.domain.names import key_of
 from vaultfs.domain.nodes import TreeId, User, UserId, micros
 from vaultfs.domain.operations import (
     AddToken,
@@ -40,6 +41,7 @@ from vaultfs.ports.clock import Clock
 
 OVERLAP: Final = timedelta(days=1)
 """How long the secret before a rotation stays good, unless said otherwise."""
+LONGEST_OVERLAP: Final = timedelta(days=30)
 
 
 KNOWN_FOR: Final = 1.0
@@ -116,7 +118,7 @@ class Accounts:
 
     async def user(self, by: Identity, name: str) -> User:
         """One user: the caller, or with `admin` anybody. Raises `NotFound`."""
-        if name != by.user.name:
+        if key_of(name) != key_of(by.user.name):
             _require_admin(by, name)
         return await self.catalog.user(name)
 
@@ -191,8 +193,13 @@ class Accounts:
 
         Without `expires` it expires when it would have. Raises `NotFound`.
         """
+        if not timedelta(0) <= overlap <= LONGEST_OVERLAP:
+            raise InvalidField(f"the old secret stays good for 0 to {LONGEST_OVERLAP.days} days")
         _refuse_rotated(by)
         token = await self._token(by, owner, number)
+        most = _latest(by)
+        if most is not None and (token.expires_us is None or token.expires_us > most):
+            raise Forbidden("this token lasts longer than the one that is used")
         secret = self.clock.new_secret()
         until = micros(self.clock.now() + overlap)
         expires_us = token.expires_us if expires is None else self._expiry(by, expires)
@@ -224,7 +231,7 @@ class Accounts:
 
     def _expiry(self, by: Identity, expires: datetime | None) -> int | None:
         """When a token that `by` makes expires: no later than the one it is made with."""
-        most = None if Scope.ADMIN in by.scopes else by.expires_us
+        most = _latest(by)
         if expires is None:
             return most
         try:
@@ -247,6 +254,11 @@ class Accounts:
 def _refuse_rotated(by: Identity) -> None:
     if by.rotated:
         raise Forbidden("this secret was rotated: tokens are made with the new one")
+
+
+def _latest(by: Identity) -> int | None:
+    """When what `by` makes expires at the latest; None for never."""
+    return None if Scope.ADMIN in by.scopes else by.expires_us
 
 
 def _require_admin(by: Identity, name: str) -> None:

@@ -249,6 +249,8 @@ class Files(Browse):
         self, caller: User, tree: str, node: NodeId, target: Address | None = None
     ) -> Node:
         """Bring a node back from the trash. Refused as `Restore` is."""
+        if target is not None and target.tree != tree:
+            raise NotFound(f"nothing of {target.tree} can be reached")
         path = None if target is None else target.path
         operation = Restore(await self.tree(caller, tree), node, path)
         return _node(await self.change(caller, operation))
@@ -305,11 +307,13 @@ class Files(Browse):
         """Say which old versions of a tree are kept."""
         await self.change(caller, SetRetention(await self.tree(caller, tree), retention))
 
-    async def prune(self, caller: User, tree: str) -> int:
+    async def prune(self, caller: User, tree: str, *, around_locks: bool = False) -> int:
         """Forget the old versions that the tree's retention does not keep; how many.
 
-        Files that somebody has locked keep theirs until the next time.
+        Raises `Locked` for a file that is, unless `around_locks` leaves it as it is. A file
+        that is purged meanwhile has nothing left to forget.
         """
+        passed_over = (NotFound, Locked) if around_locks else (NotFound,)
         root = await self.stat(caller, Address(tree, ()))
         policy = await self.catalog.retention(root.tree)
         if policy.keeps_all:
@@ -319,7 +323,7 @@ class Files(Browse):
             for node in nodes:
                 gone = await self._expired(node, policy)
                 if gone:
-                    with suppress(Locked):
+                    with suppress(*passed_over):
                         [result] = await self.change(caller, Prune(root.tree, node, gone))
                         count += result.count
             after = nodes[-1]

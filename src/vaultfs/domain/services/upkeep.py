@@ -101,7 +101,7 @@ class Upkeep:
         pruned = purged = expired = linked = 0
         for user in await self.catalog.users():
             linked += await self.linking.run(user)  # before any of it is pruned
-            pruned += await self.files.prune(user, user.name)
+            pruned += await self.files.prune(user, user.name, around_locks=True)
             expired += await self.uploads.expire(user)
             if plan.trash is not None:
                 purged += await self._empty_trash(user, plan.trash)

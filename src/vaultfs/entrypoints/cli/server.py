@@ -125,16 +125,15 @@ def serve(
         where = _listening({name: each.value for name, each in found.items()}, log=not quiet)
         settings = settings_of(named(found))
         await have_vault(settings)
-        async with open_vault(settings) as vault:
-            secret = await first_token(vault)
-            async with serving(vault, where) as address:
-                value = {"address": address, "token": secret, "vault": settings.name}
-                call.answer(value, _welcome(address, secret))
-                sys.stdout.flush()
-                with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                    async for _ in signals:
-                        call.remark("vaultfs: stopping: what is under way may finish")
-                        break  # a second one is not waited for
+        async with open_vault(settings) as vault, serving(vault, where) as address:
+            secret = await first_token(vault)  # not before it can be shown
+            value = {"address": address, "token": secret, "vault": settings.name}
+            call.answer(value, _welcome(address, secret))
+            sys.stdout.flush()
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    call.remark("vaultfs: stopping: what is under way may finish")
+                    break  # a second one is not waited for
 
     run(call, work)
 
@@ -472,7 +471,8 @@ def rotate_token(
     number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
     user: UserOption = None,
     overlap: Annotated[
-        int, typer.Option("--overlap", min=0, help="Seconds the old secret stays good.")
+        int,
+        typer.Option("--overlap", min=0, max=2_592_000, help="Seconds the old secret stays good."),
     ] = 86_400,
     days: ExpiresOption = None,
     vault: VaultOption = None,

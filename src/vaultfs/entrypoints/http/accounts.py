@@ -6,6 +6,7 @@ from typing import Final
 from starlette.responses import Response
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.services.accounts import LONGEST_OVERLAP
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.calls import (
     CURSOR,
@@ -30,8 +31,6 @@ from vaultfs.entrypoints.http.wire import (
     token_out,
     user_out,
 )
-
-LONGEST_OVERLAP: Final = 30 * 86_400
 
 
 async def who_am_i(call: Call) -> Response:
@@ -86,8 +85,9 @@ async def add_token(call: Call) -> Response:
 async def rotate_token(call: Call) -> Response:
     """Give a token a new secret; the one before stays good for a while."""
     wanted = await call.body(RotateIn)
-    if not 0 <= wanted.overlap_seconds <= LONGEST_OVERLAP:
-        raise InvalidField(f"overlap_seconds: 0 to {LONGEST_OVERLAP}")
+    most = round(LONGEST_OVERLAP.total_seconds())
+    if not 0 <= wanted.overlap_seconds <= most:
+        raise InvalidField(f"overlap_seconds: 0 to {most}")
     issued = await call.server.accounts.rotate_token(
         call.identity,
         own(call),

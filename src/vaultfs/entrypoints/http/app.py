@@ -17,13 +17,14 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 import anyio
-from attrs import define, field
+from attrs import define, field, fields
 from starlette.requests import Request
 from starlette.routing import compile_path
 from starlette.types import Message, Receive, Scope, Send
 
 from vaultfs.domain.errors import (
     Busy,
+    Exists,
     InvalidField,
     InvalidName,
     NotAuthenticated,
@@ -32,12 +33,14 @@ from vaultfs.domain.errors import (
     RateLimited,
     Unsupported,
     VaultError,
+    VersionMismatch,
 )
 from vaultfs.domain.nodes import User as VaultUser
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.rates import Rate, take
 from vaultfs.domain.services.accounts import Accounts
 from vaultfs.domain.services.budget import BLOCK, Use
+from vaultfs.domain.services.upkeep import Maintained
 from vaultfs.domain.tokens import Identity
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.entrypoints.http import (
@@ -230,7 +233,8 @@ class Api:
                     stopping = Busy("the server is stopping: try again")
                     await _refusal(scope, headers, seen, stopping)(scope, seen.take, seen.forward)
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = _as_asked(raised, headers)
             seen.error = _told(error)
             if not isinstance(error, VaultError):
                 log.exception("a bug", extra={"request_id": seen.request_id})
@@ -319,6 +323,13 @@ def _told(error: Exception) -> str:
     return kind if private else f"{kind}: {error}"
 
 
+def _as_asked(error: Exception, headers: dict[str, str]) -> Exception:
+    """`error`; where something was to be absent and is there, a precondition that fails."""
+    if isinstance(error, Exists) and "if-none-match" in headers:
+        return VersionMismatch(error.message, expected=None, found=None)
+    return error
+
+
 def _refusal(scope: Scope, headers: dict[str, str], seen: _Seen, error: Exception) -> Answer:
     """The answer that tells `error`."""
     extra = {"Connection": "close"} if _has_body(headers) else {}
@@ -403,5 +414,6 @@ class JsonLines(logging.Formatter):
 
 _EXTRA: Final = {
     *("request_id", "method", "route", "status", "ms", "received", "sent", "user", "token"),
-    *("complete", "error", "pruned", "purged", "backup", "expired", "digests", "false_claims"),
+    *("complete", "error", "packs"),
+    *(each.name for each in fields(Maintained)),
 }

@@ -173,6 +173,8 @@ class Call:
         Of several tags the one that holds now is demanded, and checked with the change.
         """
         match, none_match = self.header("if-match"), self.header("if-none-match")
+        if self.header("if-unmodified-since") is not None:
+            raise InvalidField("times are too coarse for this: use If-Match")
         if none_match is not None and none_match.strip() != "*":
             raise InvalidField("If-None-Match of a write is * or nothing")
         absent = none_match is not None
@@ -249,6 +251,16 @@ def _demand(tag: str, *, absent: bool) -> Preconditions:
     if found[1] == "v":
         return Preconditions(if_version=VersionId(int(found[2])), if_absent=absent)
     return Preconditions(if_revision=int(found[2]), if_absent=absent)
+
+
+def listed(header: str | None, etag: str, *, weak: bool = True) -> bool:
+    """Whether `If-None-Match` or the like names the tag; `weak`: weakly is enough."""
+    if header is None:
+        return False
+    tags = [each.strip() for each in header.split(",")]
+    if weak:
+        tags = [each.removeprefix("W/") for each in tags]
+    return "*" in tags or etag in tags
 
 
 def whole(text: str, name: str, most: int = (1 << 63) - 1) -> int:

@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 from vaultfs.domain.deltacodec import MEDIA_TYPE as DELTA
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import (
-    Exists,
     InvalidField,
     SourceChanged,
     TooLarge,
@@ -38,7 +37,9 @@ from vaultfs.entrypoints.http.calls import (
     Call,
     Parameter,
     Route,
+    listed,
 )
+from vaultfs.entrypoints.http.problems import answer, problem
 from vaultfs.entrypoints.http.wire import NodeOut, content_etag, node_out
 
 IDLE: Final = 30
@@ -116,7 +117,7 @@ async def get_file(call: Call) -> Response:
     etag = content_etag(version.id)
     headers = headers_of(node, version, etag)
     _check_match(call, etag)
-    if _listed(call.header("if-none-match"), etag):
+    if listed(call.header("if-none-match"), etag):
         del headers["Content-Length"], headers["Content-Type"]
         return Response(status_code=304, headers=headers)
     base = _delta_base(call)
@@ -124,7 +125,7 @@ async def get_file(call: Call) -> Response:
         return await _changed(call, node, version, headers, base)
     span = _range(call, version.size, etag)
     if span is None:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{version.size}"})
+        return _out_of_range(call, version.size)
     start, stop, partial = span
     headers["Content-Length"] = str(stop - start)
     if partial:
@@ -213,19 +214,9 @@ def headers_of(node: Node, version: Version, etag: str) -> dict[str, str]:
     return found
 
 
-def _listed(header: str | None, etag: str, *, weak: bool = True) -> bool:
-    """Whether `If-None-Match` or the like names the tag; `weak`: weakly is enough."""
-    if header is None:
-        return False
-    tags = [each.strip() for each in header.split(",")]
-    if weak:
-        tags = [each.removeprefix("W/") for each in tags]
-    return "*" in tags or etag in tags
-
-
 def _check_match(call: Call, etag: str) -> None:
     match = call.header("if-match")
-    if match is not None and not _listed(match, etag, weak=False):
+    if match is not None and not listed(match, etag, weak=False):
         raise VersionMismatch(f"it has {etag} by now", expected=None, found=None)
 
 
@@ -253,6 +244,12 @@ def _range(call: Call, size: int, etag: str) -> tuple[int, int, bool] | None:
         if last and int(last) < int(first):
             return 0, size, False
     return (start, stop, True) if start < stop else None
+
+
+def _out_of_range(call: Call, size: int) -> Response:
+    text = f"it has {size} bytes, and none of those that are asked for"
+    found = problem(416, "out_of_range", text, call.request_id)
+    return answer(found, {"Content-Range": f"bytes */{size}"})
 
 
 # Taking in
@@ -347,24 +344,17 @@ async def put_file(call: Call) -> Response:
     length = call.length
     if length is not None and length > MOST:
         raise TooLarge(f"a body of {length} bytes: {MOST} is the most")
-    if call.header("if-unmodified-since") is not None:
-        raise InvalidField("times are too coarse for this: use If-Match")
     large = length is None or length > SMALL
-    try:
-        async with call.server.share_of(call.user.id) if large else nullcontext():
-            result = await call.files.put(
-                call.user,
-                call.address,
-                BodySource(call),
-                size=length,
-                origin=origin_of(call),
-                preconditions=preconditions,
-                parents=call.flag("parents"),
-            )
-    except Exists as error:
-        if preconditions.if_absent:
-            raise VersionMismatch(error.message, expected=None, found=None) from error
-        raise
+    async with call.server.share_of(call.user.id) if large else nullcontext():
+        result = await call.files.put(
+            call.user,
+            call.address,
+            BodySource(call),
+            size=length,
+            origin=origin_of(call),
+            preconditions=preconditions,
+            parents=call.flag("parents"),
+        )
     return stored(call, result)
 
 

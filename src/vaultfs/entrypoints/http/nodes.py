@@ -6,18 +6,20 @@ from typing import Final
 from starlette.responses import Response
 
 from vaultfs.domain.errors import InvalidField
-from vaultfs.domain.names import key_of
+from vaultfs.domain.names import key_of, parse_address
 from vaultfs.domain.nodes import Node, NodeId
 from vaultfs.domain.services.feed import LONGEST, Feed
 from vaultfs.domain.tokens import Scope
 from vaultfs.entrypoints.http.calls import (
     CURSOR,
     IF_MATCH,
+    IF_NONE_MATCH,
     LIMIT,
     WITH_LOCK,
     Call,
     Parameter,
     Route,
+    listed,
     whole,
     write_cursor,
 )
@@ -46,7 +48,7 @@ def _answer(call: Call, node: Node, path: tuple[str, ...], status: int = 200) ->
 async def get_node(call: Call) -> Response:
     """A file or folder, as JSON."""
     node = await call.files.stat(call.user, call.address)
-    if call.header("if-none-match") == node_etag(node):
+    if listed(call.header("if-none-match"), node_etag(node)):
         return Response(status_code=304, headers={"ETag": node_etag(node)})
     return _answer(call, node, call.address.path)
 
@@ -93,8 +95,12 @@ async def list_changes(call: Call) -> Response:
 
 async def make_folder(call: Call) -> Response:
     """Make a folder."""
+    wanted = await call.preconditions(call.address)
+    if wanted.any and not wanted.if_absent:
+        raise InvalidField("a folder is made, not changed: If-None-Match: * is all that it knows")
+    exist_ok = call.flag("exist_ok") and not wanted.if_absent
     node = await call.files.mkdir(
-        call.user, call.address, parents=call.flag("parents"), exist_ok=call.flag("exist_ok")
+        call.user, call.address, parents=call.flag("parents"), exist_ok=exist_ok
     )
     return _answer(call, node, call.address.path, 201)
 
@@ -164,7 +170,7 @@ async def list_trash(call: Call) -> Response:
 async def restore(call: Call) -> Response:
     """Bring a node back from the trash."""
     wanted = await call.body(RestoreIn)
-    target = None if wanted.target is None else call.at(wanted.target)
+    target = None if wanted.target is None else parse_address(wanted.target, own=call.tree)
     node = await call.files.restore(call.user, call.tree, _trashed(call), target)
     _, path = await call.server.vault.catalog.node_path(node.id)
     return _answer(call, node, path)
@@ -197,7 +203,9 @@ ROUTES: Final = (
         *("GET", _NODE, get_node, "getNode", "Look at a file or folder."),
         scope=Scope.READ,
         answer=NodeOut,
-        parameters=(Parameter("If-None-Match", "Its entity tag.", where="header"),),
+        parameters=(
+            Parameter("If-None-Match", "Entity tags that the client has.", where="header"),
+        ),
         failures=(304,),
     ),
     Route(
@@ -244,6 +252,7 @@ ROUTES: Final = (
         status=201,
         parameters=(
             _PARENTS,
+            IF_NONE_MATCH,
             WITH_LOCK,
             Parameter("exist_ok", "Accept one that is there.", "boolean"),
         ),

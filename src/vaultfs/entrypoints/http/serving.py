@@ -87,11 +87,12 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
     """Serve `vault` until the context is left; the server's address.
 
     At the end no new requests are taken; those under way have `GRACE` seconds, then they
-    are cut, which stores nothing of them. Raises `InvalidField` where nobody can listen.
+    are cut, which stores nothing of them. Raises `InvalidField` where nobody can listen, and
+    for a certificate or key that is none.
     """
-    listener = _bind(where)
     shared = Server(vault, where.rate)
     server, metrics = _Server(_config(shared, where)), shared.metrics
+    listener = _bind(where)
     port = listener.getsockname()[1]
     scheme = "http" if where.certificate is None else "https"
     host = f"[{where.host}]" if ":" in where.host else where.host
@@ -182,7 +183,7 @@ def _config(shared: Server, where: Listening) -> uvicorn.Config:
     configure_log(where)
     if where.max_chain_depth != MAX_CHAIN_DEPTH:
         shared.vault.deltas.max_depth = where.max_chain_depth
-    return uvicorn.Config(
+    config = uvicorn.Config(
         Api(shared),
         loop="asyncio",
         http=BoundedHead,
@@ -198,6 +199,13 @@ def _config(shared: Server, where: Listening) -> uvicorn.Config:
         ssl_certfile=where.certificate,
         ssl_keyfile=where.key,
     )
+    try:
+        config.load()
+    except OSError as error:  # what OpenSSL says is one, too
+        raise InvalidField(
+            f"no TLS with {where.certificate} and {where.key}: {error.strerror or error}"
+        ) from error
+    return config
 
 
 def configure_log(where: Listening) -> None:
