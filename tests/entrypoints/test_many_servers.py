@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,66 @@ def test_one_of_two_servers_is_killed_under_load(pair: Pair) -> None:
     load.check(pair.place, pair.other)
     with pair.place.serve() as again:  # and another one takes its place
         load.check(pair.place, again)
+
+
+def _lock(client: httpx.Client, path: str, *, ttl: float, wait: float = 0) -> httpx.Response:
+    body = {"paths": [{"path": path}], "ttl_seconds": ttl, "wait_seconds": wait}
+    return client.post("/v1/locks", json=body, timeout=60)
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
+def test_a_lock_that_ran_out_while_its_server_stood_still_is_none(pair: Pair, taken: bool) -> None:
+    one, other = pair.clients()
+    with one, other:
+        mine = _lock(one, "/a", ttl=2).json()
+        shown = {"VaultFS-Lock-Token": mine["lock"]}
+        put = partial(one.put, "/v1/files/me/a")
+        assert put(content=b"first", headers=shown).status_code == 201
+        pair.one.process.send_signal(signal.SIGSTOP)
+        try:
+            theirs = _lock(other, "/a", ttl=30, wait=20)
+            assert theirs.status_code == 201
+            if not taken:
+                lease = theirs.json()["lock"]
+                assert other.delete(f"/v1/locks/{lease}").status_code == 204
+        finally:
+            pair.one.process.send_signal(signal.SIGCONT)
+        late = put(content=b"from the grave", headers=shown)
+        assert (late.status_code, late.json()["code"]) == (412, "stale_token")
+        plain = put(content=b"and without")
+        assert plain.status_code == (423 if taken else 200)
+        found = other.get("/v1/files/me/a").content
+        assert found == (b"first" if taken else b"and without")
+
+
+def test_who_waits_at_a_server_that_stands_still_holds_up_nobody(pair: Pair) -> None:
+    one, other = pair.clients()
+    answers: list[httpx.Response] = []
+
+    def wait_at_one() -> None:
+        answers.append(_lock(one, "/a", ttl=5, wait=50))
+
+    with one, other:
+        held = _lock(other, "/a", ttl=60).json()
+        waiting = threading.Thread(target=wait_at_one)
+        waiting.start()
+        while not other.get("/v1/locks").json()["waiting"]:
+            time.sleep(0.05)
+        pair.one.process.send_signal(signal.SIGSTOP)
+        try:
+            assert other.delete(f"/v1/locks/{held['lock']}").status_code == 204
+            begun = time.monotonic()
+            mine = _lock(other, "/a", ttl=30, wait=40)
+            assert mine.status_code == 201
+            assert time.monotonic() - begun < 20
+        finally:
+            pair.one.process.send_signal(signal.SIGCONT)
+        waiting.join()
+        [told] = answers
+        assert told.status_code in {201, 410}  # it was taken for dead, and is told so
+        assert other.delete(f"/v1/locks/{mine.json()['lock']}").status_code == 204
+        if told.status_code == 201:  # it came once the other had given it back
+            assert told.json()["token"] > mine.json()["token"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
