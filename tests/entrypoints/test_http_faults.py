@@ -8,6 +8,7 @@ import pytest
 from tests.entrypoints.http_calls import Client, open_api
 from tests.faults import random_bytes
 
+from vaultfs.domain.errors import TooSlow
 from vaultfs.ports.objects import OutOfSpace, StoreError
 
 FILE = "/v1/files/me/a"
@@ -140,6 +141,40 @@ async def test_an_upload_that_is_slow_but_goes_on_arrives(
 
     await api.ok("PUT", FILE, content=pieces())
     assert (await api("GET", FILE)).content == b"x" * 8000
+
+
+async def test_a_download_that_nobody_takes_is_cut(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gives back what it holds; one that is slow, but goes on, arrives."""
+    monkeypatch.setattr("vaultfs.entrypoints.http.contents.STALLED", 0.2)
+    await api.ok("PUT", FILE, content=OLD)
+    headers = {"host": "x", "authorization": f"Bearer {api.token}"}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "query_string": b"",
+        "path": FILE,
+        "raw_path": FILE.encode(),
+        "headers": [(name.encode(), text.encode()) for name, text in headers.items()],
+    }
+    got = bytearray()
+
+    async def slowly(message: Any) -> None:
+        await anyio.sleep(0.05)
+        got.extend(message.get("body", b""))
+
+    async def never(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await anyio.sleep_forever()
+
+    await api.app(scope, _wait, slowly)
+    assert got == OLD
+    with anyio.fail_after(5), pytest.raises((TooSlow, ExceptionGroup)):
+        await api.app(scope, _wait, never)
+    assert api.vault.budget.free == api.vault.budget.total
+    assert api.vault.reader.streams == 0
 
 
 async def test_no_body_is_read_that_will_be_refused(api: Client) -> None:

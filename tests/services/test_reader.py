@@ -1,6 +1,7 @@
 """Reading: any range of any version, ahead of its consumer, within the budget."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
 from random import Random
 
 import anyio
@@ -231,3 +232,22 @@ async def test_a_stranger_reads_nothing() -> None:
         async with vault.reader.content(UserId(99), version.manifest) as parts:
             with pytest.raises(DamagedContent):
                 await anext(parts)
+
+
+async def test_the_more_streams_there_are_the_less_each_has_in_memory() -> None:
+    """A consumer that stands still keeps what it was given last."""
+    async with open_memory_vault() as vault:
+        await put(vault, "/file", random_bytes(20 * MIB, "many"))
+        _, version = await vault.files.version(vault.user, at("/file"))
+        held: list[int] = []
+        async with AsyncExitStack() as stack:
+            for _ in range(60):
+                content = vault.reader.content(vault.user.id, version.manifest)
+                parts = await stack.enter_async_context(content)
+                held.append(sum(map(len, await anext(parts))))
+        assert min(held[:8]) > 3 * MIB
+        assert max(held[40:]) < MIB
+        assert sum(held) < 2 * vault.budget.total
+        assert vault.reader.streams == 0
+        async with vault.reader.content(vault.user.id, version.manifest) as parts:
+            assert len(b"".join([piece async for part in parts for piece in part])) == 20 * MIB

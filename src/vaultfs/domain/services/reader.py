@@ -34,6 +34,10 @@ AHEAD: Final = 4
 """Gets of one stream that run before their bytes are asked for."""
 GAP: Final = 64 << 10
 """Unwanted bytes between two chunks that are cheaper to read than to skip."""
+FEW: Final = 8
+"""So many streams at a time have fetches of whole blocks."""
+LEAST: Final = 256 << 10
+"""The bytes of a fetch that many share the budget for."""
 LOOKUP: Final = 512
 """Chunks located in one question to the catalog."""
 SMALL: Final = 128 << 10
@@ -66,13 +70,13 @@ class Fetch:
         """Bytes in memory while it is decoded; two blocks, what is left to reads, at the most."""
         return self.stop - self.start + sum(wanted.length for wanted, _ in self.chunks)
 
-    def takes(self, place: Location) -> bool:
-        """Whether the chunk at `place` can be read along."""
+    def takes(self, place: Location, most: int = BLOCK) -> bool:
+        """Whether the chunk at `place` can be read along, in a get of `most` bytes."""
         return (
             place.pack == self.pack
             and 0 <= place.offset - self.stop <= GAP
-            and place.offset + HEADER_SIZE + place.size - self.start <= BLOCK
-            and self.cost + HEADER_SIZE + GAP + place.size + place.length <= 2 * BLOCK
+            and place.offset + HEADER_SIZE + place.size - self.start <= most
+            and self.cost + HEADER_SIZE + GAP + place.size + place.length <= 2 * most
         )
 
     def add(self, wanted: Wanted, place: Location) -> None:
@@ -105,6 +109,15 @@ class Reader:
     catalog: Catalog
     budget: Budget
     workers: anyio.CapacityLimiter
+    streams: int = 0
+    """How many are open."""
+
+    @property
+    def most(self) -> int:
+        """Bytes of a fetch at the most: what a consumer that stands still keeps is not charged."""
+        if self.streams <= FEW:
+            return BLOCK
+        return min(BLOCK, max(LEAST, self.budget.total // 4 // self.streams))
 
     @asynccontextmanager
     async def content(
@@ -112,7 +125,8 @@ class Reader:
     ) -> AsyncGenerator[AsyncIterator[list[Buffer]], None]:
         """The bytes `start` to `stop` of a content, as lists of pieces in order.
 
-        A list holds up to some 8 MiB; a piece is at most a chunk. Iterating raises
+        A list holds up to some 8 MiB, less where there are many streams; a piece is at most a
+        chunk. Iterating raises
         `DamagedContent`, or a `StoreError`.
         """
         end = manifest.size if stop is None else min(stop, manifest.size)
@@ -179,9 +193,11 @@ class Reader:
         """
         async with task_group() as tasks:
             stream = _Pieces(self, user, wanted, tasks, take or decoded)
+            self.streams += 1
             try:
                 yield stream
             finally:
+                self.streams -= 1
                 tasks.cancel_scope.cancel()
                 stream.release()
                 with anyio.CancelScope(shield=True):
@@ -189,8 +205,12 @@ class Reader:
 
     async def plan(self, user: UserId, wanted: Sequence[Wanted]) -> list[Fetch]:
         """Where to read `wanted`. Raises `DamagedContent` for a chunk the vault lost."""
+        return plan_fetches(await self.placed(user, wanted))
+
+    async def placed(self, user: UserId, wanted: Sequence[Wanted]) -> list[tuple[Wanted, Location]]:
+        """Each with where it is. Raises `DamagedContent` for a chunk the vault lost."""
         places = await self._places(user, [chunk.digest for chunk in wanted])
-        return plan_fetches([(chunk, places[chunk.digest]) for chunk in wanted])
+        return [(chunk, places[chunk.digest]) for chunk in wanted]
 
     async def _places(self, user: UserId, digests: Sequence[Digest]) -> Mapping[Digest, Location]:
         """Where all of `digests` are. Raises `DamagedContent` for one that the vault lost."""
@@ -302,7 +322,10 @@ class _Pieces:
     wanted: AsyncGenerator[Wanted, None]
     tasks: TaskGroup
     take: Take
-    _planned: deque[Fetch] = field(factory=deque[Fetch])
+    _placed: deque[tuple[Wanted, Location]] = field(factory=deque[tuple[Wanted, Location]])
+    """What is yet to be fetched."""
+    _planned: Fetch | None = None
+    """What is fetched next."""
     _slots: deque[_Slot] = field(factory=deque[_Slot])
     _at_end: bool = False
 
@@ -311,10 +334,9 @@ class _Pieces:
 
     async def __anext__(self) -> list[Buffer]:
         if not self._slots:
-            await self._plan()
-            if not self._planned:
+            fetch = await self._plan()
+            if fetch is None:
                 raise StopAsyncIteration
-            fetch = self._planned.popleft()
             self._start(fetch, await self.reader.budget.charge(Use.READ, fetch.cost))
         await self._start_ahead()
         slot = self._slots[0]
@@ -325,9 +347,24 @@ class _Pieces:
             raise slot.error
         return slot.pieces
 
-    async def _plan(self) -> None:
-        """See that a fetch is planned, unless all are done."""
-        while not self._planned and not self._at_end:
+    async def _plan(self) -> Fetch | None:
+        """The next fetch, unless all are done."""
+        if self._planned is None:
+            await self._place()
+            most, placed = self.reader.most, self._placed
+            while placed:
+                wanted, place = placed[0]
+                if self._planned is None:
+                    self._planned = Fetch(place.pack, place.offset, place.offset)
+                elif not self._planned.takes(place, most):
+                    break
+                self._planned.add(wanted, place)
+                placed.popleft()
+        return self._planned
+
+    async def _place(self) -> None:
+        """See that it is known where the next chunk is, unless there is none."""
+        while not self._placed and not self._at_end:
             batch: list[Wanted] = []
             while len(batch) < LOOKUP:
                 chunk = await anext(self.wanted, None)
@@ -336,20 +373,21 @@ class _Pieces:
                     break
                 batch.append(chunk)
             if batch:
-                self._planned.extend(await self.reader.plan(self.user, batch))
+                self._placed.extend(await self.reader.placed(self.user, batch))
 
     async def _start_ahead(self) -> None:
         """Start gets that nobody has asked for yet, while there is room for them."""
         while len(self._slots) < AHEAD:
-            await self._plan()
-            if not self._planned:
+            fetch = await self._plan()
+            if fetch is None:
                 return
-            charge = self.reader.budget.try_charge(Use.AHEAD, self._planned[0].cost)
+            charge = self.reader.budget.try_charge(Use.AHEAD, fetch.cost)
             if charge is None:
                 return
-            self._start(self._planned.popleft(), charge)
+            self._start(fetch, charge)
 
     def _start(self, fetch: Fetch, charge: Charge) -> None:
+        self._planned = None
         slot = _Slot(fetch, charge)
         self._slots.append(slot)
         self.tasks.start_soon(self._run, slot)

@@ -21,6 +21,7 @@ from vaultfs.domain.errors import (
     InvalidField,
     SourceChanged,
     TooLarge,
+    TooSlow,
     VaultError,
     VersionMismatch,
 )
@@ -44,6 +45,8 @@ from vaultfs.entrypoints.http.wire import NodeOut, content_etag, node_out
 
 IDLE: Final = 30
 """Seconds that an upload may stand still: it holds memory that others wait for."""
+STALLED: Final = 60
+"""Seconds without a step of a download, whose next bytes are in memory meanwhile."""
 MOST: Final = 1 << 46
 """Bytes that a body may announce."""
 CHUNK: Final = 256 << 10
@@ -80,9 +83,14 @@ class Download(Response):
                 async with aclosing(_joined(parts)) as pieces:
                     first = await anext(pieces, b"")  # what is wrong with it is told by a status
                     await send(self._start)
-                    while first:
-                        await send({"type": "http.response.body", "body": first, "more_body": True})
-                        first = await anext(pieces, b"")
+                    with anyio.CancelScope() as patience:
+                        while first:
+                            patience.deadline = anyio.current_time() + STALLED
+                            part = {"type": "http.response.body", "body": first, "more_body": True}
+                            await send(part)
+                            first = await anext(pieces, b"")
+                    if patience.cancelled_caught:
+                        raise TooSlow(f"nothing of a download was taken for {STALLED} seconds")
             await send({"type": "http.response.body", "body": b""})
             tasks.cancel_scope.cancel()
 
