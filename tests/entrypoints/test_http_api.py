@@ -802,6 +802,13 @@ async def test_what_is_not_there_and_what_it_does_not_take(api: Client) -> None:
     await api.refused(400, "PUT", FILE, content=b"abc", headers=both)
 
 
+@pytest.mark.parametrize("url", ["/healthz", "/v1/whoami", "/v1/folders/me/", "/v1/nodes/me/"])
+async def test_what_can_be_got_can_be_asked_about(api: Client, url: str) -> None:
+    whole, head = await api("GET", url), await api("HEAD", url)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+
+
 async def test_a_bug_says_nothing_of_itself(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("secret detail")

@@ -194,6 +194,10 @@ class _Seen:
             self.ended = not message.get("more_body", False)
         await self.send(message)
 
+    async def forward_head(self, message: Message) -> None:
+        """The same for an answer to HEAD, which has no body."""
+        await self.forward({**message, "body": b""} if "body" in message else message)
+
 
 class Api:
     """The application; one serves a process."""
@@ -205,6 +209,8 @@ class Api:
         for path in dict.fromkeys(route.path for route in ROUTES):
             pattern, *_ = compile_path(path)
             methods = {route.method: route for route in ROUTES if route.path == path}
+            if "GET" in methods:
+                methods.setdefault("HEAD", methods["GET"])
             self._routes.setdefault(_beginning(path), []).append((pattern, methods))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -225,7 +231,8 @@ class Api:
         try:
             route, call = await self._understand(scope, headers, seen)
             response = await route.handler(call)
-            await response(scope, seen.take, seen.forward)
+            send = seen.forward if scope["method"] != "HEAD" else seen.forward_head
+            await response(scope, seen.take, send)
         except anyio.get_cancelled_exc_class():
             seen.error = "cut"
             if not seen.status:  # a server that ends has waited long enough
