@@ -366,7 +366,7 @@ class Packer:
         unit = Unit(UserId(0), micros(self.clock.now()), op_id, (record,))
         # Some of them need the pack, which may be refused while they are not.
         waiting = [unit for commit in pack.commits for unit in commit.units]
-        units = [unit, *(evolve(each, recorded=(sealed.key,)) for each in waiting)]
+        units = [unit, *(each.needing(recorded=(sealed.key,)) for each in waiting)]
         outcomes = await self.catalog.apply(units)
         if isinstance(outcomes[0], Refused):
             raise outcomes[0].error
@@ -434,7 +434,7 @@ def _relying(units: Sequence[Unit], packs: set[OpenPack]) -> Sequence[Unit]:
     if not packs:
         return units
     numbers = {number for pack in packs for number in pack.numbers}
-    return [evolve(unit, relies=tuple(numbers.union(unit.relies))) for unit in units]
+    return [unit.needing(numbers) for unit in units]
 
 
 def done(outcome: Outcome) -> Done:
