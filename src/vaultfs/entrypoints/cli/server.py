@@ -22,6 +22,7 @@ from vaultfs.entrypoints.cli.session import (
     local_time,
     opened,
     run,
+    server_of,
     session,
     shown,
     table,
@@ -263,9 +264,7 @@ def maintain(
 @asynccontextmanager
 async def _people(call: Session) -> AsyncGenerator["People", None]:
     """The users of the vault that the call is about: for whoever has its folder, or a token."""
-    from vaultfs.entrypoints.settings import server_named
-
-    if server_named(call.vault) is not None:
+    if server_of(call) is not None:
         from vaultfs.entrypoints.client import RemoteVault
         from vaultfs.entrypoints.remote_people import RemotePeople
 

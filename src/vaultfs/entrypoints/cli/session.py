@@ -285,9 +285,9 @@ def _silence_stdout() -> None:
 
 def server_of(call: Session) -> str | None:
     """The server that the call is about, if it is one."""
-    from vaultfs.entrypoints.settings import server_named
+    from vaultfs.entrypoints.settings import read_place, server_named
 
-    return server_named(call.vault)
+    return server_named(read_place(call.vault, database=call.database, store=call.store))
 
 
 @asynccontextmanager
