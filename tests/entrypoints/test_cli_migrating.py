@@ -224,6 +224,20 @@ def test_a_store_that_does_not_open_is_not_kept(moving: Moving) -> None:
     moving.start()
 
 
+def test_a_name_is_kept_only_with_a_store_that_will_do(moving: Moving, tmp_path: Path) -> None:
+    other = new_vault(tmp_path / "other")
+    for refused in (moving.vault / "objects", other.vault / "objects"):
+        assert moving("start", "--to", f"new={refused.as_uri()}").code != DONE
+        assert not (moving.vault / "stores").exists()
+    moving.start()
+    assert (moving.vault / "stores").read_text() == f"new={moving.target.as_uri()}\n"
+    moving.ok("abort")
+    moving.ok("end")
+    again = moving("start", "--to", f"new={tmp_path.as_uri()}")
+    assert again.code == USAGE
+    assert "choose another name" in again.value["error"]["message"]
+
+
 def test_neither_is_one_that_is_called_as_the_own_store_is(moving: Moving) -> None:
     called = moving("start", "--to", f"local={moving.target.as_uri()}")
     assert called.code == USAGE

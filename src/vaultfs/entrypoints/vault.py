@@ -14,7 +14,7 @@ ever used with another's.
 """
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ from vaultfs.entrypoints.opening import (
     has_objects,
     open_database,
 )
-from vaultfs.entrypoints.placing import VaultStores, alone, placed_around
+from vaultfs.entrypoints.placing import VaultStores, alone, kept_already, placed_around
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.stores import ELSEWHERE, remember, remembered
 from vaultfs.entrypoints.stores import open_store as open_at
@@ -221,12 +221,12 @@ class Vault:
 
         return Scrubber(self.integrity, self.clock)
 
-    async def migrator(self) -> "Migrator":
-        """What moves the vault to another store."""
+    async def migrator(self, keep: Callable[[], None] = kept_already) -> "Migrator":
+        """What moves the vault to another store; `keep` has that store found later."""
         from vaultfs.domain.services.migrator import Migrator
 
         vault_id = await self.catalog.vault_id()
-        stores = VaultStores(self.objects, vault_id, self.objects.placement.source)
+        stores = VaultStores(self.objects, vault_id, self.objects.placement.source, keep)
         return Migrator(stores, self.catalog, self.clock, self.workers)
 
     def presenting(self, *presented: "Presented") -> "Vault":

@@ -1,6 +1,7 @@
 """`migrate`: a vault moves to another object store while it is in use."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -25,6 +26,7 @@ from vaultfs.entrypoints.cli.session import (
 if TYPE_CHECKING:
     from vaultfs.domain.migration import Pace, Placement
     from vaultfs.domain.services.migrator import Migrator, Status
+    from vaultfs.entrypoints.vault import Vault
 
 migrate = typer.Typer(
     help="Move the vault to another object store while it is in use.", no_args_is_help=True
@@ -99,32 +101,29 @@ def start(
 
     async def work() -> None:
         from vaultfs.domain.migration import Level
-        from vaultfs.entrypoints.placing import (
-            VARIABLE,
-            name_store,
-            parse_store,
-            see_that_it_is_free,
-        )
-        from vaultfs.entrypoints.vault import open_objects, store_of
 
         if level not in list(Level):
             raise InvalidField(f"--verify {level}: {', '.join(Level)}")
-        name = to
-        if "=" in to:
-            name, url = parse_store(to)
-            if call.settings.database is not None:
-                raise InvalidField(f"name the store for all servers first: {VARIABLE}='{to}'")
-            own = await store_of(call.settings)
-            await own.aclose()
-            see_that_it_is_free(own.name, (name,))
-            await (await open_objects(url)).aclose()  # what does not open is not to be kept
-            name_store(call.settings.home, name, url)
-        async with opened(call) as opened_vault:
-            mover = await opened_vault.migrator()
+        async with opened(call) as opened_vault, _target(opened_vault, to) as (name, mover):
             now = await mover.start(name, Level(level), _pace(rate, objects))
         call.answer(_placement_json(now), _placement(now))
 
     run(call, work)
+
+
+@asynccontextmanager
+async def _target(vault: "Vault", to: str) -> "AsyncGenerator[tuple[str, Migrator], None]":
+    """The name of the store that `to` says, and what moves the vault there."""
+    from vaultfs.entrypoints.placing import VARIABLE, naming, parse_store
+
+    if "=" not in to:
+        yield to, await vault.migrator()
+        return
+    name, url = parse_store(to)
+    if vault.settings.database is not None:
+        raise InvalidField(f"name the store for all servers first: {VARIABLE}='{to}'")
+    async with naming(vault.objects, vault.settings.home, name, url) as keep:
+        yield name, await vault.migrator(keep)
 
 
 @migrate.command("status")
