@@ -83,12 +83,14 @@ async def naming(
 ) -> AsyncGenerator[Callable[[], None], None]:
     """Have the store at `url` among those of `placed`, as `name`; what keeps that in `folder`.
 
+    The last of the folders that it is in is made.
+
     It is to be kept when nothing can be wrong with the store any more, and before the catalog
     speaks of it: then whoever reads the name there finds it. Kept earlier, a name whose store is
     refused would be in use for ever, for a server that has opened the one does not look for
     another. Raises `InvalidField` for a name that is in use, and what the store does not open with.
     """
-    from vaultfs.entrypoints.vault import open_objects
+    from vaultfs.entrypoints.vault import make_folder_of, open_objects
 
     kept = await to_thread.run_sync(named_stores, folder, os.environ)
     _see_that_it_is_no_other(kept, name, url)
@@ -96,7 +98,8 @@ async def naming(
         see_that_it_is_free(name, placed.stores)
     async with AsyncExitStack() as stack:
         if name not in placed.stores:
-            placed.stores[name] = await open_objects(url)
+            await to_thread.run_sync(make_folder_of, url)
+            placed.stores[name] = await open_objects(url, name)
             stack.push_async_callback(placed.stores[name].aclose)
         yield partial(name_store, folder, name, url)
 
@@ -203,8 +206,8 @@ async def placed_around(
     load = _loading(catalog, primary)
     first = await load()
 
-    async def opening(url: str) -> "ObjectStore":
-        store = await open_objects(url)
+    async def opening(name: str, url: str) -> "ObjectStore":
+        store = await open_objects(url, name)
         stack.push_async_callback(store.aclose)
         return store
 
@@ -215,15 +218,15 @@ async def placed_around(
 
     async def find(name: str) -> "ObjectStore | None":
         url = (await named()).get(name)
-        return None if url is None else await opening(url)
+        return None if url is None else await opening(name, url)
 
     stores: dict[str, ObjectStore] = {primary: own}
     for name, url in (await named()).items():
         try:
-            stores[name] = await opening(url)
+            stores[name] = await opening(name, url)
         except StoreError:
             if name in first.stores:  # else nothing is in it: whoever wants to move there is told
-                stores[name] = LateObjectStore(name, partial(opening, url))
+                stores[name] = LateObjectStore(name, partial(opening, name, url))
     placed = PlacedObjectStore(stores, first, load, find, partial(_see, catalog))
     await _see_readable(placed, catalog)
     return placed

@@ -53,7 +53,7 @@ from vaultfs.entrypoints.opening import (
 )
 from vaultfs.entrypoints.placing import VaultStores, alone, kept_already, placed_around
 from vaultfs.entrypoints.settings import Settings
-from vaultfs.entrypoints.stores import ELSEWHERE, remember, remembered
+from vaultfs.entrypoints.stores import ELSEWHERE, folder_of, remember, remembered
 from vaultfs.entrypoints.stores import open_store as open_at
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
@@ -248,12 +248,12 @@ async def store_of(settings: Settings) -> ObjectStore:
     return await open_objects(where)
 
 
-async def open_objects(where: Path | str) -> ObjectStore:
-    """The object store in a folder, or at an address."""
+async def open_objects(where: Path | str, name: str | None = None) -> ObjectStore:
+    """The object store in a folder, or at an address, where it may have a name."""
     from vaultfs.adapters.wrappers.retrying import RetryingObjectStore
 
     if isinstance(where, str):
-        return RetryingObjectStore(await open_at(where))
+        return RetryingObjectStore(await open_at(where, name))
     from vaultfs.adapters.local import LocalObjectStore
 
     return RetryingObjectStore(await LocalObjectStore.open(where))
@@ -402,6 +402,13 @@ def _make_folder(folder: Path) -> None:
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         replacing.flush_folder(folder.parent)
+
+
+def make_folder_of(url: str) -> None:
+    """Have the folder that a store's address names, if the one above it is there."""
+    folder = folder_of(url)
+    if folder is not None and folder.parent.is_dir():
+        _make_folder(folder)
 
 
 def _is_free(folder: Path) -> bool:
