@@ -113,9 +113,14 @@ def test_users_and_tokens(hub: Running, cli: Cli) -> None:
 
 
 def test_what_is_for_the_folder_alone_says_so(cli: Cli) -> None:
-    for words in (("verify",), ("rebuild",), ("backup",), ("maintain",), ("serve",)):
+    names = ("verify", "rebuild", "backup", "maintain", "serve", "gc", "repack", "scrub")
+    for words in (*((name,) for name in names), ("reconcile",), ("migrate", "status")):
         called = cli(*words, code=2)
         assert "run it where that is, with --vault DIR" in called.errors, words
+        told = call(*words, "--help").out
+        assert "The vault's folder." in told, words
+        assert "URL  The vault" not in told, words
+    assert "or its server" in call("ls", "--help").out
 
 
 # Logging in

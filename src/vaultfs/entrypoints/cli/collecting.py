@@ -8,11 +8,11 @@ from vaultfs.domain.errors import InvalidField
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
+    FolderOption,
     JsonOption,
     QuietOption,
     Session,
     StoreOption,
-    VaultOption,
     human,
     opened,
     run,
@@ -73,7 +73,7 @@ def gc(
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="Show the last collections.")] = False,
     duty: DutyOption = 100,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -113,7 +113,7 @@ def repack(
         int, typer.Option("--below", metavar="PERCENT", help="Of which less is needed.")
     ] = 50,
     duty: DutyOption = 100,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -208,7 +208,7 @@ def scrub(
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="Show the last scrubs.")] = False,
     duty: DutyOption = 100,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -292,7 +292,7 @@ def reconcile(
     accept: Annotated[
         bool, typer.Option("--accept", help="Give up what the catalog does not name.")
     ] = False,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,

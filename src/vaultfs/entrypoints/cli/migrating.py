@@ -11,11 +11,11 @@ from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     Bar,
     DatabaseOption,
+    FolderOption,
     JsonOption,
     QuietOption,
     Session,
     StoreOption,
-    VaultOption,
     human,
     opened,
     run,
@@ -91,7 +91,7 @@ def start(
     ] = "V2",
     rate: RateOption = None,
     objects: ObjectsOption = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -128,7 +128,7 @@ async def _target(vault: "Vault", to: str) -> "AsyncGenerator[tuple[str, Migrato
 
 @migrate.command("status")
 def status(
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -177,7 +177,7 @@ def _status(found: "Status") -> str:
 
 @migrate.command("watch")
 def watch(
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -260,7 +260,7 @@ def _changing(
 
     def command(
         if_epoch: EpochOption = None,
-        vault: VaultOption = None,
+        vault: FolderOption = None,
         database: DatabaseOption = None,
         store: StoreOption = None,
         as_json: JsonOption = False,
@@ -321,7 +321,7 @@ def throttle(
     rate: RateOption = None,
     objects: ObjectsOption = None,
     if_epoch: EpochOption = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -335,7 +335,7 @@ def throttle(
 def retire(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the store that is given up.")],
     if_epoch: EpochOption = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -355,7 +355,7 @@ def retire(
 @migrate.command("failures")
 def failures(
     retry: Annotated[bool, typer.Option("--retry", help="Try them all again.")] = False,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -382,7 +382,7 @@ def failures(
 
 @migrate.command("reconcile")
 def reconcile(
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,

@@ -13,6 +13,7 @@ import typer
 from vaultfs.domain.errors import InvalidField
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
+    FolderOption,
     JsonOption,
     QuietOption,
     Session,
@@ -87,7 +88,7 @@ def serve(
     gc_hours: Annotated[int | None, typer.Option("--gc-hours", help=_is("gc_hours"))] = None,
     scrub_days: Annotated[int | None, typer.Option("--scrub-days", help=_is("scrub_days"))] = None,
     config: ConfigOption = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -180,7 +181,7 @@ def _welcome(address: str, secret: str | None) -> str:
 
 def show_config(
     config: ConfigOption = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -232,7 +233,7 @@ def maintain(
     backup_hours: BackupOption = 24,
     gc_hours: GcOption = 24,
     scrub_days: ScrubOption = 30,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,

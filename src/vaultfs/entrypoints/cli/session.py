@@ -31,6 +31,11 @@ VaultOption = Annotated[
         help="The vault's folder, or its server: https://HOST[:PORT]. [env: VAULTFS_VAULT]",
     ),
 ]
+FolderOption = Annotated[
+    str | None,
+    typer.Option("--vault", metavar="DIR", help="The vault's folder. [env: VAULTFS_VAULT]"),
+]
+"""Of commands that work on the vault itself alone."""
 DatabaseOption = Annotated[
     str | None,
     typer.Option(

@@ -9,6 +9,7 @@ from vaultfs.domain.errors import InvalidField
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
+    FolderOption,
     JsonOption,
     QuietOption,
     Session,
@@ -137,7 +138,7 @@ def verify(
     subset: Annotated[
         str | None, typer.Option("--subset", metavar="n/t", help="Part n of t of the packs.")
     ] = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -208,7 +209,7 @@ def rebuild(
         bool,
         typer.Option("--check", help="Read all packs, and leave damaged chunks out of the index."),
     ] = False,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -258,7 +259,7 @@ async def _recover(call: Session, name: str | None) -> "Backup | None":
 def backup(
     listed: Annotated[bool, typer.Option("--list", help="List the backups instead.")] = False,
     keep: Annotated[int, typer.Option("--keep", min=1, help="Backups to keep.")] = 7,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
