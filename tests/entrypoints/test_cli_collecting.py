@@ -124,6 +124,17 @@ def test_repack_merges_and_lets_nothing_go(cli: Cli, tmp_path: Path) -> None:
     assert cli.read("/f7") == noise(2000, 7)
 
 
+def test_repack_leaves_a_pack_alone_that_would_become_itself(tmp_path: Path) -> None:
+    cli = new_vault(tmp_path / "vault")
+    (tmp_path / "f").write_text("a\n")
+    cli("put", "-q", tmp_path / "f", "/")
+    for percent in ("50", "100"):
+        found = cli.json("repack", "--below", percent)
+        assert (found["rewritten"], found["rewritten_bytes"]) == (0, 0)
+    [pack] = packs(cli)
+    assert found["total"] == pack.stat().st_size
+
+
 # scrub
 
 

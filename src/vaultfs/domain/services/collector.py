@@ -335,7 +335,7 @@ class _Run:
             discarded=len(found.discard),
             discarded_bytes=sum(pack.size for pack in found.discard),
             rewritten=sum(map(len, found.rewrite)),
-            rewritten_bytes=sum(pack.needed for group in found.rewrite for pack in group),
+            rewritten_bytes=found.rewritten_bytes,
             listed=tuple(
                 f"{pack_key(pack.key)}: {pack.size} bytes, nothing needs it"
                 for pack in found.condemn
