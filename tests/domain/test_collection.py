@@ -200,6 +200,12 @@ def test_every_pack_has_its_fate(name: str) -> None:
     assert fates(plan([found], 7, NOW)) == expected
 
 
+def test_what_is_too_young_is_told() -> None:
+    packs = [pack(1, old=0), pack(2, 1, old=0), evolve(pack(3, old=0), pinned=True), pack(4)]
+    assert [each.number for each in plan(packs, 7, NOW).young] == [1]
+    assert plan(packs, 7, NOW, grace_us=0).young == ()
+
+
 def test_what_is_planned_the_catalog_does_not_refuse() -> None:
     for each, expected in CASES.values():
         assert may_condemn(each) or expected.get("condemn") is None

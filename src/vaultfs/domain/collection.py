@@ -242,6 +242,8 @@ class Plan:
     """Groups of packs of which one new pack each is to be made of what is needed."""
     total: int
     """Bytes of all packs."""
+    young: tuple[PackUse, ...] = ()
+    """Those that would be condemned if they were older."""
 
     @property
     def condemned_bytes(self) -> int:
@@ -290,11 +292,13 @@ def plan(
         tuple(fates[_Fate.DISCARD]),
         tuple(group for group in groups if _pays(group, sparse)),
         total,
+        tuple(fates[_Fate.YOUNG]),
     )
 
 
 class _Fate(Enum):
     STAY = "stay"
+    YOUNG = "young"
     CONDEMN = "condemn"
     REVIVE = "revive"
     DISCARD = "discard"
@@ -310,10 +314,10 @@ def _fate(
             return _Fate.REVIVE
         discarded = may_discard(pack, collection, now_us, grace_us)
         return _Fate.DISCARD if discarded else _Fate.STAY
-    if young or pack.pinned:
+    if pack.pinned or (young and pack.needed):
         return _Fate.STAY
     if not pack.needed:
-        return _Fate.CONDEMN
+        return _Fate.YOUNG if young else _Fate.CONDEMN
     if _is_sparse(pack, sparse):
         return _Fate.REWRITE
     return _Fate.MERGE if pack.size < TINY else _Fate.STAY

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
@@ -13,7 +14,6 @@ from vaultfs.entrypoints.cli.session import (
     QuietOption,
     Session,
     StoreOption,
-    human,
     opened,
     run,
     session,
@@ -155,6 +155,7 @@ def _report(report: "Report", options: "Options") -> str:
     lines.append(
         f"{report.packs} packs, {human(report.total)}, {human(report.needed)} of them needed;"
         f" {would}condemned: {report.condemned} ({human(report.condemned_bytes)});"
+        f" too young for that: {report.young} ({human(report.young_bytes)});"
         f" discarded: {report.discarded} ({human(report.discarded_bytes)});"
         f" rewritten: {report.rewritten}; back from condemned: {report.revived};"
         f" orphans: {report.orphans}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from vaultfs.domain.names import Address
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, node_json, version_json, written
 from vaultfs.entrypoints.cli.session import (
@@ -14,7 +15,6 @@ from vaultfs.entrypoints.cli.session import (
     NumberOption,
     Session,
     VaultOption,
-    human,
     local_time,
     looking,
     run,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     Bar,
@@ -16,7 +17,6 @@ from vaultfs.entrypoints.cli.session import (
     QuietOption,
     Session,
     StoreOption,
-    human,
     opened,
     run,
     session,

@@ -7,6 +7,7 @@ import typer
 
 from vaultfs.domain.errors import InvalidField, NotFound
 from vaultfs.domain.names import Address, format_path, parse_path
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.contents import Existing, Revision, preconditions
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import OWN, address, node_json, written
@@ -15,7 +16,6 @@ from vaultfs.entrypoints.cli.session import (
     NumberOption,
     Session,
     VaultOption,
-    human,
     local_time,
     looking,
     run,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
     FolderOption,
@@ -19,7 +20,6 @@ from vaultfs.entrypoints.cli.session import (
     Session,
     StoreOption,
     VaultOption,
-    human,
     local_time,
     opened,
     run,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vaultfs.domain.errors import Conflict, InvalidField, NotFound
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
 from vaultfs.entrypoints.cli.session import (
@@ -14,7 +15,6 @@ from vaultfs.entrypoints.cli.session import (
     QuietOption,
     Session,
     VaultOption,
-    human,
     run,
     server_of,
     session,

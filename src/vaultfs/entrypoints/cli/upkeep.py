@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
@@ -15,7 +16,6 @@ from vaultfs.entrypoints.cli.session import (
     Session,
     StoreOption,
     VaultOption,
-    human,
     opened,
     run,
     session,

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vaultfs.domain.names import format_path
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
     Session,
     VaultOption,
-    human,
     local_time,
     opened,
     run,
