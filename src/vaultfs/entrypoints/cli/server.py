@@ -135,7 +135,6 @@ def serve(
                 sys.stdout.flush()
                 with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                     async for _ in signals:
-                        call.remark("vaultfs: stopping: what is under way may finish")
                         break  # a second one is not waited for
 
     run(call, work)
