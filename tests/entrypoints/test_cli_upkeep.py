@@ -229,8 +229,19 @@ def test_a_backup_can_be_named(cli: Cli) -> None:
     cli("mkdir", "/later")
     cli("rebuild", "--from-backup", first)
     assert cli.ls() == []
-    assert list(cli.vault.glob("catalog.db.before-*"))
+    cli("rebuild", "--from-backup", first)
+    aside = sorted(each.name for each in cli.vault.glob("catalog.db?*"))
+    assert aside == [f"catalog.db.before-{first}", f"catalog.db.before-{first}-2"]
     assert cli.refused("rebuild", "--from-backup", "nonsense") == "not_found"
+    assert sorted(each.name for each in cli.vault.glob("catalog.db?*")) == aside
+
+
+def test_a_damaged_backup_leaves_nothing_behind(cli: Cli) -> None:
+    name = cli.json("backup")["name"]
+    for part in (cli.vault / "objects").rglob("part-*"):
+        part.write_bytes(b"damaged")
+    assert cli.refused("rebuild", "--from-backup", name) == "corrupt"
+    assert [each.name for each in cli.vault.glob("catalog.db*")] == ["catalog.db"]
 
 
 def test_only_the_last_backups_are_kept(cli: Cli) -> None:

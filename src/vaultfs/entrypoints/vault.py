@@ -40,7 +40,7 @@ from vaultfs.domain.services.intake import Intake
 from vaultfs.domain.services.integrity import Integrity
 from vaultfs.domain.services.packer import Packer
 from vaultfs.domain.services.reader import Reader
-from vaultfs.domain.services.recovery import Backup, Recovery
+from vaultfs.domain.services.recovery import Backup, Recovery, find_backup
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import Transfer
 from vaultfs.entrypoints.opening import (
@@ -551,13 +551,16 @@ async def recover_catalog(
     objects = await (open_store(folder) if store is None else open_objects(store))
     fresh = folder / "catalog.db.new"
     try:
-        vault_id = await _store_owner(objects, store or str(folder))
+        backup = await _backup_in(objects, store or str(folder), name)
         if store is not None:
             await to_thread.run_sync(_make_folder, folder)
             await to_thread.run_sync(remember, folder, store)
         await to_thread.run_sync(replacing.remove, fresh)
-        catalog = await SqliteCatalog.open(fresh, create=True)
-        backup = await _load_backup(objects, catalog, vault_id, name)
+        try:
+            await _load(backup, objects, await SqliteCatalog.open(fresh, create=True))
+        except BaseException:
+            replacing.remove(fresh)
+            raise
         place = catalog_file(folder)
         aside = place.with_name(f"{place.name}.before-{backup.name}")
         await to_thread.run_sync(replacing.replace, fresh, place, aside)
@@ -577,34 +580,31 @@ async def recover_database(settings: Settings, name: str | None = None) -> Backu
     assert settings.database is not None
     store = await store_of(settings)
     try:
-        vault_id = await _store_owner(store, settings.store_name)
+        backup = await _backup_in(store, settings.store_name, name)
         await drop_fresh(settings.database)
         catalog = await open_database(settings.database, create=True, schema=FRESH)
-        backup = await _load_backup(store, catalog, vault_id, name)
+        await _load(backup, store, catalog)
         await replace(settings.database, f"before-{backup.name}")
         return backup
     finally:
         await store.aclose()
 
 
-async def _load_backup(
-    store: ObjectStore, catalog: Catalog, vault_id: str, name: str | None
-) -> Backup:
-    """Load a backup of the vault into the empty `catalog`, and close it."""
-    try:
-        reader = Reader(store, catalog, Budget(0), anyio.CapacityLimiter(1))
-        recovery = Recovery(store, catalog, reader, SystemClock())
-        backup = await recovery.find_backup(name)
-        if backup.vault_id != vault_id:
-            raise Corrupt(f"backup {backup.name} is of another vault")
-        await recovery.load(backup)
-    finally:
-        await catalog.aclose()
+async def _backup_in(store: ObjectStore, where: str, name: str | None) -> Backup:
+    """The backup of that name, or the newest, of the vault that the store is of."""
+    owner = await _owner_of(store)
+    if owner is None:
+        raise NotAVault(f"there is no vault in {where}")
+    backup = await find_backup(store, name)
+    if backup.vault_id != owner:
+        raise Corrupt(f"backup {backup.name} is of another vault")
     return backup
 
 
-async def _store_owner(store: ObjectStore, where: str) -> str:
-    found = await _owner_of(store)
-    if found is None:
-        raise NotAVault(f"there is no vault in {where}")
-    return found
+async def _load(backup: Backup, store: ObjectStore, catalog: Catalog) -> None:
+    """Fill the empty `catalog` from a backup, and close it."""
+    try:
+        reader = Reader(store, catalog, Budget(0), anyio.CapacityLimiter(1))
+        await Recovery(store, catalog, reader, SystemClock()).load(backup)
+    finally:
+        await catalog.aclose()
