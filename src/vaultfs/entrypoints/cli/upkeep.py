@@ -334,9 +334,9 @@ def _usage(usage: "Usage") -> str:
     factor = found.logical / found.packed if found.packed else 1.0
     return table(
         [
-            ("folders", f"{found.folders:>12}"),
-            ("files", f"{found.files:>12}"),
-            ("versions", f"{found.versions:>12}"),
+            ("folders, with the trash", f"{found.folders:>12}"),
+            ("files, with the trash", f"{found.files:>12}"),
+            ("versions, with the trash", f"{found.versions:>12}"),
             ("in the trash", f"{found.trashed:>12}"),
             ("  their versions", human(found.trash).rjust(12)),
             ("current contents", human(found.current).rjust(12)),
