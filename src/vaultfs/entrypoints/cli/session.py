@@ -185,7 +185,7 @@ def run(call: Session, work: Callable[[], Coroutine[Any, Any, ExitCode | None]])
             sys.stdout.flush()
     except BrokenPipeError:
         _silence_stdout()
-        code = ExitCode.FAILED
+        code = ExitCode.UNREAD
     except OSError as error:
         _silence_stdout()
         sys.stderr.write(f"vaultfs: standard output: {error.strerror}\n")
