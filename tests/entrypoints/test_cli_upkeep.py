@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.entrypoints.cli_calls import Called, Cli, call, copy_of, new_vault, noise
+from tests.entrypoints.cli_calls import COMMAND, Called, Cli, call, copy_of, new_vault, noise
 from typer.main import get_command
 
 from vaultfs.domain import errors
@@ -295,6 +295,23 @@ def test_the_demonstration(tmp_path: Path) -> None:
         assert done.value[title]["differences"] == []
         assert len(done.value[title]["steps"]) == 4
         assert Cli(tmp_path / "demo" / folder).json("verify")["clean"] is True
+
+
+# Options, everywhere
+
+
+def below(made: Any, *names: str) -> Iterator[tuple[str, ...]]:
+    """The words of all commands under `made`."""
+    if not hasattr(made, "commands"):
+        yield names
+        return
+    for name in sorted(made.commands):
+        yield from below(made.commands[name], *names, name)
+
+
+@pytest.mark.parametrize("words", [*below(COMMAND)], ids=" ".join)
+def test_every_command_can_be_quiet(words: tuple[str, ...]) -> None:
+    assert "-q, --quiet" in call(*words, "--help").out
 
 
 # JSON, everywhere

@@ -297,9 +297,10 @@ def reconcile(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare a catalog that came from a backup with its store; needed before `gc`."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         from attrs import asdict

@@ -386,9 +386,10 @@ def cat(
     number: NumberOption = None,
     vault: VaultOption = None,
     as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write the contents of files to standard output."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         _leave_output_to_contents(call)

@@ -95,9 +95,10 @@ def start(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Begin to copy everything to another store, which is empty."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         from vaultfs.domain.migration import Level
@@ -132,9 +133,10 @@ def status(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show how far it is."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with opened(call) as opened_vault:
@@ -264,8 +266,9 @@ def _changing(
         database: DatabaseOption = None,
         store: StoreOption = None,
         as_json: JsonOption = False,
+        quiet: QuietOption = False,
     ) -> None:
-        call = session(vault, database=database, store=store, as_json=as_json)
+        call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
         run(call, lambda: _act(call, lambda mover: act(mover, if_epoch)))
 
     command.__doc__ = text
@@ -325,9 +328,10 @@ def throttle(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Copy no faster than this, on all servers together; without limits as fast as they can."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
     run(call, lambda: _act(call, lambda mover: mover.throttle(_pace(rate, objects), if_epoch)))
 
 
@@ -339,9 +343,10 @@ def retire(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Delete everything from the old store, whose name has to be said, and be done."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         async with opened(call) as opened_vault:
@@ -359,9 +364,10 @@ def failures(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show the packs that could not be copied, and why: 4 if there are any."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         async with opened(call) as opened_vault:
@@ -386,9 +392,10 @@ def reconcile(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Ask the new store for every pack that was copied; what it lacks is copied again: then 3."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         async with opened(call) as opened_vault:

@@ -184,9 +184,10 @@ def show_config(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show what `serve` would be told, and by whom: flag, environment, file or nobody."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         told = read_configuration(_place(call), os.environ, config)
@@ -236,9 +237,10 @@ def maintain(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Do what is due: forget old versions and trash, back up, collect garbage, scrub."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         from attrs import asdict, evolve
@@ -308,9 +310,10 @@ def add_user(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make a user, who owns a tree of files."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         most = _size(quota)
@@ -330,9 +333,10 @@ def list_users(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List all users."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with _people(call) as people:
@@ -356,9 +360,10 @@ def set_quota(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Set how many bytes all versions of a user's files may have."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         most = _size(quota)
@@ -425,9 +430,10 @@ def add_token(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make a token and show it, once."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         wanted = _scopes(scopes)
@@ -445,9 +451,10 @@ def list_tokens(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List a user's tokens; their secrets are known to nobody."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with _people(call) as people:
@@ -478,9 +485,10 @@ def rotate_token(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Give a token a new secret and show it, once."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with _people(call) as people:
@@ -500,9 +508,10 @@ def revoke_token(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make a token useless, at once and for ever."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with _people(call) as people:

@@ -44,13 +44,14 @@ def init(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make a vault in a folder that is empty or not there yet, or in a database and a store.
 
     With a folder and a store, the catalog is in the folder, which remembers the store.
     """
     where = None if folder is None else str(folder)
-    call = session(where, database=database, store=store, as_json=as_json)
+    call = session(where, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         from vaultfs.entrypoints.vault import init_database, init_vault
@@ -80,9 +81,10 @@ def retention(
     ] = False,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show or set which old versions are kept, and forget the others."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with working(call) as vault:
@@ -294,9 +296,11 @@ def _backup_json(each: "Backup") -> dict[str, Any]:
     }
 
 
-def stats(vault: VaultOption = None, as_json: JsonOption = False) -> None:
+def stats(
+    vault: VaultOption = None, as_json: JsonOption = False, quiet: QuietOption = False
+) -> None:
     """Show how much the vault holds, and what no version needs any more."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with working(call) as vault:
