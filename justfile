@@ -29,7 +29,7 @@ test *ARGS: setup
     {{bin}}/python -m pytest {{ARGS}}
 
 # The tests of the core and of the memory adapters: seconds.
-test-fast *ARGS:
+test-fast *ARGS: setup
     {{bin}}/python -m pytest -q -m "not slow" tests/domain tests/services tests/test_architecture.py \
         tests/adapters/test_memory_objects.py {{ARGS}}
 

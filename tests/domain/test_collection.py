@@ -28,7 +28,7 @@ from vaultfs.domain.collection import (
 )
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.nodes import UserId
-from vaultfs.domain.packs import HEADER_SIZE
+from vaultfs.domain.packs import CHUNK_EXTRA, ENTRY_SIZE, HEADER_SIZE, PACK_EXTRA
 
 MIB = 1 << 20
 NOW = 10 * GRACE_US
@@ -122,10 +122,10 @@ def needed_of(rows: Sequence[ChunkRow], *needs: tuple[str, UserId]) -> dict[int,
     return needed
 
 
-ONE = HEADER_SIZE + 100
+ONE = HEADER_SIZE + 100 + ENTRY_SIZE
 
 
-def test_a_chunk_counts_with_its_header() -> None:
+def test_a_chunk_counts_with_its_header_and_its_entry() -> None:
     rows = rows_of(("a", ME, 1), ("b", ME, 1), ("c", ME, 2))
     assert needed_of(rows, ("a", ME), ("b", ME)) == {1: 2 * ONE}
     assert needed_of(rows, ("a", ME), ("c", ME)) == {1: ONE, 2: ONE}
@@ -200,6 +200,12 @@ def test_every_pack_has_its_fate(name: str) -> None:
     assert fates(plan([found], 7, NOW)) == expected
 
 
+def test_what_is_too_young_is_told() -> None:
+    packs = [pack(1, old=0), pack(2, 1, old=0), evolve(pack(3, old=0), pinned=True), pack(4)]
+    assert [each.number for each in plan(packs, 7, NOW).young] == [1]
+    assert plan(packs, 7, NOW, grace_us=0).young == ()
+
+
 def test_what_is_planned_the_catalog_does_not_refuse() -> None:
     for each, expected in CASES.values():
         assert may_condemn(each) or expected.get("condemn") is None
@@ -238,6 +244,17 @@ def test_a_tiny_pack_is_not_rewritten_into_itself() -> None:
     tiny = [pack(number, size, size) for number in range(MERGED + 1)]
     [group] = plan(tiny, 7, NOW).rewrite
     assert len(group) == MERGED
+
+
+@pytest.mark.parametrize("sparse", [0.5, 0.97, 1.0])
+def test_a_pack_all_of_which_is_needed_is_not_rewritten(sparse: float) -> None:
+    whole = CHUNK_EXTRA + 2
+    tiny = pack(1, whole, PACK_EXTRA + whole)
+    assert plan([tiny], 7, NOW, sparse=sparse).rewrite == ()
+    other = pack(2, CHUNK_EXTRA + 10, PACK_EXTRA + whole + CHUNK_EXTRA + 10)
+    found = plan([other], 7, NOW, sparse=1.0)
+    assert found.rewrite == ((other,),)
+    assert found.rewritten_bytes == PACK_EXTRA + CHUNK_EXTRA + 10
 
 
 def test_a_sparse_pack_is_rewritten_alone() -> None:

@@ -68,6 +68,10 @@ def test_without_a_grace_period_garbage_goes_at_once(cli: Cli) -> None:
 def test_within_the_grace_period_nothing_goes(cli: Cli) -> None:
     found = cli.json("gc")
     assert (found["condemned"], found["discarded"]) == (0, 0)
+    assert found["young"] == 1
+    assert found["young_bytes"] >= SIZE
+    assert "condemned: 0 (0 B); too young for that: 1 (" in cli("gc", "--dry-run").out
+    assert cli.json("gc", "--dry-run", "--grace", "0")["young"] == 0
     assert len(packs(cli)) == 2
 
 
@@ -94,7 +98,9 @@ def test_too_much_at_once_has_to_be_confirmed(tmp_path: Path) -> None:
     cli("rm", "/large")
     cli("trash", "--purge", cli.json("trash")[0]["id"])
     assert cli.refused("gc", "--grace", "0") == "too_much_garbage"
-    assert "--confirm" in cli("gc", "--grace", "0", code=1).errors
+    told = cli("gc", "--grace", "0", code=1).errors
+    assert "66.8 MiB of 66.8 MiB in packs would be condemned" in told
+    assert "`vaultfs gc --dry-run --grace 0`, and confirm it with --confirm" in told
     assert cli.json("gc", "--grace", "0", "--confirm")["discarded"] >= 5
     assert packs(cli) == set()
 
@@ -122,6 +128,17 @@ def test_repack_merges_and_lets_nothing_go(cli: Cli, tmp_path: Path) -> None:
     assert before < packs(cli)
     assert "rewritten: 0" in cli("repack").out
     assert cli.read("/f7") == noise(2000, 7)
+
+
+def test_repack_leaves_a_pack_alone_that_would_become_itself(tmp_path: Path) -> None:
+    cli = new_vault(tmp_path / "vault")
+    (tmp_path / "f").write_text("a\n")
+    cli("put", "-q", tmp_path / "f", "/")
+    for percent in ("50", "100"):
+        found = cli.json("repack", "--below", percent)
+        assert (found["rewritten"], found["rewritten_bytes"]) == (0, 0)
+    [pack] = packs(cli)
+    assert found["total"] == pack.stat().st_size
 
 
 # scrub

@@ -186,7 +186,8 @@ def test_it_is_given_up(moving: Moving) -> None:
         (("throttle", "--rate", "nan"), USAGE, "--rate nan"),
         (("throttle", "--rate", "inf"), USAGE, "--rate inf"),
         (("start", "--to", "NEW=file:///x"), USAGE, "NAME=URL"),
-        (("start", "--to", "new=ftp://x"), None, "ftp"),
+        (("start", "--to", "new=ftp://x"), None, "store ftp: this release knows"),
+        (("start", "--to", "new=/abc"), None, "store /abc: this release knows"),
         (("start", "--to", "new=file:///x", "--verify", "V9"), USAGE, "--verify V9"),
     ],
 )
@@ -215,13 +216,41 @@ def test_the_name_of_what_is_given_up_has_to_be_said(moving: Moving) -> None:
 
 
 def test_a_store_that_does_not_open_is_not_kept(moving: Moving) -> None:
-    moving.target.rmdir()
-    called = moving("start", "--to", f"new={moving.target.as_uri()}")
+    below = moving.target / "there" / "below"
+    called = moving("start", "--to", f"new={below.as_uri()}")
     assert called.code == FAILED
     assert called.value["error"]["code"] == "store_misconfigured"
+    assert f"store new: open: its folder {below} is not there: " in str(called.value["error"])
     assert content(moving, "one") == random_bytes(2000, "one")
-    moving.target.mkdir()
+    below.parent.mkdir()
+    assert moving.ok("start", "--to", f"new={below.as_uri()}")["phase"] == "copying"
+
+
+def test_its_folder_is_made(moving: Moving) -> None:
+    moving.target.rmdir()
     moving.start()
+    assert {each.name for each in moving.target.iterdir()} == {".tmp", "marker"}
+
+
+def test_what_was_only_tried_is_as_it_was(moving: Moving) -> None:
+    own = moving.vault / "objects"
+    before = sorted(each.name for each in own.iterdir())
+    assert moving("start", "--to", f"new={own.as_uri()}").code == USAGE
+    assert sorted(each.name for each in own.iterdir()) == before
+
+
+def test_a_name_is_kept_only_with_a_store_that_will_do(moving: Moving, tmp_path: Path) -> None:
+    other = new_vault(tmp_path / "other")
+    for refused in (moving.vault / "objects", other.vault / "objects"):
+        assert moving("start", "--to", f"new={refused.as_uri()}").code != DONE
+        assert not (moving.vault / "stores").exists()
+    moving.start()
+    assert (moving.vault / "stores").read_text() == f"new={moving.target.as_uri()}\n"
+    moving.ok("abort")
+    moving.ok("end")
+    again = moving("start", "--to", f"new={tmp_path.as_uri()}")
+    assert again.code == USAGE
+    assert "choose another name" in again.value["error"]["message"]
 
 
 def test_neither_is_one_that_is_called_as_the_own_store_is(moving: Moving) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.entrypoints.cli_calls import Cli, command, copy_of, new_vault, noise, process
+from tests.entrypoints.cli_calls import Cli, clean_env, command, copy_of, new_vault, noise, process
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,9 @@ def test_commands_are_completed() -> None:
 # Pipes
 
 
-@pytest.mark.parametrize("words", [("ls",), ("--json", "ls"), ("cat", "/large")])
+@pytest.mark.parametrize(
+    "words", [("ls",), ("--json", "ls"), ("tree",), ("stat", "/large"), ("cat", "/large")]
+)
 def test_a_reader_that_goes_away_is_no_news(cli: Cli, tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "large").write_bytes(noise(3_000_000))
     cli("put", tmp_path / "large", "/large")
@@ -111,7 +114,7 @@ def test_a_reader_that_goes_away_is_no_news(cli: Cli, tmp_path: Path, words: lis
         os.close(reading)
         _, errors = running.communicate(timeout=30)
     assert errors == b""
-    assert running.returncode == 1
+    assert running.returncode == 141
 
 
 @pytest.mark.parametrize(
@@ -230,3 +233,31 @@ def test_a_large_put_that_is_interrupted_can_be_repeated(
     for path in local.iterdir():
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
     assert cli.json("verify")["clean"] is True
+
+
+# A folder that cannot be written
+
+
+POWERLESS = ("setpriv", "--inh-caps=-all", "--bounding-set=-all") if os.geteuid() == 0 else ()
+"""Makes of the superuser somebody whom modes of files bind."""
+
+
+@pytest.mark.skipif(
+    bool(POWERLESS) and shutil.which("setpriv") is None, reason="the superuser may write anywhere"
+)
+@pytest.mark.parametrize(("folder", "file"), [(0o555, 0o644), (0o555, 0o444)])
+def test_a_vault_that_cannot_be_written_says_so(cli: Cli, folder: int, file: int) -> None:
+    (cli.vault / "catalog.db").chmod(file)
+    cli.vault.chmod(folder)
+    try:
+        done = subprocess.run(
+            [*POWERLESS, *command("--vault", cli.vault, "ls")],
+            env=clean_env(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        cli.vault.chmod(0o755)
+    assert done.returncode == 1
+    assert f"the vault's folder {cli.vault} cannot be written: " in done.stderr.decode()

@@ -50,6 +50,27 @@ def test_the_address_can_stand_in_the_environment(cli: Cli) -> None:
     assert call("ls", "--vault", cli.server + "/", env=env).out == "here/\n"
 
 
+def test_a_flag_goes_before_an_address_in_the_environment(cli: Cli, tmp_path: Path) -> None:
+    env: dict[str, str | None] = {**cli.env, "VAULTFS_VAULT": cli.server}
+    store = ("--store", tmp_path.as_uri())
+    nowhere = call("--database", "mysql://x/y", *store, "ls", env=env)
+    assert (nowhere.code, nowhere.out) == (1, "")
+    assert "--database mysql: this release knows postgresql://" in nowhere.errors
+    alone = call(*store, "ls", env=env)
+    assert alone.code == 2
+    assert "is a server, which has a store itself" in alone.errors
+    both = call("--vault", cli.server, "--database", "postgresql://x/y", *store, "ls", env=env)
+    assert both.code == 2
+    assert "--vault and --database name two vaults" in both.errors
+
+
+def test_a_file_can_name_the_server(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "vaultfs.toml"
+    file.write_text(f'vault = "{cli.server}"')
+    cli("mkdir", "/named")
+    assert "named/\n" in call("ls", env={**cli.env, "VAULTFS_CONFIG": str(file)}).out
+
+
 def test_retention(cli: Cli, tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / "f").write_text(str(number))
@@ -92,9 +113,14 @@ def test_users_and_tokens(hub: Running, cli: Cli) -> None:
 
 
 def test_what_is_for_the_folder_alone_says_so(cli: Cli) -> None:
-    for words in (("verify",), ("rebuild",), ("backup",), ("maintain",), ("serve",)):
+    names = ("verify", "rebuild", "backup", "maintain", "serve", "gc", "repack", "scrub")
+    for words in (*((name,) for name in names), ("reconcile",), ("migrate", "status")):
         called = cli(*words, code=2)
         assert "run it where that is, with --vault DIR" in called.errors, words
+        told = call(*words, "--help").out
+        assert "The vault's folder." in told, words
+        assert "URL  The vault" not in told, words
+    assert "or its server" in call("ls", "--help").out
 
 
 # Logging in

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.entrypoints.cli_calls import Called, Cli, call, copy_of, new_vault, noise
+from tests.entrypoints.cli_calls import COMMAND, Called, Cli, call, copy_of, new_vault, noise
 from typer.main import get_command
 
 from vaultfs.domain import errors
@@ -229,8 +229,19 @@ def test_a_backup_can_be_named(cli: Cli) -> None:
     cli("mkdir", "/later")
     cli("rebuild", "--from-backup", first)
     assert cli.ls() == []
-    assert list(cli.vault.glob("catalog.db.before-*"))
+    cli("rebuild", "--from-backup", first)
+    aside = sorted(each.name for each in cli.vault.glob("catalog.db?*"))
+    assert aside == [f"catalog.db.before-{first}", f"catalog.db.before-{first}-2"]
     assert cli.refused("rebuild", "--from-backup", "nonsense") == "not_found"
+    assert sorted(each.name for each in cli.vault.glob("catalog.db?*")) == aside
+
+
+def test_a_damaged_backup_leaves_nothing_behind(cli: Cli) -> None:
+    name = cli.json("backup")["name"]
+    for part in (cli.vault / "objects").rglob("part-*"):
+        part.write_bytes(b"damaged")
+    assert cli.refused("rebuild", "--from-backup", name) == "corrupt"
+    assert [each.name for each in cli.vault.glob("catalog.db*")] == ["catalog.db"]
 
 
 def test_only_the_last_backups_are_kept(cli: Cli) -> None:
@@ -255,7 +266,8 @@ def test_stats(cli: Cli) -> None:
     put(cli, "/f", b"other text")
     value = cli.json("stats")
     assert (value["files"], value["versions"], value["bytes_current"]) == (1, 2, 10)
-    assert "versions" in cli("stats").out
+    cli("rm", "/f")
+    assert ["files,", "with", "the", "trash", "1"] in map(str.split, cli("stats").out.splitlines())
 
 
 def test_retention(cli: Cli) -> None:
@@ -283,6 +295,23 @@ def test_the_demonstration(tmp_path: Path) -> None:
         assert done.value[title]["differences"] == []
         assert len(done.value[title]["steps"]) == 4
         assert Cli(tmp_path / "demo" / folder).json("verify")["clean"] is True
+
+
+# Options, everywhere
+
+
+def below(made: Any, *names: str) -> Iterator[tuple[str, ...]]:
+    """The words of all commands under `made`."""
+    if not hasattr(made, "commands"):
+        yield names
+        return
+    for name in sorted(made.commands):
+        yield from below(made.commands[name], *names, name)
+
+
+@pytest.mark.parametrize("words", [*below(COMMAND)], ids=" ".join)
+def test_every_command_can_be_quiet(words: tuple[str, ...]) -> None:
+    assert "-q, --quiet" in call(*words, "--help").out
 
 
 # JSON, everywhere

@@ -1,6 +1,7 @@
 """Settings of a server: flags before the environment before a file before nothing."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from tests.entrypoints.cli_calls import call
 from vaultfs.domain.errors import InvalidField, NotFound
 from vaultfs.entrypoints.configuration import SETTINGS, Effective, Named, read_configuration
 from vaultfs.entrypoints.settings import settings_of
+
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "vaultfs.toml"
 
 
 @pytest.fixture
@@ -58,6 +61,14 @@ def test_it_is_shown(file: str) -> None:
     value = call("--json", "config", "--config", file).value
     assert value["rate"] == {"value": 5.0, "source": file}
     assert call("config", "--config", file + "x").code == 1
+
+
+def test_the_file_to_begin_with_has_every_setting() -> None:
+    text = EXAMPLE.read_text()
+    written = tomllib.loads(text)
+    assert written == {name: each.default for name, each in SETTINGS.items() if each.default}
+    without = re.findall(r"^# (\w+) = ", text, re.MULTILINE)
+    assert sorted([*written, *without]) == sorted(SETTINGS)
 
 
 def test_bad_values_are_refused_before_anything_is_made(tmp_path: Path) -> None:

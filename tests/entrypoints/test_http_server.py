@@ -1,6 +1,7 @@
 """The API under uvicorn, over real sockets and a vault in a folder."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from tests.entrypoints.cli_calls import call
 from tests.faults import MIB, random_bytes
 
 from vaultfs.domain.services.accounts import KNOWN_FOR
+from vaultfs.entrypoints.http.serving import Listening, configure_log
 
 ROOT = Path(__file__).parents[2]
 CONTENT = random_bytes(30 * MIB, "server")
@@ -101,6 +103,31 @@ def test_a_server_needs_nothing_but_a_folder(running: Running) -> None:
         assert client.put("/v1/files/me/a", content=CONTENT).status_code == 201
         assert client.get("/v1/files/me/a").content == CONTENT
         assert client.get("/readyz").json()["status"] == "ok"
+
+
+def test_all_that_is_logged_is_json(tmp_path: Path) -> None:
+    with serve(tmp_path / "vault") as server, server.client() as client:
+        client.get("/v1/folders/me/")
+    [log] = tmp_path.glob("*.log")
+    told = [json.loads(line)["message"] for line in log.read_text().splitlines()]
+    assert "request" in told
+    assert "stopping: what is under way may finish" in told
+
+
+def test_so_is_what_asyncio_says(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("vaultfs", "asyncio", "uvicorn")
+    before = [(logger := logging.getLogger(each), logger.level, logger.propagate) for each in names]
+    try:
+        configure_log(Listening())
+        logging.getLogger("asyncio").warning("socket.send() raised exception.")
+        logging.getLogger("uvicorn.error").critical("lost")
+        told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        assert [each["logger"] for each in told] == ["asyncio", "uvicorn.error"]
+    finally:
+        for logger, level, propagate in before:
+            logger.handlers.clear()
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
 def test_what_a_server_acknowledged_outlives_it(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Which stores a process takes for those of its vault."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.faults import put, random_bytes, read
 
 from vaultfs.domain.migration import Blocked, Command, Level
-from vaultfs.entrypoints.placing import name_store
+from vaultfs.entrypoints.placing import name_store, naming
 from vaultfs.entrypoints.settings import read_settings
 from vaultfs.entrypoints.vault import init_vault, open_vault
 from vaultfs.ports.objects import WrongStore
@@ -44,3 +45,27 @@ async def test_a_process_that_was_told_of_another_store_puts_nothing_there(
             await mover.retire("local")
             assert await read(vault, "/dual") == content
     assert not (wrong / "packs").exists()
+
+
+async def test_a_start_that_broke_off_behind_the_name_can_be_repeated(tmp_path: Path) -> None:
+    folder, target = tmp_path / "vault", tmp_path / "new"
+    await init_vault(folder)
+    target.mkdir()
+    url = target.as_uri()
+
+    def keep_and_break_off(keep: Callable[[], None]) -> None:
+        keep()
+        raise KeyError("power")
+
+    async with (
+        open_vault(read_settings(folder)) as vault,
+        naming(vault.objects, folder, "new", url) as keep,
+    ):
+        mover = await vault.migrator(lambda: keep_and_break_off(keep))
+        with pytest.raises(KeyError):
+            await mover.start("new")
+    async with (
+        open_vault(read_settings(folder)) as vault,
+        naming(vault.objects, folder, "new", url) as keep,
+    ):
+        assert (await (await vault.migrator(keep)).start("new")).target == "new"

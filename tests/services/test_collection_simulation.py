@@ -33,7 +33,7 @@ from vaultfs.domain.errors import Busy, Doomed, Fenced, PacksGone, VaultError
 from vaultfs.domain.manifests import Manifest, unpack_entries
 from vaultfs.domain.nodes import Content, DigestState, NodeId, TreeId, UserId
 from vaultfs.domain.operations import Operation, Result, Unit
-from vaultfs.domain.packs import Codec, Kind, PackEntry
+from vaultfs.domain.packs import CHUNK_EXTRA, PACK_EXTRA, Codec, Kind, PackEntry
 from vaultfs.domain.uploads import IDLE_US, Upload, UploadState, holder_of
 
 USERS: Final = 3
@@ -52,6 +52,10 @@ class Lost(AssertionError):
 
 def chunk(number: int) -> Digest:
     return digest_of(b"chunk %d" % number)
+
+
+def pack_size(part: Sequence[Digest]) -> int:
+    return PACK_EXTRA + (CHUNK_EXTRA + SIZE) * len(part)
 
 
 @define(eq=False)
@@ -201,7 +205,7 @@ def store(world: World, user: UserId, part: tuple[Digest, ...]) -> Generator[Non
         claims = ((user, tuple(i for i, each in enumerate(part) if each[:1] != b"\0" or i < 99)),)
         try:
             done = world.apply(
-                UserId(0), ops.RecordPack(key, SIZE * len(part), None, "store", entries, claims)
+                UserId(0), ops.RecordPack(key, pack_size(part), None, "store", entries, claims)
             )
         except Doomed:
             world.serial += 1
@@ -393,7 +397,7 @@ def merge(world: World, number: int, group: tuple[PackUse, ...], marks: Marks) -
         PackEntry(digest, 16 + 100 * index, SIZE, SIZE, Codec.RAW, Kind.DATA)
         for index, digest in enumerate(part)
     )
-    record = ops.RecordPack(key, SIZE * len(part), None, "store", entries, ())
+    record = ops.RecordPack(key, pack_size(part), None, "store", entries, ())
     moves = tuple(
         (index, pack) for index, digest in enumerate(part) for pack in set(places[digest])
     )

@@ -41,7 +41,7 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync
 from attrs import frozen
 
-from vaultfs.adapters.probing import probe_objects
+from vaultfs.adapters.probing import PROBES, probe_objects
 from vaultfs.domain.digests import Buffer
 from vaultfs.ports.objects import (
     MAX_OBJECT,
@@ -110,6 +110,7 @@ _LIST_ERRORS: Final = _ERRORS | {
     errno.ENOTDIR: StoreUnavailable,
 }
 _TABLES: Final = {"get": _GET_ERRORS, "put": _PUT_ERRORS, "list": _LIST_ERRORS}
+_MAKE_IT: Final = ": mount its disk, or make it if the store is to be a new one"
 _SELF_EXPLAINED: Final = (ObjectNotFound, ObjectExists)
 
 
@@ -208,6 +209,15 @@ class LocalObjectStore(ObjectStore):
     def _delete(self, operation: str, key: str, path: str) -> None:
         with self._edge(operation, key), suppress(ObjectNotFound), self._edge(operation, key):
             os.unlink(path)
+            if key.startswith(PROBES):
+                self._tidy(os.path.dirname(path))
+
+    def _tidy(self, folder: str) -> None:
+        """Leave no empty folders of probes: a store that was only tried is as it was."""
+        with suppress(OSError):
+            while folder != self._root:
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
 
     def _deleted(self, key: str) -> Deleted:
         try:
@@ -329,7 +339,7 @@ class LocalObjectStore(ObjectStore):
         kind = _TABLES.get(operation, _ERRORS).get(exc.errno or 0, StoreUnavailable)
         detail = "" if kind in _SELF_EXPLAINED else exc.strerror or str(exc)
         if exc.errno in {errno.ENOENT, errno.ENOTDIR} and not os.path.isdir(self._root):
-            kind, detail = StoreMisconfigured, f"its folder {self._root} is not there"
+            kind, detail = StoreMisconfigured, f"its folder {self._root} is not there{_MAKE_IT}"
         return kind(detail, backend=self.name, operation=operation, key=key)
 
 

@@ -1,6 +1,7 @@
 """The probe that every backend without better means runs on itself."""
 
 from contextlib import aclosing
+from typing import Final
 from uuid import uuid4
 
 from vaultfs.ports.objects import (
@@ -12,6 +13,9 @@ from vaultfs.ports.objects import (
     StoreMisconfigured,
 )
 
+PROBES: Final = "probe/"
+"""What the keys begin with that a store is tried with."""
+
 
 async def probe_objects(store: ObjectStore) -> None:
     """Put, read, list and delete one object under `probe/`, and try a create that has to fail.
@@ -19,7 +23,7 @@ async def probe_objects(store: ObjectStore) -> None:
     Some stores accept a create-only put and overwrite all the same. Raises
     `StoreMisconfigured` for what the store does otherwise than the port says.
     """
-    key = f"probe/{uuid4().hex[:16]}"
+    key = f"{PROBES}{uuid4().hex[:16]}"
     try:
         await store.put(key, b"first")
         if store.capabilities.create_if_absent:

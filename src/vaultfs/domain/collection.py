@@ -50,7 +50,7 @@ from attrs import define, field, frozen
 
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.nodes import UserId
-from vaultfs.domain.packs import HEADER_SIZE
+from vaultfs.domain.packs import CHUNK_EXTRA, PACK_EXTRA
 
 DAY_US: Final = 24 * 3600 * 1_000_000
 GRACE_US: Final = DAY_US
@@ -193,7 +193,7 @@ def count_needed(marks: AnyMarks, rows: Sequence[ChunkRow], needed: dict[int, in
             last, counted = digest, []
         if pack not in counted:
             counted.append(pack)
-            needed[pack] = needed.get(pack, 0) + HEADER_SIZE + size
+            needed[pack] = needed.get(pack, 0) + CHUNK_EXTRA + size
 
 
 @frozen
@@ -210,7 +210,7 @@ class PackUse:
     pinned: bool = False
     """Somebody was promised that it stays, and that has not run out."""
     needed: int = 0
-    """Bytes of it that are needed, headers included."""
+    """Bytes of it that are needed, with what the pack says of them."""
 
 
 def may_condemn(pack: PackUse) -> bool:
@@ -242,11 +242,18 @@ class Plan:
     """Groups of packs of which one new pack each is to be made of what is needed."""
     total: int
     """Bytes of all packs."""
+    young: tuple[PackUse, ...] = ()
+    """Those that would be condemned if they were older."""
 
     @property
     def condemned_bytes(self) -> int:
         """Of what is to be condemned now."""
         return sum(pack.size for pack in self.condemn)
+
+    @property
+    def rewritten_bytes(self) -> int:
+        """Of the packs that are to be made of others."""
+        return sum(map(_size_of, self.rewrite))
 
     @property
     def trips(self) -> bool:
@@ -279,23 +286,19 @@ def plan(
         fates[fate].append(pack)
     emptyish, tiny = fates[_Fate.REWRITE], fates[_Fate.MERGE]
     groups = _groups(emptyish + (tiny if len(tiny) >= MERGED else [])) if sparse else ()
-    small = {pack.number for pack in tiny}  # one alone would become itself again
-    rewrite = [
-        group
-        for group in groups
-        if len(group) > 1 or not small.issuperset(pack.number for pack in group)
-    ]
     return Plan(
         tuple(fates[_Fate.CONDEMN]),
         tuple(fates[_Fate.REVIVE]),
         tuple(fates[_Fate.DISCARD]),
-        tuple(rewrite),
+        tuple(group for group in groups if _pays(group, sparse)),
         total,
+        tuple(fates[_Fate.YOUNG]),
     )
 
 
 class _Fate(Enum):
     STAY = "stay"
+    YOUNG = "young"
     CONDEMN = "condemn"
     REVIVE = "revive"
     DISCARD = "discard"
@@ -311,13 +314,30 @@ def _fate(
             return _Fate.REVIVE
         discarded = may_discard(pack, collection, now_us, grace_us)
         return _Fate.DISCARD if discarded else _Fate.STAY
-    if young or pack.pinned:
+    if pack.pinned or (young and pack.needed):
         return _Fate.STAY
     if not pack.needed:
-        return _Fate.CONDEMN
-    if pack.needed < sparse * pack.size:
+        return _Fate.YOUNG if young else _Fate.CONDEMN
+    if _is_sparse(pack, sparse):
         return _Fate.REWRITE
     return _Fate.MERGE if pack.size < TINY else _Fate.STAY
+
+
+def _is_sparse(pack: PackUse, sparse: float) -> bool:
+    return pack.needed < sparse * pack.size
+
+
+def _pays(group: Sequence[PackUse], sparse: float) -> bool:
+    """Whether there are fewer packs, or bytes, once `group` is rewritten: else it would be, again
+    and again.
+    """
+    first, *more = group
+    return bool(more) or (_is_sparse(first, sparse) and _size_of(group) < first.size)
+
+
+def _size_of(group: Sequence[PackUse]) -> int:
+    """Bytes of a pack that is made of what is needed of `group`."""
+    return PACK_EXTRA + sum(pack.needed for pack in group)
 
 
 def _groups(packs: Iterable[PackUse]) -> Iterator[tuple[PackUse, ...]]:

@@ -43,6 +43,10 @@ HEAD_SIZE: Final = _HEAD.size
 HEADER_SIZE: Final = _CHUNK.size
 ENTRY_SIZE: Final = _ENTRY.size
 TAIL_SIZE: Final = _TAIL.size
+CHUNK_EXTRA: Final = HEADER_SIZE + ENTRY_SIZE
+"""Bytes that a chunk takes in a pack besides its own."""
+PACK_EXTRA: Final = HEAD_SIZE + TAIL_SIZE
+"""Bytes of a pack without chunks."""
 
 _HEAD_MAGIC, _CHUNK_MAGIC, _TAIL_MAGIC = b"VFPK", b"VFCH", b"VFPE"
 

@@ -7,8 +7,8 @@ the file `stores`. The store that a vault has without any of that is called by i
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -62,8 +62,7 @@ def see_that_it_is_free(own: str, names: Collection[str]) -> None:
 def name_store(folder: Path, name: str, url: str) -> None:
     """Keep in the folder of a vault where a store is; durable afterwards."""
     kept = named_stores(folder, {})
-    if kept.get(name, url) != url:
-        raise InvalidField(f"{name} is {kept[name]} already: choose another name")
+    _see_that_it_is_no_other(kept, name, url)
     kept[name] = url
     fresh = folder / f"{FILE}.new"
     with fresh.open("w") as file:
@@ -73,6 +72,42 @@ def name_store(folder: Path, name: str, url: str) -> None:
     fresh.rename(folder / FILE)
 
 
+def _see_that_it_is_no_other(kept: Mapping[str, str], name: str, url: str) -> None:
+    if kept.get(name, url) != url:
+        raise InvalidField(f"{name} is {kept[name]} already: choose another name")
+
+
+@asynccontextmanager
+async def naming(
+    placed: PlacedObjectStore, folder: Path, name: str, url: str
+) -> AsyncGenerator[Callable[[], None], None]:
+    """Have the store at `url` among those of `placed`, as `name`; what keeps that in `folder`.
+
+    The last of the folders that it is in is made.
+
+    It is to be kept when nothing can be wrong with the store any more, and before the catalog
+    speaks of it: then whoever reads the name there finds it. Kept earlier, a name whose store is
+    refused would be in use for ever, for a server that has opened the one does not look for
+    another. Raises `InvalidField` for a name that is in use, and what the store does not open with.
+    """
+    from vaultfs.entrypoints.vault import make_folder_of, open_objects
+
+    kept = await to_thread.run_sync(named_stores, folder, os.environ)
+    _see_that_it_is_no_other(kept, name, url)
+    if name not in kept:
+        see_that_it_is_free(name, placed.stores)
+    async with AsyncExitStack() as stack:
+        if name not in placed.stores:
+            await to_thread.run_sync(make_folder_of, url)
+            placed.stores[name] = await open_objects(url, name)
+            stack.push_async_callback(placed.stores[name].aclose)
+        yield partial(name_store, folder, name, url)
+
+
+def kept_already() -> None:
+    """What keeps where a store is that was named before."""
+
+
 @define(eq=False)
 class VaultStores(Stores):
     """The stores of an open vault."""
@@ -80,6 +115,8 @@ class VaultStores(Stores):
     placed: PlacedObjectStore
     vault_id: str
     _primary: str
+    _keep: Callable[[], None] = kept_already
+    """Keeps where the store is that is claimed."""
 
     @property
     def primary(self) -> str:
@@ -105,6 +142,7 @@ class VaultStores(Stores):
         from vaultfs.entrypoints.vault import write_marker
 
         await write_marker(self.store(name), self.vault_id)
+        await to_thread.run_sync(self._keep)
 
     def shadows(self) -> tuple[Shadow, ...]:
         found = tuple(self.placed.shadows)
@@ -168,8 +206,8 @@ async def placed_around(
     load = _loading(catalog, primary)
     first = await load()
 
-    async def opening(url: str) -> "ObjectStore":
-        store = await open_objects(url)
+    async def opening(name: str, url: str) -> "ObjectStore":
+        store = await open_objects(url, name)
         stack.push_async_callback(store.aclose)
         return store
 
@@ -180,15 +218,15 @@ async def placed_around(
 
     async def find(name: str) -> "ObjectStore | None":
         url = (await named()).get(name)
-        return None if url is None else await opening(url)
+        return None if url is None else await opening(name, url)
 
     stores: dict[str, ObjectStore] = {primary: own}
     for name, url in (await named()).items():
         try:
-            stores[name] = await opening(url)
+            stores[name] = await opening(name, url)
         except StoreError:
             if name in first.stores:  # else nothing is in it: whoever wants to move there is told
-                stores[name] = LateObjectStore(name, partial(opening, url))
+                stores[name] = LateObjectStore(name, partial(opening, name, url))
     placed = PlacedObjectStore(stores, first, load, find, partial(_see, catalog))
     await _see_readable(placed, catalog)
     return placed

@@ -10,7 +10,13 @@ from urllib.parse import urlsplit
 from attrs import field, frozen
 
 from vaultfs.domain.errors import InvalidField, Unsupported
-from vaultfs.entrypoints.configuration import PLACE, Named, named, read_configuration
+from vaultfs.entrypoints.configuration import (
+    PLACE,
+    Named,
+    named,
+    read_configuration,
+    without_password,
+)
 from vaultfs.entrypoints.stores import check_remembered, folder_of, remembered
 
 if TYPE_CHECKING:
@@ -89,13 +95,22 @@ def read_settings(
     sets the budget, `VAULTFS_LOCK_TOKENS` has the locks that changes come with, separated by
     spaces. Raises `InvalidField` if no vault is named, or more than one.
     """
+    return settings_of(read_place(folder, environment, database=database, store=store), environment)
+
+
+def read_place(
+    folder: str | Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    database: str | None = None,
+    store: str | None = None,
+) -> Named:
+    """Which vault is meant, by the same rules; a server stands where a folder does."""
     given = os.environ if environment is None else environment
     flags = {"vault": folder and str(folder), "database": database, "store": store}
     if folder and not (database or store):  # then no file need be read
-        place = Named(str(folder), None, None)
-    else:
-        place = named(read_configuration(flags, given, None, PLACE))
-    return settings_of(place, given)
+        return Named(str(folder), None, None)
+    return named(read_configuration(flags, given, None, PLACE))
 
 
 def settings_of(place: Named, environment: Mapping[str, str] | None = None) -> Settings:
@@ -178,11 +193,14 @@ def is_server(name: str) -> bool:
     return name.lower().startswith(SCHEMES)
 
 
-def server_named(name: str | None, environment: Mapping[str, str] | None = None) -> str | None:
-    """The server's address, if `name` or `VAULTFS_VAULT` is one; None for a folder."""
-    given = os.environ if environment is None else environment
-    where = name or given.get("VAULTFS_VAULT") or ""
-    return where if is_server(where) else None
+def server_named(place: Named) -> str | None:
+    """The server's address, if the vault is behind one. Raises `InvalidField` for a store of it."""
+    if place.vault is None or not is_server(place.vault):
+        return None
+    if place.store is not None:
+        shown = without_password(place.store)
+        raise InvalidField(f"--store {shown}: {place.vault} is a server, which has a store itself")
+    return place.vault
 
 
 def token_given(environment: Mapping[str, str] | None = None) -> str:

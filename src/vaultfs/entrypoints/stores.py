@@ -19,37 +19,37 @@ if TYPE_CHECKING:
 ELSEWHERE: Final = "store.url"
 
 
-async def _open_file(url: str) -> "ObjectStore":
+async def _open_file(url: str, name: str | None) -> "ObjectStore":
     from vaultfs.adapters.local import LocalObjectStore
 
     folder = folder_of(url)
     assert folder is not None
-    return await LocalObjectStore.open(folder)
+    return await LocalObjectStore.open(folder, name or "local")
 
 
-async def _open_s3(url: str) -> "ObjectStore":
+async def _open_s3(url: str, name: str | None) -> "ObjectStore":
     try:
         from vaultfs.adapters.s3 import open_s3
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"aiobotocore", "botocore"}:
             raise
         raise Unsupported("s3:// needs: pip install 'vaultfs[s3]'") from error
-    return await open_s3(url)
+    return await open_s3(url, name or "s3")
 
 
-async def _open_azure(url: str) -> "ObjectStore":
+async def _open_azure(url: str, name: str | None) -> "ObjectStore":
     from vaultfs.adapters.azure import open_azure
 
-    return open_azure(url)
+    return open_azure(url, name or "azure")
 
 
-async def _open_gcs(url: str) -> "ObjectStore":
+async def _open_gcs(url: str, name: str | None) -> "ObjectStore":
     from vaultfs.adapters.gcs import open_gcs
 
-    return open_gcs(url)
+    return open_gcs(url, name or "gcs")
 
 
-OPENERS: Final[dict[str, Callable[[str], Awaitable["ObjectStore"]]]] = {
+OPENERS: Final[dict[str, Callable[[str, str | None], Awaitable["ObjectStore"]]]] = {
     "file": _open_file,
     "s3": _open_s3,
     "azure": _open_azure,
@@ -57,13 +57,13 @@ OPENERS: Final[dict[str, Callable[[str], Awaitable["ObjectStore"]]]] = {
 }
 
 
-async def open_store(url: str) -> "ObjectStore":
-    """The store at `url`, which has to be there.
+async def open_store(url: str, name: str | None = None) -> "ObjectStore":
+    """The store at `url`, which has to be there; called by its kind unless it has a name.
 
     Raises `InvalidField` and `Unsupported` for an address that is none here, and what
     opening it raises.
     """
-    return await OPENERS[scheme_of(url)](url)
+    return await OPENERS[scheme_of(url)](url, name)
 
 
 def scheme_of(url: str) -> str:
@@ -71,7 +71,7 @@ def scheme_of(url: str) -> str:
     scheme, colon, _ = url.partition("://")
     if not colon or scheme not in OPENERS:
         known = ", ".join(f"{name}://" for name in OPENERS)
-        raise Unsupported(f"--store {scheme if colon else url}: this release knows {known}")
+        raise Unsupported(f"store {scheme if colon else url}: this release knows {known}")
     return scheme
 
 
@@ -81,7 +81,7 @@ def folder_of(url: str) -> Path | None:
         return None
     parts = urlsplit(url)
     if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
-        raise InvalidField(f"--store {url}: a folder is written file:///FOLDER, from / on")
+        raise InvalidField(f"store {url}: a folder is written file:///FOLDER, from / on")
     return Path(unquote(parts.path))
 
 

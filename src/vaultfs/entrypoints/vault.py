@@ -14,7 +14,7 @@ ever used with another's.
 """
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from vaultfs.domain.services.intake import Intake
 from vaultfs.domain.services.integrity import Integrity
 from vaultfs.domain.services.packer import Packer
 from vaultfs.domain.services.reader import Reader
-from vaultfs.domain.services.recovery import Backup, Recovery
+from vaultfs.domain.services.recovery import Backup, Recovery, find_backup
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import Transfer
 from vaultfs.entrypoints.opening import (
@@ -51,9 +51,9 @@ from vaultfs.entrypoints.opening import (
     has_objects,
     open_database,
 )
-from vaultfs.entrypoints.placing import VaultStores, alone, placed_around
+from vaultfs.entrypoints.placing import VaultStores, alone, kept_already, placed_around
 from vaultfs.entrypoints.settings import Settings
-from vaultfs.entrypoints.stores import ELSEWHERE, remember, remembered
+from vaultfs.entrypoints.stores import ELSEWHERE, folder_of, remember, remembered
 from vaultfs.entrypoints.stores import open_store as open_at
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.clock import Clock
@@ -221,12 +221,12 @@ class Vault:
 
         return Scrubber(self.integrity, self.clock)
 
-    async def migrator(self) -> "Migrator":
-        """What moves the vault to another store."""
+    async def migrator(self, keep: Callable[[], None] = kept_already) -> "Migrator":
+        """What moves the vault to another store; `keep` has that store found later."""
         from vaultfs.domain.services.migrator import Migrator
 
         vault_id = await self.catalog.vault_id()
-        stores = VaultStores(self.objects, vault_id, self.objects.placement.source)
+        stores = VaultStores(self.objects, vault_id, self.objects.placement.source, keep)
         return Migrator(stores, self.catalog, self.clock, self.workers)
 
     def presenting(self, *presented: "Presented") -> "Vault":
@@ -248,12 +248,12 @@ async def store_of(settings: Settings) -> ObjectStore:
     return await open_objects(where)
 
 
-async def open_objects(where: Path | str) -> ObjectStore:
-    """The object store in a folder, or at an address."""
+async def open_objects(where: Path | str, name: str | None = None) -> ObjectStore:
+    """The object store in a folder, or at an address, where it may have a name."""
     from vaultfs.adapters.wrappers.retrying import RetryingObjectStore
 
     if isinstance(where, str):
-        return RetryingObjectStore(await open_at(where))
+        return RetryingObjectStore(await open_at(where, name))
     from vaultfs.adapters.local import LocalObjectStore
 
     return RetryingObjectStore(await LocalObjectStore.open(where))
@@ -404,6 +404,13 @@ def _make_folder(folder: Path) -> None:
         replacing.flush_folder(folder.parent)
 
 
+def make_folder_of(url: str) -> None:
+    """Have the folder that a store's address names, if the one above it is there."""
+    folder = folder_of(url)
+    if folder is not None and folder.parent.is_dir():
+        _make_folder(folder)
+
+
 def _is_free(folder: Path) -> bool:
     """Whether nothing is in `folder` but what an interrupted `init` left in it."""
     objects = folder / "objects"
@@ -544,13 +551,16 @@ async def recover_catalog(
     objects = await (open_store(folder) if store is None else open_objects(store))
     fresh = folder / "catalog.db.new"
     try:
-        vault_id = await _store_owner(objects, store or str(folder))
+        backup = await _backup_in(objects, store or str(folder), name)
         if store is not None:
             await to_thread.run_sync(_make_folder, folder)
             await to_thread.run_sync(remember, folder, store)
         await to_thread.run_sync(replacing.remove, fresh)
-        catalog = await SqliteCatalog.open(fresh, create=True)
-        backup = await _load_backup(objects, catalog, vault_id, name)
+        try:
+            await _load(backup, objects, await SqliteCatalog.open(fresh, create=True))
+        except BaseException:
+            replacing.remove(fresh)
+            raise
         place = catalog_file(folder)
         aside = place.with_name(f"{place.name}.before-{backup.name}")
         await to_thread.run_sync(replacing.replace, fresh, place, aside)
@@ -570,34 +580,31 @@ async def recover_database(settings: Settings, name: str | None = None) -> Backu
     assert settings.database is not None
     store = await store_of(settings)
     try:
-        vault_id = await _store_owner(store, settings.store_name)
+        backup = await _backup_in(store, settings.store_name, name)
         await drop_fresh(settings.database)
         catalog = await open_database(settings.database, create=True, schema=FRESH)
-        backup = await _load_backup(store, catalog, vault_id, name)
+        await _load(backup, store, catalog)
         await replace(settings.database, f"before-{backup.name}")
         return backup
     finally:
         await store.aclose()
 
 
-async def _load_backup(
-    store: ObjectStore, catalog: Catalog, vault_id: str, name: str | None
-) -> Backup:
-    """Load a backup of the vault into the empty `catalog`, and close it."""
-    try:
-        reader = Reader(store, catalog, Budget(0), anyio.CapacityLimiter(1))
-        recovery = Recovery(store, catalog, reader, SystemClock())
-        backup = await recovery.find_backup(name)
-        if backup.vault_id != vault_id:
-            raise Corrupt(f"backup {backup.name} is of another vault")
-        await recovery.load(backup)
-    finally:
-        await catalog.aclose()
+async def _backup_in(store: ObjectStore, where: str, name: str | None) -> Backup:
+    """The backup of that name, or the newest, of the vault that the store is of."""
+    owner = await _owner_of(store)
+    if owner is None:
+        raise NotAVault(f"there is no vault in {where}")
+    backup = await find_backup(store, name)
+    if backup.vault_id != owner:
+        raise Corrupt(f"backup {backup.name} is of another vault")
     return backup
 
 
-async def _store_owner(store: ObjectStore, where: str) -> str:
-    found = await _owner_of(store)
-    if found is None:
-        raise NotAVault(f"there is no vault in {where}")
-    return found
+async def _load(backup: Backup, store: ObjectStore, catalog: Catalog) -> None:
+    """Fill the empty `catalog` from a backup, and close it."""
+    try:
+        reader = Reader(store, catalog, Budget(0), anyio.CapacityLimiter(1))
+        await Recovery(store, catalog, reader, SystemClock()).load(backup)
+    finally:
+        await catalog.aclose()

@@ -205,7 +205,10 @@ class Unverified(NamedTuple):
 
 @frozen
 class CatalogStats:
-    """Counts of what there is; bytes unless said otherwise."""
+    """Counts of what there is; bytes unless said otherwise.
+
+    Folders, among them the tops of trees, files and versions are counted with the trash.
+    """
 
     users: int
     folders: int

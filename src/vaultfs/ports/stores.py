@@ -46,7 +46,10 @@ class Stores(ABC):
 
     @abstractmethod
     async def claim(self, name: str) -> None:
-        """Say in a store whose it is. Raises `WrongStore` if it says another vault already."""
+        """Say in a store whose it is, and have whoever opens the vault find it from then on.
+
+        Raises `WrongStore` if it says another vault already.
+        """
 
     @abstractmethod
     def shadows(self) -> tuple[Shadow, ...]:

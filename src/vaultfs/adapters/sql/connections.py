@@ -71,12 +71,30 @@ class translated:  # noqa: N801 used as a verb; a class costs a quarter of a gen
         if isinstance(error, sqlite3.OperationalError):
             if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
                 raise Busy("another process is writing: try again later") from error
-            full = ": the disk is full: free some space" if _is_full(self._name) else ""
-            raise CatalogUnavailable(f"{self._name}: {error}{full}") from error
+            raise CatalogUnavailable(f"{self._name}: {error}{self._why(error)}") from error
         if not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             raise CatalogUnavailable(
                 f"{self._name}: {error}: see `vaultfs rebuild --from-backup latest`"
             ) from error
+
+    def _why(self, error: sqlite3.OperationalError) -> str:
+        """What SQLite does not say."""
+        code = error.sqlite_errorcode & 0xFF
+        if code in _REFUSALS and not _is_writable(self._name):
+            return (
+                f": the vault's folder {os.path.dirname(os.path.abspath(self._name))} cannot be"
+                " written: a vault needs that, also for reading; copy it elsewhere"
+            )
+        return ": the disk is full: free some space" if _is_full(self._name) else ""
+
+
+_REFUSALS: Final = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+
+
+def _is_writable(name: str) -> bool:
+    """Whether this process may write the catalog, and make files beside it."""
+    folder = os.path.dirname(os.path.abspath(name))
+    return os.access(folder, os.W_OK | os.X_OK) and os.access(name, os.W_OK)
 
 
 def _is_full(name: str) -> bool:

@@ -32,33 +32,48 @@ def replace(fresh: Path, path: Path, aside: Path) -> None:
         # Closed before the new one comes: the last to close a database removes the log that
         # has its name.
         with closing(connect(path)) as old:
-            _lock(old, path)
-            _set_aside(path, aside)
+            sound = _lock(old, path)
+            kept = _set_aside(path, aside)
+        if sound:
+            _join(kept)
     else:
         _set_aside(path, aside)  # a log without its database, which the new one must not see
     fresh.rename(path)
     flush_folder(path.parent)
 
 
-def _lock(old: sqlite3.Connection, path: Path) -> None:
+def _lock(old: sqlite3.Connection, path: Path) -> bool:
+    """Keep others from writing; whether the database is sound enough for that."""
     try:
         old.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             raise Busy(f"{path}: another process is writing: try again later") from error
+        return False
     except sqlite3.DatabaseError:
-        return  # too damaged to be locked: then nobody can write to it either
+        return False  # too damaged to be locked: then nobody can write to it either
+    return True
 
 
-def _set_aside(path: Path, aside: Path) -> None:
-    """Rename the files of the database at `path`, the database first: without it its log is
-    nothing, but it without its log would be another, older one.
+def _join(path: Path) -> None:
+    """Have the database at `path` in one file, unless somebody still has it open."""
+    with suppress(sqlite3.DatabaseError), closing(connect(path)) as kept:
+        kept.execute("PRAGMA busy_timeout = 0")
+        kept.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _set_aside(path: Path, aside: Path) -> Path:
+    """Rename the files of the database at `path`; what it is called now.
+
+    The database comes first: without it its log is nothing, but it without its log would be
+    another, older one.
     """
     names = (aside if number == 1 else Path(f"{aside}-{number}") for number in count(1))
     free = next(name for name in names if not any(Path(f"{name}{end}").exists() for end in FILES))
     for end in FILES:
         with suppress(FileNotFoundError):
             Path(f"{path}{end}").rename(f"{free}{end}")
+    return free
 
 
 def flush_folder(folder: Path) -> None:

@@ -48,6 +48,7 @@ from vaultfs.domain.packs import (
     decode_chunk,
     read_chunk,
 )
+from vaultfs.domain.quantities import human
 from vaultfs.domain.services.budget import Use
 from vaultfs.domain.services.packer import PACK_PREFIX, Packer, Stored, pack_key
 from vaultfs.domain.services.reader import UNREADABLE, Reader
@@ -57,6 +58,7 @@ from vaultfs.ports.clock import Clock
 from vaultfs.ports.objects import ObjectInfo, ObjectNotFound, ObjectStore
 from vaultfs.ports.progress import Progress, no_progress
 
+HOUR_US: Final = 3600 * 1_000_000
 PASSES: Final = 4
 """Collections in a row where there is no grace period: what one condemns the next discards."""
 AT_ONCE: Final = 32
@@ -103,6 +105,9 @@ class Report:
     """Bytes of all packs."""
     needed: int = 0
     """Bytes of them that something needs."""
+    young: int = 0
+    """Packs that nothing needs, and that are not old enough to be condemned."""
+    young_bytes: int = 0
     condemned: int = 0
     condemned_bytes: int = 0
     revived: int = 0
@@ -313,14 +318,18 @@ class _Run:
             packs=len(packs),
             total=found.total,
             needed=sum(pack.needed for pack in packs),
+            young=len(found.young),
+            young_bytes=sum(pack.size for pack in found.young),
         )
         if options.dry_run:
             self._tell(found)
             return
         if found.trips and not options.confirmed:
+            hours = options.grace_us / HOUR_US
+            asked = "" if options.grace_us == GRACE_US else f" --grace {hours:g}"
             raise TooMuchGarbage(
-                f"{found.condemned_bytes} of {found.total} bytes in packs would be condemned: see"
-                " `vaultfs gc --dry-run`, and confirm it with --confirm"
+                f"{human(found.condemned_bytes)} of {human(found.total)} in packs would be"
+                f" condemned: see `vaultfs gc --dry-run{asked}`, and confirm it with --confirm"
             )
         await self._act(found, marks)
         self.more = bool(found.condemn or found.rewrite)
@@ -335,7 +344,7 @@ class _Run:
             discarded=len(found.discard),
             discarded_bytes=sum(pack.size for pack in found.discard),
             rewritten=sum(map(len, found.rewrite)),
-            rewritten_bytes=sum(pack.needed for group in found.rewrite for pack in group),
+            rewritten_bytes=found.rewritten_bytes,
             listed=tuple(
                 f"{pack_key(pack.key)}: {pack.size} bytes, nothing needs it"
                 for pack in found.condemn

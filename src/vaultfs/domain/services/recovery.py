@@ -79,6 +79,31 @@ class Rebuilt:
     """Packs and manifests that could not be read whole."""
 
 
+async def backups_in(objects: ObjectStore) -> list[Backup]:
+    """All complete backups in a store, oldest first. A damaged manifest is passed over."""
+    found: list[Backup] = []
+    async with aclosing(objects.list(BACKUPS)) as infos:
+        async for info in infos:
+            if info.key.endswith("/manifest.json"):
+                try:
+                    found.append(_decode(info.key, await objects.get(info.key)))
+                except (Corrupt, ObjectNotFound):
+                    continue
+    return sorted(found, key=lambda backup: backup.created)
+
+
+async def find_backup(objects: ObjectStore, name: str | None = None) -> Backup:
+    """The backup of that name, or the newest. Raises `NotFound`."""
+    for backup in reversed(await backups_in(objects)):
+        if name in {None, backup.name}:
+            return backup
+    raise NotFound(
+        "the store has no backup of the catalog"
+        if name is None
+        else f"the store has no backup {name}: see `vaultfs backup --list`"
+    )
+
+
 @define(eq=False)
 class Recovery:
     """One of these serves a process."""
@@ -128,15 +153,7 @@ class Recovery:
 
     async def backups(self) -> list[Backup]:
         """All complete backups, oldest first. A damaged manifest is passed over."""
-        found: list[Backup] = []
-        async with aclosing(self.objects.list(BACKUPS)) as objects:
-            async for info in objects:
-                if info.key.endswith("/manifest.json"):
-                    try:
-                        found.append(_decode(info.key, await self.objects.get(info.key)))
-                    except (Corrupt, ObjectNotFound):
-                        continue
-        return sorted(found, key=lambda backup: backup.created)
+        return await backups_in(self.objects)
 
     async def _remove_old(self, keep: int, newest: str) -> None:
         """Remove all backups but the newest `keep`, and what crashed ones left."""
@@ -154,17 +171,6 @@ class Recovery:
         # The manifest goes first: parts without it are no backup.
         for key in sorted(doomed, key=lambda key: not key.endswith("/manifest.json")):
             await self.objects.delete(key)
-
-    async def find_backup(self, name: str | None = None) -> Backup:
-        """The backup of that name, or the newest. Raises `NotFound`."""
-        for backup in reversed(await self.backups()):
-            if name in {None, backup.name}:
-                return backup
-        raise NotFound(
-            "the store has no backup of the catalog"
-            if name is None
-            else f"the store has no backup {name}: see `vaultfs backup --list`"
-        )
 
     async def load(self, backup: Backup, *, progress: Progress = no_progress) -> None:
         """Fill the catalog, which has to be empty, from `backup`; all or nothing.

@@ -13,6 +13,7 @@ from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
+    QuietOption,
     Session,
     VaultOption,
     run,
@@ -70,13 +71,14 @@ def batch(
     ] = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Execute up to 1,000 changes at once: mkdir, move, copy, delete, restore, ...
 
     All or nothing, unless the file or --best-effort says otherwise. The operations are
     written as the HTTP API has them: {"op": "move", "src": "/a", "dst": "/b"}.
     """
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         from vaultfs.entrypoints.batching import failed
@@ -178,9 +180,10 @@ def grant(
     role: Annotated[_Role, typer.Argument(help="Read, or read and write.")] = _Role.READER,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Let a user read, or read and write, a file or folder and all below it."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         from vaultfs.domain.access import Role
@@ -199,9 +202,10 @@ def revoke(
     user: UserArgument,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Take back what a user was granted on a file or folder."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         where = address(path)
@@ -217,9 +221,10 @@ def access(
     path: Annotated[str | None, typer.Argument(metavar="[/PATH]", show_default=False)] = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show who may do what with a file or folder; without a path, what others have granted."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with working(call) as vault:

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
+    FolderOption,
     JsonOption,
     QuietOption,
     Session,
     StoreOption,
-    VaultOption,
-    human,
     opened,
     run,
     session,
@@ -73,7 +73,7 @@ def gc(
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="Show the last collections.")] = False,
     duty: DutyOption = 100,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -113,7 +113,7 @@ def repack(
         int, typer.Option("--below", metavar="PERCENT", help="Of which less is needed.")
     ] = 50,
     duty: DutyOption = 100,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -155,6 +155,7 @@ def _report(report: "Report", options: "Options") -> str:
     lines.append(
         f"{report.packs} packs, {human(report.total)}, {human(report.needed)} of them needed;"
         f" {would}condemned: {report.condemned} ({human(report.condemned_bytes)});"
+        f" too young for that: {report.young} ({human(report.young_bytes)});"
         f" discarded: {report.discarded} ({human(report.discarded_bytes)});"
         f" rewritten: {report.rewritten}; back from condemned: {report.revived};"
         f" orphans: {report.orphans}"
@@ -208,7 +209,7 @@ def scrub(
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="Show the last scrubs.")] = False,
     duty: DutyOption = 100,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -292,13 +293,14 @@ def reconcile(
     accept: Annotated[
         bool, typer.Option("--accept", help="Give up what the catalog does not name.")
     ] = False,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare a catalog that came from a backup with its store; needed before `gc`."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         from attrs import asdict

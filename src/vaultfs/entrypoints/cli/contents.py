@@ -22,6 +22,7 @@ from vaultfs.domain.errors import (
     VersionMismatch,
 )
 from vaultfs.domain.names import Address, check_name
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, node_json, written
 from vaultfs.entrypoints.cli.session import (
@@ -31,7 +32,6 @@ from vaultfs.entrypoints.cli.session import (
     QuietOption,
     Session,
     VaultOption,
-    human,
     run,
     session,
     shown,
@@ -386,9 +386,10 @@ def cat(
     number: NumberOption = None,
     vault: VaultOption = None,
     as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write the contents of files to standard output."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         _leave_output_to_contents(call)

@@ -7,7 +7,7 @@ import typer
 
 from vaultfs.domain.errors import InvalidField
 from vaultfs.entrypoints.cli.errors import ExitCode
-from vaultfs.entrypoints.cli.session import JsonOption, run, session, shown
+from vaultfs.entrypoints.cli.session import JsonOption, QuietOption, run, session, shown
 
 MOST: Final = 4096
 """Characters of a token on standard input, with what may stand around it."""
@@ -26,12 +26,13 @@ def login(
         bool, typer.Option("--token-stdin", help="Read the token from standard input.")
     ] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Keep a token for a server, for you alone to read, once the server has accepted it.
 
     It is asked for without being shown. VAULTFS_TOKEN goes before it.
     """
-    call = session(None, as_json=as_json)
+    call = session(None, as_json=as_json, quiet=quiet)
     token = _ask(from_stdin=from_stdin)
 
     async def work() -> None:
@@ -79,9 +80,9 @@ def _ask(*, from_stdin: bool) -> str | None:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
-def logout(server: Server, as_json: JsonOption = False) -> None:
+def logout(server: Server, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Forget the token that is kept for a server; it stays good until it is revoked."""
-    call = session(None, as_json=as_json)
+    call = session(None, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         from vaultfs.entrypoints.credentials import check_address, forget_token

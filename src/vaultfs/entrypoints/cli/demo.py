@@ -21,9 +21,10 @@ from attrs import define, field
 
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.integrity import Depth
+from vaultfs.domain.quantities import human
 from vaultfs.domain.services.transfer import Report
 from vaultfs.entrypoints.cli.errors import ExitCode
-from vaultfs.entrypoints.cli.session import Session, human, table
+from vaultfs.entrypoints.cli.session import Session, table
 from vaultfs.entrypoints.client import connect
 from vaultfs.entrypoints.sdk import as_client
 from vaultfs.entrypoints.settings import read_settings

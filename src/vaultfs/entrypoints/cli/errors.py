@@ -20,6 +20,8 @@ class ExitCode(IntEnum):
     """An atomic batch was refused: nothing of it was done."""
     BUG = 70
     INTERRUPTED = 130
+    UNREAD = 141
+    """Whoever read what it prints has gone: as a shell says of others, which SIGPIPE ends."""
 
 
 EXIT_CODES: Final[tuple[tuple[type[VaultError], ExitCode], ...]] = (
@@ -31,7 +33,7 @@ EXIT_CODES: Final[tuple[tuple[type[VaultError], ExitCode], ...]] = (
 EPILOG: Final = (
     "Exit codes: 0 done; 1 refused, failed, or damage found; 2 wrong usage; 3 partial: some"
     " files were skipped or failed; 4 a batch was refused as a whole; 70 a bug in vaultfs;"
-    " 130 interrupted."
+    " 130 interrupted; 141 nobody reads its output any more."
 )
 
 

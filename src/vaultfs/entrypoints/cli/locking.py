@@ -178,9 +178,11 @@ def _code(code: int) -> "ExitCode":
 
 
 @locks.command("ls")
-def list_locks(vault: VaultOption = None, as_json: JsonOption = False) -> None:
+def list_locks(
+    vault: VaultOption = None, as_json: JsonOption = False, quiet: QuietOption = False
+) -> None:
     """List who holds what, and who waits for whom."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         held, waiting = await _listed(call)
@@ -286,9 +288,10 @@ def break_lock(
     ] = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Take a lock away from whoever has it; the audit keeps who did."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         await _break(call, user, token)

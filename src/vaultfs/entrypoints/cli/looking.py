@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from vaultfs.domain.names import Address
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, node_json, version_json, written
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
     NumberOption,
+    QuietOption,
     Session,
     VaultOption,
-    human,
     local_time,
     looking,
     run,
@@ -50,9 +51,10 @@ def ls(
     long: Annotated[bool, typer.Option("--long", "-l", help="With sizes and times.")] = False,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List a folder."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work(vault: "Look") -> None:
         where = address(path)
@@ -95,9 +97,10 @@ def tree(
     depth: Annotated[int, typer.Option("--depth", min=1, help="Levels to show.")] = 64,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show a folder with all below it."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work(vault: "Look") -> None:
         found: list[dict[str, Any]] = []
@@ -134,9 +137,10 @@ def stat(
     number: NumberOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show all that is known of a file or folder."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work(vault: "Look") -> None:
         where = address(path)
@@ -161,9 +165,14 @@ def _described(value: dict[str, Any], indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def versions(path: PathArgument, vault: VaultOption = None, as_json: JsonOption = False) -> None:
+def versions(
+    path: PathArgument,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
     """List the versions of a file, newest first."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work(vault: "Look") -> None:
         found = [version async for version in vault.versions(written(address(path)))]

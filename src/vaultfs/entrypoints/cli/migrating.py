@@ -1,21 +1,22 @@
 """`migrate`: a vault moves to another object store while it is in use."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     Bar,
     DatabaseOption,
+    FolderOption,
     JsonOption,
     QuietOption,
     Session,
     StoreOption,
-    VaultOption,
-    human,
     opened,
     run,
     session,
@@ -25,6 +26,7 @@ from vaultfs.entrypoints.cli.session import (
 if TYPE_CHECKING:
     from vaultfs.domain.migration import Pace, Placement
     from vaultfs.domain.services.migrator import Migrator, Status
+    from vaultfs.entrypoints.vault import Vault
 
 migrate = typer.Typer(
     help="Move the vault to another object store while it is in use.", no_args_is_help=True
@@ -89,53 +91,52 @@ def start(
     ] = "V2",
     rate: RateOption = None,
     objects: ObjectsOption = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Begin to copy everything to another store, which is empty."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         from vaultfs.domain.migration import Level
-        from vaultfs.entrypoints.placing import (
-            VARIABLE,
-            name_store,
-            parse_store,
-            see_that_it_is_free,
-        )
-        from vaultfs.entrypoints.vault import open_objects, store_of
 
         if level not in list(Level):
             raise InvalidField(f"--verify {level}: {', '.join(Level)}")
-        name = to
-        if "=" in to:
-            name, url = parse_store(to)
-            if call.settings.database is not None:
-                raise InvalidField(f"name the store for all servers first: {VARIABLE}='{to}'")
-            own = await store_of(call.settings)
-            await own.aclose()
-            see_that_it_is_free(own.name, (name,))
-            await (await open_objects(url)).aclose()  # what does not open is not to be kept
-            name_store(call.settings.home, name, url)
-        async with opened(call) as opened_vault:
-            mover = await opened_vault.migrator()
+        async with opened(call) as opened_vault, _target(opened_vault, to) as (name, mover):
             now = await mover.start(name, Level(level), _pace(rate, objects))
         call.answer(_placement_json(now), _placement(now))
 
     run(call, work)
 
 
+@asynccontextmanager
+async def _target(vault: "Vault", to: str) -> "AsyncGenerator[tuple[str, Migrator], None]":
+    """The name of the store that `to` says, and what moves the vault there."""
+    from vaultfs.entrypoints.placing import VARIABLE, naming, parse_store
+
+    if "=" not in to:
+        yield to, await vault.migrator()
+        return
+    name, url = parse_store(to)
+    if vault.settings.database is not None:
+        raise InvalidField(f"name the store for all servers first: {VARIABLE}='{to}'")
+    async with naming(vault.objects, vault.settings.home, name, url) as keep:
+        yield name, await vault.migrator(keep)
+
+
 @migrate.command("status")
 def status(
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show how far it is."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with opened(call) as opened_vault:
@@ -178,7 +179,7 @@ def _status(found: "Status") -> str:
 
 @migrate.command("watch")
 def watch(
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -261,12 +262,13 @@ def _changing(
 
     def command(
         if_epoch: EpochOption = None,
-        vault: VaultOption = None,
+        vault: FolderOption = None,
         database: DatabaseOption = None,
         store: StoreOption = None,
         as_json: JsonOption = False,
+        quiet: QuietOption = False,
     ) -> None:
-        call = session(vault, database=database, store=store, as_json=as_json)
+        call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
         run(call, lambda: _act(call, lambda mover: act(mover, if_epoch)))
 
     command.__doc__ = text
@@ -322,13 +324,14 @@ def throttle(
     rate: RateOption = None,
     objects: ObjectsOption = None,
     if_epoch: EpochOption = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Copy no faster than this, on all servers together; without limits as fast as they can."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
     run(call, lambda: _act(call, lambda mover: mover.throttle(_pace(rate, objects), if_epoch)))
 
 
@@ -336,13 +339,14 @@ def throttle(
 def retire(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the store that is given up.")],
     if_epoch: EpochOption = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Delete everything from the old store, whose name has to be said, and be done."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         async with opened(call) as opened_vault:
@@ -356,13 +360,14 @@ def retire(
 @migrate.command("failures")
 def failures(
     retry: Annotated[bool, typer.Option("--retry", help="Try them all again.")] = False,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show the packs that could not be copied, and why: 4 if there are any."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         async with opened(call) as opened_vault:
@@ -383,13 +388,14 @@ def failures(
 
 @migrate.command("reconcile")
 def reconcile(
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Ask the new store for every pack that was copied; what it lacks is copied again: then 3."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         async with opened(call) as opened_vault:

@@ -7,15 +7,16 @@ import typer
 
 from vaultfs.domain.errors import InvalidField, NotFound
 from vaultfs.domain.names import Address, format_path, parse_path
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.contents import Existing, Revision, preconditions
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import OWN, address, node_json, written
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
     NumberOption,
+    QuietOption,
     Session,
     VaultOption,
-    human,
     local_time,
     looking,
     run,
@@ -54,9 +55,10 @@ def mkdir(
     ] = False,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make folders."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         made: list[tuple[Node, Address]] = []
@@ -128,9 +130,10 @@ def mv(
     if_revision: Revision = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Move or rename; a folder with all that it holds, at once."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         wanted = preconditions(if_version, if_revision)
@@ -157,9 +160,10 @@ def cp(
     number: NumberOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Copy within the vault, folders with all that they hold; no bytes are copied."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with working(call) as vault:
@@ -188,9 +192,10 @@ def rm(
     if_revision: Revision = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Send files and folders to the trash."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         wanted = preconditions(if_version, if_revision)
@@ -225,9 +230,10 @@ def trash(
     ] = False,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List what was deleted and can be restored, or purge it."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def look() -> None:
         async with looking(call) as vault:
@@ -275,9 +281,10 @@ def restore(
     number: NumberOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Bring something back from the trash, or an old version of a file."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with working(call) as vault:
@@ -322,9 +329,10 @@ def meta(
     if_revision: Revision = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show the metadata of a file or folder, or change it."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> ExitCode:
         where = address(path)

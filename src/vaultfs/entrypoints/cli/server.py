@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
+    FolderOption,
     JsonOption,
     QuietOption,
     Session,
     StoreOption,
     VaultOption,
-    human,
     local_time,
     opened,
     run,
+    server_of,
     session,
     shown,
     table,
@@ -86,7 +88,7 @@ def serve(
     gc_hours: Annotated[int | None, typer.Option("--gc-hours", help=_is("gc_hours"))] = None,
     scrub_days: Annotated[int | None, typer.Option("--scrub-days", help=_is("scrub_days"))] = None,
     config: ConfigOption = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -132,7 +134,6 @@ def serve(
             sys.stdout.flush()
             with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                 async for _ in signals:
-                    call.remark("vaultfs: stopping: what is under way may finish")
                     break  # a second one is not waited for
 
     run(call, work)
@@ -178,13 +179,14 @@ def _welcome(address: str, secret: str | None) -> str:
 
 def show_config(
     config: ConfigOption = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show what `serve` would be told, and by whom: flag, environment, file or nobody."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         told = read_configuration(_place(call), os.environ, config)
@@ -230,13 +232,14 @@ def maintain(
     backup_hours: BackupOption = 24,
     gc_hours: GcOption = 24,
     scrub_days: ScrubOption = 30,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Do what is due: forget old versions and trash, back up, collect garbage, scrub."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         from attrs import asdict, evolve
@@ -262,9 +265,7 @@ def maintain(
 @asynccontextmanager
 async def _people(call: Session) -> AsyncGenerator["People", None]:
     """The users of the vault that the call is about: for whoever has its folder, or a token."""
-    from vaultfs.entrypoints.settings import server_named
-
-    if server_named(call.vault) is not None:
+    if server_of(call) is not None:
         from vaultfs.entrypoints.client import RemoteVault
         from vaultfs.entrypoints.remote_people import RemotePeople
 
@@ -308,9 +309,10 @@ def add_user(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make a user, who owns a tree of files."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         most = _size(quota)
@@ -330,9 +332,10 @@ def list_users(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List all users."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with _people(call) as people:
@@ -356,9 +359,10 @@ def set_quota(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Set how many bytes all versions of a user's files may have."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         most = _size(quota)
@@ -425,9 +429,10 @@ def add_token(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make a token and show it, once."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         wanted = _scopes(scopes)
@@ -445,9 +450,10 @@ def list_tokens(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List a user's tokens; their secrets are known to nobody."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with _people(call) as people:
@@ -479,9 +485,10 @@ def rotate_token(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Give a token a new secret and show it, once."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with _people(call) as people:
@@ -501,9 +508,10 @@ def revoke_token(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make a token useless, at once and for ever."""
-    call = session(vault, database=database, store=store, as_json=as_json)
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with _people(call) as people:

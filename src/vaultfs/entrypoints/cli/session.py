@@ -31,6 +31,11 @@ VaultOption = Annotated[
         help="The vault's folder, or its server: https://HOST[:PORT]. [env: VAULTFS_VAULT]",
     ),
 ]
+FolderOption = Annotated[
+    str | None,
+    typer.Option("--vault", metavar="DIR", help="The vault's folder. [env: VAULTFS_VAULT]"),
+]
+"""Of commands that work on the vault itself alone."""
 DatabaseOption = Annotated[
     str | None,
     typer.Option(
@@ -180,7 +185,7 @@ def run(call: Session, work: Callable[[], Coroutine[Any, Any, ExitCode | None]])
             sys.stdout.flush()
     except BrokenPipeError:
         _silence_stdout()
-        code = ExitCode.FAILED
+        code = ExitCode.UNREAD
     except OSError as error:
         _silence_stdout()
         sys.stderr.write(f"vaultfs: standard output: {error.strerror}\n")
@@ -285,9 +290,9 @@ def _silence_stdout() -> None:
 
 def server_of(call: Session) -> str | None:
     """The server that the call is about, if it is one."""
-    from vaultfs.entrypoints.settings import server_named
+    from vaultfs.entrypoints.settings import read_place, server_named
 
-    return server_named(call.vault)
+    return server_named(read_place(call.vault, database=call.database, store=call.store))
 
 
 @asynccontextmanager
@@ -350,15 +355,6 @@ def shown(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def human(size: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def local_time(micros: int) -> str:

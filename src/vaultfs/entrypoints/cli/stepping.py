@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vaultfs.domain.errors import Conflict, InvalidField, NotFound
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
 from vaultfs.entrypoints.cli.session import (
@@ -14,7 +15,6 @@ from vaultfs.entrypoints.cli.session import (
     QuietOption,
     Session,
     VaultOption,
-    human,
     run,
     server_of,
     session,
@@ -281,18 +281,17 @@ def _tell_summary(call: Session, done: "Summary") -> None:
 def diff(
     one: Annotated[str, typer.Argument(metavar="/PATH[@N]", show_default=False)],
     other: Annotated[str, typer.Argument(metavar="/PATH[@N]", show_default=False)],
-    stat: Annotated[
-        bool, typer.Option("--stat", help="How much is the same; there is nothing else yet.")
-    ] = True,
+    stat: Annotated[  # noqa: ARG001 it says what is done anyway
+        bool, typer.Option("--stat", help="How much is the same: always shown, and nothing else.")
+    ] = False,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare two versions: how many bytes of the second the first does not have."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
-        if not stat:
-            raise InvalidField("diff shows figures only: leave --no-stat away")
         value = await _compared(call, one, other)
         call.answer(
             value,

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
+    FolderOption,
     JsonOption,
     QuietOption,
     Session,
     StoreOption,
     VaultOption,
-    human,
     opened,
     run,
     session,
@@ -43,13 +44,14 @@ def init(
     database: DatabaseOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make a vault in a folder that is empty or not there yet, or in a database and a store.
 
     With a folder and a store, the catalog is in the folder, which remembers the store.
     """
     where = None if folder is None else str(folder)
-    call = session(where, database=database, store=store, as_json=as_json)
+    call = session(where, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         from vaultfs.entrypoints.vault import init_database, init_vault
@@ -79,9 +81,10 @@ def retention(
     ] = False,
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show or set which old versions are kept, and forget the others."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with working(call) as vault:
@@ -137,7 +140,7 @@ def verify(
     subset: Annotated[
         str | None, typer.Option("--subset", metavar="n/t", help="Part n of t of the packs.")
     ] = None,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -208,7 +211,7 @@ def rebuild(
         bool,
         typer.Option("--check", help="Read all packs, and leave damaged chunks out of the index."),
     ] = False,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -258,7 +261,7 @@ async def _recover(call: Session, name: str | None) -> "Backup | None":
 def backup(
     listed: Annotated[bool, typer.Option("--list", help="List the backups instead.")] = False,
     keep: Annotated[int, typer.Option("--keep", min=1, help="Backups to keep.")] = 7,
-    vault: VaultOption = None,
+    vault: FolderOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -293,9 +296,11 @@ def _backup_json(each: "Backup") -> dict[str, Any]:
     }
 
 
-def stats(vault: VaultOption = None, as_json: JsonOption = False) -> None:
+def stats(
+    vault: VaultOption = None, as_json: JsonOption = False, quiet: QuietOption = False
+) -> None:
     """Show how much the vault holds, and what no version needs any more."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         async with working(call) as vault:
@@ -333,9 +338,9 @@ def _usage(usage: "Usage") -> str:
     factor = found.logical / found.packed if found.packed else 1.0
     return table(
         [
-            ("folders", f"{found.folders:>12}"),
-            ("files", f"{found.files:>12}"),
-            ("versions", f"{found.versions:>12}"),
+            ("folders, with the trash", f"{found.folders:>12}"),
+            ("files, with the trash", f"{found.files:>12}"),
+            ("versions, with the trash", f"{found.versions:>12}"),
             ("in the trash", f"{found.trashed:>12}"),
             ("  their versions", human(found.trash).rjust(12)),
             ("current contents", human(found.current).rjust(12)),

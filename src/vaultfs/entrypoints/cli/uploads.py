@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vaultfs.domain.names import format_path
+from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.session import (
     JsonOption,
+    QuietOption,
     Session,
     VaultOption,
-    human,
     local_time,
     opened,
     run,
@@ -31,9 +32,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 @uploads.command("ls")
-def list_uploads(vault: VaultOption = None, as_json: JsonOption = False) -> None:
+def list_uploads(
+    vault: VaultOption = None, as_json: JsonOption = False, quiet: QuietOption = False
+) -> None:
     """List uploads that can be gone on with: how far they are and when they expire."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         found = await _found(call)
@@ -87,9 +90,10 @@ def abort_uploads(
     numbers: Annotated[list[str], typer.Argument(metavar="ID...", show_default=False)],
     vault: VaultOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Give uploads up: what has come of them is forgotten."""
-    call = session(vault, as_json=as_json)
+    call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
         server = server_of(call)

@@ -107,6 +107,7 @@ async def serving(vault: Vault, where: Listening) -> AsyncGenerator[str, None]:
                     await anyio.sleep(0.005)
                 yield address
             finally:
+                log.info("stopping: what is under way may finish")
                 # The task group waits until uvicorn has finished what is under way.
                 server.should_exit = True
                 aside.cancel()
@@ -208,15 +209,19 @@ def _config(shared: Server, where: Listening) -> uvicorn.Config:
     return config
 
 
+LOGGERS: Final = {"vaultfs": logging.INFO, "asyncio": logging.WARNING, "uvicorn": logging.CRITICAL}
+"""Whose records there are, and from which level on: what uvicorn says our own log does, too."""
+
+
 def configure_log(where: Listening) -> None:
-    """Requests as lines of JSON on standard error, unless nobody wants them."""
-    logger = logging.getLogger("vaultfs")
-    logger.handlers.clear()
-    logger.propagate = False
+    """Requests, and all else, as lines of JSON on standard error, unless nobody wants them."""
     handler: logging.Handler = logging.NullHandler()
     if where.log:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonLines())
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if where.log else logging.CRITICAL)
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # our own log says it
+    for name, level in LOGGERS.items():
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = False
+        logger.addHandler(handler)
+        logger.setLevel(level if where.log else logging.CRITICAL)

@@ -610,7 +610,10 @@ class Pruned(msgspec.Struct):
 
 
 class UsageOut(msgspec.Struct):
-    """What the vault of all users holds; bytes unless they are counts of things."""
+    """What the vault of all users holds; bytes unless they are counts of things.
+
+    Folders, files and versions are counted with the trash.
+    """
 
     users: int
     folders: int
