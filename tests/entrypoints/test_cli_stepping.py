@@ -105,6 +105,23 @@ def test_push_stores_what_changed(cli: Cli, put: Put, tmp_path: Path) -> None:
     assert cli.refused("push", tmp_path / "none", "/x") == "not_found"
 
 
+def test_push_asks_whether_the_vault_still_has_it(cli: Cli, put: Put, tmp_path: Path) -> None:
+    local = tmp_path / "f"
+    local.write_bytes(b"mine")
+    cli("push", local, "/f")
+    cli("rm", "/f")
+    for content in (b"mine", b"mine, edited"):
+        local.write_bytes(content)
+        assert "/f was deleted there: --force puts it again" in cli("push", local, code=1).errors
+    assert cli.ls() == []
+    cli("push", "--force", local)
+    assert cli.read("/f") == b"mine, edited"
+    put("/f", b"another's")
+    assert cli.refused("push", local) == "version_mismatch"
+    cli("push", "--force", local)
+    assert cli.read("/f") == b"mine, edited"
+
+
 def test_push_sends_only_chunks_that_are_lacking(served: Cli, tmp_path: Path) -> None:
     local = tmp_path / "f"
     content = random_bytes(5 << 20, "chunks")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from vaultfs.domain.errors import Conflict, InvalidField, NotFound
+from vaultfs.domain.errors import Conflict, Exists, InvalidField, NotFound, VersionMismatch
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
 from vaultfs.entrypoints.cli.session import (
+    Bar,
     JsonOption,
     QuietOption,
     Session,
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     import os
 
     from vaultfs.adapters.syncstate import InStep
+    from vaultfs.domain.nodes import Version
     from vaultfs.domain.syncplan import Plan, Problem
+    from vaultfs.entrypoints.pulling import Pushed
     from vaultfs.entrypoints.surface import Surface
     from vaultfs.entrypoints.syncing import Summary, Syncing
 
@@ -134,22 +137,17 @@ def push(
     call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
-        from vaultfs.domain.nodes import VersionId
-
         place = _Place(call, local, path)
         if place.status is None:
             raise NotFound(f"{local} is not there")
-        known = place.known
-        if known is not None and not place.edited:
-            value = _told(place, known.number, 0, known.size) | {"changed": False}
-            call.answer(value, f"{shown(str(local))} is up to date")
-            return
-        base = None if known is None else VersionId(known.version)
         async with working(call) as surface:
-            if force:
-                base = await _newest(surface, place.path)
+            if not force and place.known is not None and not place.edited:
+                await _must_be_newest(surface, place, place.known)
+                value = _told(place, place.known.number, 0, place.known.size) | {"changed": False}
+                call.answer(value, f"{shown(str(local))} is up to date")
+                return
             with call.progress("push", place.status.st_size) as bar:
-                done = await surface.push(place.path, local, base=base, progress=bar.advance)
+                done = await _push(surface, place, bar, force=force)
         node = done.node
         place.remember(node.version or 0, node.number)
         value = _told(place, node.number, done.travelled, node.size)
@@ -159,9 +157,42 @@ def push(
     run(call, work)
 
 
-async def _newest(surface: Any, path: str) -> Any:
+async def _must_be_newest(surface: "Surface", place: _Place, known: "InStep") -> None:
+    """Raises `VersionMismatch` unless the vault has what the local file was in step with."""
+    newest = await _newest(surface, place.path)
+    if newest is None or newest.id != known.version:
+        raise _not_based(place, newest)
+
+
+async def _push(surface: "Surface", place: _Place, bar: Bar, *, force: bool) -> "Pushed":
+    from vaultfs.domain.nodes import VersionId
+
+    if force:
+        newest = await _newest(surface, place.path)
+        base = None if newest is None else newest.id
+    else:
+        base = None if place.known is None else VersionId(place.known.version)
     try:
-        return (await surface.version(path)).id
+        return await surface.push(place.path, place.local, base=base, progress=bar.advance)
+    except (VersionMismatch, Exists, NotFound) as error:
+        if base is None and isinstance(error, NotFound):
+            raise
+        raise _not_based(place, await _newest(surface, place.path)) from error
+
+
+def _not_based(place: _Place, newest: "Version | None") -> VersionMismatch:
+    """Why a push is refused where `newest` is not what the local file was in step with."""
+    if newest is None:
+        message = f"{place.path} was deleted there: --force puts it again"
+    else:
+        message = f"{place.path} is version {newest.number} by now: somebody else changed it"
+    expected = None if place.known is None else place.known.version
+    return VersionMismatch(message, expected=expected, found=newest and newest.id)
+
+
+async def _newest(surface: "Surface", path: str) -> "Version | None":
+    try:
+        return await surface.version(path)
     except NotFound:
         return None
 
