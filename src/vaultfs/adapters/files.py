@@ -20,7 +20,7 @@ from typing import Final
 
 from aiofiles.threadpool import wrap
 from aiofiles.threadpool.binary import AsyncFileIO
-from anyio import to_thread
+from anyio import from_thread, to_thread
 from attrs import define, field, frozen
 from blake3 import blake3
 
@@ -168,9 +168,13 @@ async def open_source(
 
 
 def digest_of_file(descriptor: int) -> Digest:
-    """The digest of all bytes of an open file. Blocking."""
+    """The digest of all bytes of an open file.
+
+    Blocking, for a worker thread; ends early if whoever waits for it is cancelled.
+    """
     whole, at = blake3(), 0
     while data := os.pread(descriptor, HASHED, at):
+        from_thread.check_cancelled()
         whole.update(data)
         at += len(data)
     return Digest(whole.digest())

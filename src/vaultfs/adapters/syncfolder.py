@@ -9,6 +9,7 @@ from operator import attrgetter
 from pathlib import Path as FilePath
 from typing import Final, NamedTuple
 
+from anyio import from_thread
 from attrs import define
 from pathspec import GitIgnoreSpec
 
@@ -69,7 +70,9 @@ class Scan(NamedTuple):
 
 @define
 class SyncFolder:
-    """A folder here. Blocking: to be used in threads."""
+    """A folder here. Blocking, for worker threads; a look at it ends early if whoever waits for it
+    is cancelled.
+    """
 
     top: FilePath
 
@@ -125,6 +128,7 @@ class SyncFolder:
         self, above: str, ignored: Callable[[str], bool], skipped: list[tuple[str, str]]
     ) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
         """Files and their names, below the folder `above`, which is "" or ends with a slash."""
+        from_thread.check_cancelled()
         try:
             with translated(self.top / above), os.scandir(self.top / above) as found:
                 entries = sorted(found, key=_name)
