@@ -169,6 +169,9 @@ def test_preconditions_of_a_put(cli: Cli, local: Path) -> None:
     assert cli.refused("put", "--if-version", node["version"], local / "a", "/f") == (
         "version_mismatch"
     )
+    told = cli("put", "--if-version", 1, local / "a", "/f", code=1).errors
+    assert f"/f has version id {cli.json('stat', '/f')['version']}, not 1: " in told
+    assert "stat shows it" in told
     assert cli.refused("put", "--if-revision", node["revision"], local / "a", "/f") == (
         "version_mismatch"
     )

@@ -44,10 +44,18 @@ if TYPE_CHECKING:
     from vaultfs.entrypoints.surface import Content, Surface
 
 Existing = Annotated[
-    int | None, typer.Option("--if-version", metavar="ID", help="Only if this is its version.")
+    int | None,
+    typer.Option(
+        "--if-version",
+        metavar="ID",
+        help="Only if this is the id of its version, which stat shows as version.",
+    ),
 ]
 Revision = Annotated[
-    int | None, typer.Option("--if-revision", metavar="N", help="Only if this is its revision.")
+    int | None,
+    typer.Option(
+        "--if-revision", metavar="N", help="Only if this is its revision, which stat shows."
+    ),
 ]
 
 

@@ -104,12 +104,10 @@ def pull(
         from vaultfs.domain.nodes import VersionId
 
         place = _Place(call, local, path)
-        if place.edited and not force:
-            raise Conflict(
-                f"{local} has changes that the vault does not have: push it, or pull with --force"
-            )
         base = None if place.known is None else VersionId(place.known.version)
         async with working(call) as surface:
+            if place.edited and not force:
+                raise Conflict(_unlike(place, await _newest(surface, place.path)))
             with call.progress("pull", None) as bar:
                 done = await surface.pull(
                     place.path, local, base=base, expected=place.status, progress=bar.advance
@@ -182,12 +180,26 @@ async def _push(surface: "Surface", place: _Place, bar: Bar, *, force: bool) -> 
 
 def _not_based(place: _Place, newest: "Version | None") -> VersionMismatch:
     """Why a push is refused where `newest` is not what the local file was in step with."""
-    if newest is None:
-        message = f"{place.path} was deleted there: --force puts it again"
-    else:
-        message = f"{place.path} is version {newest.number} by now: somebody else changed it"
     expected = None if place.known is None else place.known.version
-    return VersionMismatch(message, expected=expected, found=newest and newest.id)
+    return VersionMismatch(_unlike(place, newest), expected=expected, found=newest and newest.id)
+
+
+def _unlike(place: _Place, newest: "Version | None") -> str:
+    """That the local file and what is there are not in step, and the ways out."""
+    here, there, known = place.local, place.path, place.known
+    if newest is None and known is None:
+        return f"nothing is at {there}: push puts {here} there"
+    if newest is None:
+        return f"{there} was deleted there: push --force puts it again"
+    if known is not None and known.version == newest.id:
+        return f"{here} has changes that {there} has not: push it, or give them up by pull --force"
+    if known is not None and not place.edited:
+        return f"{there} is version {newest.number} by now, and {here} has no changes: pull it"
+    both = "is there already, as" if known is None else "was changed too, and is"
+    return (
+        f"{there} {both} version {newest.number}: push --force puts {here} above it, pull --force"
+        f" replaces {here} by it, and get {there} OTHER has it beside {here}"
+    )
 
 
 async def _newest(surface: "Surface", path: str) -> "Version | None":
