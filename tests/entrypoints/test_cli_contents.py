@@ -234,6 +234,19 @@ def test_a_source_that_is_not_there(cli: Cli, local: Path) -> None:
     assert cli.refused("get", "/nope", local) == "not_found"
 
 
+@pytest.mark.parametrize(
+    ("sources", "destination"),
+    [(["d"], "/f"), (["d"], "/f/"), (["d"], "/f/x"), (["d", "a"], "/f"), (["a"], "/f/")],
+)
+def test_what_goes_into_a_folder_does_not_go_into_a_file(
+    cli: Cli, local: Path, sources: list[str], destination: str
+) -> None:
+    cli("put", local / "a", "/f")
+    called = cli("put", *(local / each for each in sources), destination, code=1)
+    assert called.errors == "vaultfs: /f is a file, not a folder\n"
+    assert called.out == ""
+
+
 def test_one_of_several_that_fails_stops_none_of_the_others(cli: Cli, local: Path) -> None:
     cli("mkdir", "-p", "/into/a")
     put = cli.json("put", local / "a", local / "b", "/into", code=3)
@@ -254,7 +267,7 @@ def test_a_get_leaves_its_folder_by_no_link(cli: Cli, local: Path, tmp_path: Pat
 
     value = cli.json("get", "/docs", target, code=3)
 
-    assert [each["where"] for each in value["failed"]] == ["/d"]
+    assert [each["where"] for each in value["failed"]] == ["/docs/d"]
     assert list(outside.iterdir()) == []
     assert (target / "docs/a").read_text() == "a"
     assert not (target / "docs/a").is_symlink()

@@ -104,14 +104,17 @@ class _Outcome:
                 raise
             self.failed.append({"where": where, "reason": error.message})
 
-    def take(self, report: "Report") -> None:
-        """Add what became of a tree."""
+    def take(self, report: "Report", top: str) -> None:
+        """Add what became of a tree, whose files are below `top`."""
         self.files += report.files
         self.folders += report.folders
         self.size += report.size
         self.changed += report.changed
         self.skipped += [{"where": each.where, "reason": each.reason} for each in report.skipped]
-        self.failed += [{"where": each.where, "reason": each.reason} for each in report.failed]
+        above = top.rstrip("/")
+        self.failed += [
+            {"where": f"{above}{each.where}", "reason": each.reason} for each in report.failed
+        ]
 
     def report(self, call: Session, verb: str) -> ExitCode:
         """Tell what happened; the exit code for it."""
@@ -178,11 +181,10 @@ async def _put_targets(
 ) -> list[tuple[str, Address]]:
     """Where each source is to go. Raises before anything is stored."""
     target = address(destination)
-    into = (
-        len(sources) > 1
-        or destination.endswith("/")
-        or await vault.kind(written(target)) == "folder"
-    )
+    kind = await vault.kind(written(target))
+    into = len(sources) > 1 or destination.endswith("/") or kind == "folder"
+    if into and kind == "file":
+        raise NotAFolder(f"{written(target)} is a file, not a folder")
     pairs: list[tuple[str, Address]] = []
     for source in sources:
         if not into:
@@ -250,7 +252,7 @@ async def _put_one(
         stream = StreamSource(partial(os.read, sys.stdin.fileno()))
         await _store(vault, stream, target, wanted, outcome, bar)
     elif Path(source).is_dir():
-        outcome.take(await vault.put_tree(source, written(target), progress=bar.advance))
+        outcome.take(await vault.put_tree(source, written(target), progress=bar.advance), source)
     else:
         await _put_file(vault, source, target, wanted, outcome, bar)
 
@@ -350,7 +352,8 @@ async def _get_one(
             raise IsAFolder(f"{source} is a folder")
         if target.exists() and not target.is_dir():
             raise NotAFolder(f"{target} is there and no folder")
-        outcome.take(await vault.get_tree(written(source), target, progress=bar.advance))
+        report = await vault.get_tree(written(source), target, progress=bar.advance)
+        outcome.take(report, written(source))
         return
     version = await vault.version(written(source), number)
     bar.expect(version.size)
