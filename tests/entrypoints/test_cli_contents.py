@@ -219,6 +219,19 @@ def test_what_is_no_file_is_skipped_and_listed(
     assert value["failed"] == []
 
 
+def test_what_a_folder_says_is_to_be_ignored_is_passed_over(cli: Cli, local: Path) -> None:
+    (local / "link").symlink_to("a")
+    (local / "built").mkdir()
+    (local / "built/x").write_text("x")
+    (local / "d/y.tmp").write_text("y")
+    (local / ".vaultignore").write_text("link\n/built/\n*.tmp\n")
+    done = cli.json("put", local, "/t")
+    assert (done["skipped"], done["failed"]) == ([], [])
+    assert tree_of(cli, "/t") == {f"/t/{each}" for each in (".vaultignore", "a", "b", "d", "d/x")}
+    (local / ".vaultignore").write_text("[z-a]\n!\n")
+    assert cli.refused("put", local, "/u", code=2) == "invalid_field"
+
+
 @pytest.mark.parametrize("name", ["fifo", "/dev/null"])
 def test_what_is_no_file_is_refused_if_it_is_named(cli: Cli, local: Path, name: str) -> None:
     os.mkfifo(local / "fifo")

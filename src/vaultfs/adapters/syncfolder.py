@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 from anyio import from_thread
 from attrs import define
-from pathspec import GitIgnoreSpec
 
 from vaultfs.adapters.files import (
     digest_of_file,
@@ -21,11 +20,11 @@ from vaultfs.adapters.files import (
     translate,
     translated,
 )
+from vaultfs.adapters.ignoring import IGNORED, ignored_below
 from vaultfs.adapters.syncstate import FOLDER, InStep
-from vaultfs.domain.errors import InvalidField, SourceChanged, VaultError
+from vaultfs.domain.errors import SourceChanged, VaultError
 from vaultfs.domain.names import Path, check_path
 
-IGNORED: Final = ".vaultignore"
 _name: Final = attrgetter("name")
 STALE: Final = 3600.0
 """Seconds after which a file under way, which nobody writes to, was left by a crash."""
@@ -113,16 +112,8 @@ class SyncFolder:
         return seen
 
     def _patterns(self) -> Callable[[str], bool]:
-        file = self.top / IGNORED
-        lines: list[str] = []
-        with translated(file), suppress(FileNotFoundError):
-            lines = os.fsdecode(file.read_bytes()).splitlines()
-        if not any(map(str.strip, lines)):
-            return _nothing
-        try:
-            return GitIgnoreSpec.from_lines(lines).match_file
-        except ValueError as error:
-            raise InvalidField(f"{file}: {error}") from error
+        with translated(self.top / IGNORED):
+            return ignored_below(self.top)
 
     def _walk(
         self, above: str, ignored: Callable[[str], bool], skipped: list[tuple[str, str]]
@@ -222,11 +213,6 @@ def _as_it_was(known: InStep, status: os.stat_result) -> bool:
 
 def _mixed(seen: int, name: str, status: os.stat_result) -> int:
     return hash((seen, name, status.st_size, status.st_mtime_ns, status.st_ino))
-
-
-def _nothing(_name: str) -> bool:
-    """What is ignored where there are no patterns."""
-    return False
 
 
 def _is_own(name: str) -> bool:

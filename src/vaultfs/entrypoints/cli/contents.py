@@ -156,7 +156,8 @@ def put(
     """Store files and folders; - is standard input.
 
     As with cp -r: into DEST if that is a folder, ends in / or there are several sources,
-    else as DEST itself.
+    else as DEST itself. Of a folder, what is in its .vaultignore (as in .gitignore) is passed
+    over.
     """
     call = session(vault, as_json=as_json, quiet=quiet)
 
@@ -230,12 +231,10 @@ async def _expect(sources: list[str], bar: Bar) -> None:
 
 
 def _local_size(source: str) -> int:
+    from vaultfs.adapters.files import LocalSource
+
     path = Path(source)
-    if not path.is_dir():
-        return path.stat().st_size
-    return sum(
-        each.lstat().st_size for each in path.rglob("*") if each.is_file() and not each.is_symlink()
-    )
+    return LocalSource(path).size() if path.is_dir() else path.stat().st_size
 
 
 async def _put_one(
