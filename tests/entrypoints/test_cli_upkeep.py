@@ -419,6 +419,49 @@ def test_help_names_every_exit_code() -> None:
     assert EPILOG.split(";")[0] in " ".join(call("--help").out.split())
 
 
+def every_command(group: Any, *words: str) -> Iterator[tuple[str, Any]]:
+    for name in list(group.commands):
+        found = group.commands[name]
+        if hasattr(found, "commands"):
+            yield from every_command(found, *words, name)
+        else:
+            yield " ".join((*words, name)), found
+
+
+def test_every_argument_and_option_has_a_help_and_a_name() -> None:
+    root: Any = get_command(app)
+    for name, found in [("", root), *every_command(root)]:
+        for each in found.params:
+            assert each.help or each.hidden, (name, each.name)
+            assert each.metavar or getattr(each, "is_flag", False) or each.hidden, (name, each.name)
+
+
+@pytest.mark.parametrize(
+    ("words", "usage", "missing"),
+    [
+        (("put", "notes.txt"), "put [OPTIONS] LOCAL... /DEST", "/DEST"),
+        (("put",), "put [OPTIONS] LOCAL... /DEST", "LOCAL..."),
+        (("get", "/notes.txt"), "get [OPTIONS] /SRC... LOCAL", "LOCAL"),
+        (("mv", "/a"), "mv [OPTIONS] /SRC... /DEST", "/DEST"),
+        (("lock", "run", "/a"), "run [OPTIONS] /PATH -- COMMAND...", "-- COMMAND..."),
+    ],
+)
+def test_usage_says_what_is_missing(words: tuple[str, ...], usage: str, missing: str) -> None:
+    called = call(*words)
+    assert called.code == 2
+    assert usage in called.errors
+    assert f"Missing argument '{missing}'" in called.errors
+    assert missing in call("--json", *words).value["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [("init", "[DIR]"), ("access", "[/PATH]"), ("pull", "LOCAL [/VAULT/PATH]")],
+)
+def test_usage_shows_what_can_be_left_away(command: str, usage: str) -> None:
+    assert f"{command} [OPTIONS] {usage}\n" in call(command, "--help").out
+
+
 def test_a_bug_is_told_without_a_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> str:
         raise ZeroDivisionError("one by none")

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from vaultfs.entrypoints.batching import Asked, Op
     from vaultfs.entrypoints.http.wire import BatchOut, GrantOut, ResultOut
 
-PathArgument = Annotated[str, typer.Argument(metavar="/PATH", show_default=False)]
-UserArgument = Annotated[str, typer.Argument(metavar="USER", show_default=False)]
+PathArgument = Annotated[
+    str, typer.Argument(metavar="/PATH", show_default=False, help="A file or folder.")
+]
+UserArgument = Annotated[
+    str, typer.Argument(metavar="USER", show_default=False, help="The name of a user.")
+]
 
 
 class _Role(StrEnum):
@@ -66,7 +70,7 @@ def batch(
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--key", help="Executed once a day, however often it is sent."),
+        typer.Option("--key", metavar="KEY", help="Executed once a day, however often it is sent."),
     ] = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
@@ -175,7 +179,9 @@ def _summary(report: "BatchOut") -> str:
 def grant(
     path: PathArgument,
     user: UserArgument,
-    role: Annotated[_Role, typer.Argument(help="Read, or read and write.")] = _Role.READER,
+    role: Annotated[
+        _Role, typer.Argument(metavar="[reader|writer]", help="Read, or read and write.")
+    ] = _Role.READER,
     vault: VaultOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -214,7 +220,14 @@ def revoke(
 
 
 def access(
-    path: Annotated[str | None, typer.Argument(metavar="[/PATH]", show_default=False)] = None,
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[/PATH]",
+            show_default=False,
+            help="A file or folder; if missing, what others have shared.",
+        ),
+    ] = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
 ) -> None:

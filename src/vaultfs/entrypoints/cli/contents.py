@@ -142,8 +142,17 @@ class _Outcome:
 
 
 def put(
-    sources: Annotated[list[str], typer.Argument(metavar="LOCAL...", show_default=False)],
-    destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LOCAL...",
+            show_default=False,
+            help="Files and folders here; - is standard input.",
+        ),
+    ],
+    destination: Annotated[
+        str, typer.Argument(metavar="/DEST", show_default=False, help="Where they go in the vault.")
+    ],
     if_version: Existing = None,
     if_revision: Revision = None,
     create_only: Annotated[
@@ -300,8 +309,18 @@ async def _store(
 
 
 def get(
-    sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
-    destination: Annotated[str, typer.Argument(metavar="LOCAL", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="/SRC...", show_default=False, help="Files and folders of the vault."
+        ),
+    ],
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="LOCAL", show_default=False, help="Where they go here; - is standard output."
+        ),
+    ],
     number: NumberOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
@@ -392,7 +411,10 @@ async def _get_file(
 
 
 def cat(
-    paths: Annotated[list[str], typer.Argument(metavar="/PATH...", show_default=False)],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="/PATH...", show_default=False, help="Files of the vault."),
+    ],
     number: NumberOption = None,
     vault: VaultOption = None,
     as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,

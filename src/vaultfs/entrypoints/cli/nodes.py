@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 Force = Annotated[
     bool, typer.Option("--force", "-f", help="Replace what is there; it goes to the trash.")
 ]
-Paths = Annotated[list[str], typer.Argument(metavar="/PATH...", show_default=False)]
+Paths = Annotated[
+    list[str],
+    typer.Argument(metavar="/PATH...", show_default=False, help="Files and folders of the vault."),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -121,8 +124,18 @@ def _demanded(wanted: "Preconditions") -> dict[str, int]:
 
 
 def mv(
-    sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
-    destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="/SRC...", show_default=False, help="Files and folders of the vault."
+        ),
+    ],
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="/DEST", show_default=False, help="Where they go; into it, if it is a folder."
+        ),
+    ],
     force: Force = False,
     if_version: Existing = None,
     if_revision: Revision = None,
@@ -151,8 +164,18 @@ def mv(
 
 
 def cp(
-    sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
-    destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="/SRC...", show_default=False, help="Files and folders of the vault."
+        ),
+    ],
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="/DEST", show_default=False, help="Where they go; into it, if it is a folder."
+        ),
+    ],
     force: Force = False,
     number: NumberOption = None,
     vault: VaultOption = None,
@@ -268,7 +291,12 @@ def _trashed_row(each: "Trashed") -> tuple[str, ...]:
 
 
 def restore(
-    what: Annotated[str, typer.Argument(metavar="ID|/PATH", show_default=False)],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID|/PATH", show_default=False, help="What trash shows; or the path it had."
+        ),
+    ],
     to: Annotated[
         str | None, typer.Option("--to", metavar="/PATH", help="Restore it to this path.")
     ] = None,
@@ -314,7 +342,10 @@ async def _find_trashed(vault: "Surface", what: str) -> "Trashed":
 
 
 def meta(
-    path: Annotated[str, typer.Argument(metavar="/PATH", show_default=False)],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="/PATH", show_default=False, help="A file or folder of the vault."),
+    ],
     patch: Annotated[
         str | None,
         typer.Argument(metavar="[PATCH]", help="A JSON merge patch: null removes a key."),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LOOK: Final = 0.5
 """Seconds between two looks at a folder that is watched."""
 
-Local = Annotated[Path, typer.Argument(metavar="LOCAL", show_default=False)]
+Local = Annotated[Path, typer.Argument(metavar="LOCAL", show_default=False, help="The file here.")]
 There = Annotated[
     str | None,
     typer.Argument(metavar="[/VAULT/PATH]", show_default=False, help="Once; then it is known."),
@@ -226,8 +226,15 @@ def _travelled(call: Session, value: dict[str, Any]) -> str:
 
 
 def sync(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
-    path: Annotated[str, typer.Argument(metavar="/VAULT/FOLDER", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", show_default=False, help="The folder here.")
+    ],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="/VAULT/FOLDER", show_default=False, help="The folder of the vault."
+        ),
+    ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Only tell what would be done.")
     ] = False,
@@ -322,8 +329,22 @@ def _tell_summary(call: Session, done: "Summary") -> None:
 
 
 def diff(
-    one: Annotated[str, typer.Argument(metavar="/PATH[@N]", show_default=False)],
-    other: Annotated[str, typer.Argument(metavar="/PATH[@N]", show_default=False)],
+    one: Annotated[
+        str,
+        typer.Argument(
+            metavar="/PATH[@N]",
+            show_default=False,
+            help="A file, and the number of a version: the newest if missing.",
+        ),
+    ],
+    other: Annotated[
+        str,
+        typer.Argument(
+            metavar="/PATH[@N]",
+            show_default=False,
+            help="A file, and the number of a version: the newest if missing.",
+        ),
+    ],
     stat: Annotated[
         bool, typer.Option("--stat", help="How much is the same; there is nothing else yet.")
     ] = True,

@@ -257,7 +257,7 @@ async def _recover(call: Session, name: str | None) -> "Backup | None":
 
 def backup(
     listed: Annotated[bool, typer.Option("--list", help="List the backups instead.")] = False,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Backups to keep.")] = 7,
+    keep: Annotated[int, typer.Option("--keep", metavar="N", min=1, help="Backups to keep.")] = 7,
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
