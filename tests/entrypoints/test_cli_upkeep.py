@@ -174,7 +174,7 @@ def test_verify_of_a_sound_vault(cli: Cli) -> None:
     for depth in ("catalog", "packs", "digests", "full"):
         assert cli.json("verify", "--depth", depth)["clean"] is True
     assert sum(cli.json("verify", "--subset", f"{n}/3")["packs"] for n in (1, 2, 3)) == 1
-    assert cli("verify").out.startswith("clean: 1 versions")
+    assert cli("verify").out.startswith("clean: 1 version, 1 pack, ")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_the_index_is_made_anew(cli: Cli) -> None:
     put(cli, "/f", b"text")
     done = cli.json("rebuild")
     assert (done["backup"], done["packs"], done["versions"]) == (None, 1, 1)
-    assert "1 packs" in cli("rebuild").out
+    assert "1 pack " in cli("rebuild").out
 
 
 # Figures and retention

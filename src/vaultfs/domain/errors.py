@@ -291,6 +291,11 @@ class LockMisuse(InvalidField, ValueError):
     """A lock that nobody can have, or a change of one that is none."""
 
 
+def counted(number: int, what: str) -> str:
+    """`number` of something, for people."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def listed(things: Iterable[str], *, most: int = 5) -> str:
     """The first few of `things` for a message, and how many more there are."""
     every = list(things)

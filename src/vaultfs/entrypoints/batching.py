@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 from vaultfs.domain import errors
 from vaultfs.domain.batches import MAX_BYTES, MAX_STEP, Ended, Key, Mode, Outcome, Status
 from vaultfs.domain.digests import digest_of
-from vaultfs.domain.errors import InvalidField, TooLarge, VaultError, listed
+from vaultfs.domain.errors import InvalidField, TooLarge, VaultError, counted, listed
 from vaultfs.domain.metadata import no_constant
 from vaultfs.domain.nodes import User
 from vaultfs.domain.services.batches import LONGEST, WAIT, Batches
@@ -56,7 +56,8 @@ class BatchFailed(VaultError):
         if report.dry_run:
             fate = "nothing was to be done"
         super().__init__(
-            f"{len(bad)} of {len(report.results)} operations failed, {fate}: {listed(bad, most=3)}"
+            f"{len(bad)} of {counted(len(report.results), 'operation')} failed, {fate}:"
+            f" {listed(dict.fromkeys(bad), most=3)}"
         )
         self.report = report
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.errors import InvalidField, counted
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
 from vaultfs.entrypoints.cli.session import (
@@ -170,7 +170,7 @@ def _summary(report: "BatchOut") -> str:
         )
         if number
     ]
-    return f"{counts.total} operations: {', '.join(parts)}"
+    return f"{counted(counts.total, 'operation')}: {', '.join(parts)}"
 
 
 # Sharing

@@ -20,6 +20,7 @@ from vaultfs.domain.errors import (
     NotFound,
     SourceChanged,
     VersionMismatch,
+    counted,
 )
 from vaultfs.domain.names import Address, check_name
 from vaultfs.entrypoints.cli.errors import ExitCode
@@ -73,11 +74,6 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     for command in (put, get, cat):
         app.command()(command)
-
-
-def counted(number: int, what: str) -> str:
-    """`number` of something, for people."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @define

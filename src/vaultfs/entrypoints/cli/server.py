@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.errors import InvalidField, counted
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
     JsonOption,
@@ -263,12 +263,12 @@ def maintain(
             done = await vault.upkeep().run(evolve(plan, duty=1.0))
         call.answer(
             asdict(done),
-            f"{done.pruned} old versions and {done.purged} nodes of the trash forgotten;"
-            f" {done.linked} deltas recorded; {done.expired} uploads ended;"
-            f" {done.digests} digests verified,"
+            f"{counted(done.pruned, 'old version')} and {counted(done.purged, 'node')} of the trash"
+            f" forgotten; {counted(done.linked, 'delta')} recorded;"
+            f" {counted(done.expired, 'upload')} ended; {counted(done.digests, 'digest')} verified,"
             f" {done.false_claims} of them claimed falsely;"
             f" {'made backup ' + done.backup if done.backup else 'no backup was due'};"
-            f" {done.condemned} packs condemned, {human(done.freed)} freed,"
+            f" {counted(done.condemned, 'pack')} condemned, {human(done.freed)} freed,"
             f" {human(done.scrubbed)} read again"
             + "".join(f"\nproblem: {shown(each)}" for each in done.problems),
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from attrs import define, evolve
 
-from vaultfs.domain.errors import VaultError
+from vaultfs.domain.errors import Blocking, VaultError
 from vaultfs.entrypoints.cli.errors import ExitCode, error_code, exit_code
 
 if TYPE_CHECKING:
@@ -245,7 +245,9 @@ def _tune() -> None:
 
 
 def _fail(call: Session, error: VaultError) -> ExitCode:
-    call.refuse(error_code(error), error.message)
+    blocked = isinstance(error, Blocking)
+    way_out = "; `vaultfs lock ls` has the token for `vaultfs lock break`" if blocked else ""
+    call.refuse(error_code(error), f"{error.message}{way_out}")
     if call.debug:
         raise error
     return exit_code(error)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from vaultfs.domain.errors import Conflict, Exists, InvalidField, NotFound, VersionMismatch
+from vaultfs.domain.errors import Conflict, Exists, InvalidField, NotFound, VersionMismatch, counted
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
 from vaultfs.entrypoints.cli.session import (
@@ -324,7 +324,7 @@ def _tell_summary(call: Session, done: "Summary") -> None:
         value,
         f"{done.pulled} pulled, {done.pushed} pushed, {done.moved} moved,"
         f" {done.deleted_here} deleted here, {done.deleted_there} there,"
-        f" {len(done.conflicts)} conflicts; {human(done.travelled)} travelled",
+        f" {counted(len(done.conflicts), 'conflict')}; {human(done.travelled)} travelled",
     )
 
 
@@ -361,7 +361,7 @@ def diff(
         call.answer(
             value,
             f"{human(value['new'])} of {human(value['size'])} are new,"
-            f" in {value['places']} places; a delta has {human(value['delta'])}",
+            f" in {counted(value['places'], 'place')}; a delta has {human(value['delta'])}",
         )
 
     run(call, work)

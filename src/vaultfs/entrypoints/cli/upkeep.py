@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.errors import InvalidField, counted
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
@@ -189,8 +189,8 @@ def _findings(found: "Findings") -> str:
     ]
     verdict = "clean" if found.clean else "DAMAGED"
     lines.append(
-        f"{verdict}: {found.versions} versions, {found.packs} packs, {found.chunks} chunks,"
-        f" {human(found.size)} read"
+        f"{verdict}: {counted(found.versions, 'version')}, {counted(found.packs, 'pack')},"
+        f" {counted(found.chunks, 'chunk')}, {human(found.size)} read"
     )
     return "\n".join(lines)
 
@@ -233,7 +233,8 @@ def rebuild(
                 "versions": done.versions,
                 "problems": list(done.problems),
             },
-            f"indexed {done.chunks} chunks in {done.packs} packs for {done.versions} versions",
+            f"indexed {counted(done.chunks, 'chunk')} in {counted(done.packs, 'pack')}"
+            f" for {counted(done.versions, 'version')}",
         )
         return ExitCode.FAILED if done.problems else ExitCode.DONE
 
