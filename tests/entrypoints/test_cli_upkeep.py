@@ -14,7 +14,7 @@ from vaultfs.domain import errors
 from vaultfs.domain.errors import InvalidField, InvalidName, VaultError
 from vaultfs.entrypoints.cli import COMMANDS as MODULES
 from vaultfs.entrypoints.cli import app, commands_of
-from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode, error_code, exit_code
+from vaultfs.entrypoints.cli.errors import EPILOG, MEANINGS, ExitCode, error_code, exit_code
 
 
 @pytest.fixture(scope="module")
@@ -415,8 +415,11 @@ def test_every_error_has_its_exit_code_and_name() -> None:
 
 
 def test_help_names_every_exit_code() -> None:
-    assert all(f"{code.value} " in EPILOG for code in ExitCode)
-    assert EPILOG.split(";")[0] in " ".join(call("--help").out.split())
+    assert EPILOG in " ".join(call("--help").out.split())
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for code in ExitCode:
+        assert f"{code.value} {MEANINGS[code]}" in EPILOG
+        assert f"| {code.value} | {MEANINGS[code]} |" in readme
 
 
 def every_command(group: Any, *words: str) -> Iterator[tuple[str, Any]]:
