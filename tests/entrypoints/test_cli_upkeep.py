@@ -465,6 +465,20 @@ def test_usage_shows_what_can_be_left_away(command: str, usage: str) -> None:
     assert f"{command} [OPTIONS] {usage}\n" in call(command, "--help").out
 
 
+def test_what_is_no_vault_is_told_by_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "is a file: a vault is a folder" in call("--vault", tmp_path / "file", "ls").errors
+    other = call("--vault", "foo://x", "ls")
+    assert other.code == 2
+    assert "foo://x: a vault is a folder, or at http:// or https://" in other.errors
+    hint = f"`vaultfs init '{tmp_path}/a b'`"
+    assert hint in call("--vault", tmp_path / "a b", "ls").errors
+
+
+def test_the_hint_after_a_new_user_can_be_used(cli: Cli) -> None:
+    assert cli("user", "add", "B b").out.endswith("vaultfs token add --user 'B b'\n")
+
+
 def test_a_bug_is_told_without_a_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> str:
         raise ZeroDivisionError("one by none")

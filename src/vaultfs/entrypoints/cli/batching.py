@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -32,13 +31,6 @@ PathArgument = Annotated[
 UserArgument = Annotated[
     str, typer.Argument(metavar="USER", show_default=False, help="The name of a user.")
 ]
-
-
-class _Role(StrEnum):
-    """Those of `domain.access`, which help does not wait for."""
-
-    READER = "reader"
-    WRITER = "writer"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -180,8 +172,8 @@ def grant(
     path: PathArgument,
     user: UserArgument,
     role: Annotated[
-        _Role, typer.Argument(metavar="[reader|writer]", help="Read, or read and write.")
-    ] = _Role.READER,
+        str, typer.Argument(metavar="[reader|writer]", help="Read, or read and write.")
+    ] = "reader",
     vault: VaultOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -191,6 +183,8 @@ def grant(
     async def work() -> None:
         from vaultfs.domain.access import Role
 
+        if role not in {*Role}:
+            raise InvalidField(f"{role} is no role: {' or '.join(Role)}")
         where = address(path)
         async with working(call) as vault:
             await vault.grant(written(where), user, Role(role))

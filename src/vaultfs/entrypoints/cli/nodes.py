@@ -294,7 +294,7 @@ def restore(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="ID|/PATH", show_default=False, help="What trash shows; or the path it had."
+            metavar="ID|/PATH", show_default=False, help="What trash shows, or the path it had."
         ),
     ],
     to: Annotated[
@@ -304,7 +304,10 @@ def restore(
     vault: VaultOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring something back from the trash, or an old version of a file."""
+    """Bring something back from the trash, or an old version of a file.
+
+    Of several things that had one path, that is what was deleted last: the others have IDs.
+    """
     call = session(vault, as_json=as_json)
 
     async def work() -> None:
@@ -334,8 +337,14 @@ async def _find_trashed(vault: "Surface", what: str) -> "Trashed":
             key=lambda each: each.node.trashed_us or 0,
         )
     if not matching:
-        raise NotFound(f"{what} is not in the trash: see `vaultfs trash`")
+        raise NotFound(f"{what} is not in the trash: {await _way_out(vault, what)}")
     return matching[-1]
+
+
+async def _way_out(vault: "Surface", what: str) -> str:
+    if not what.isdecimal() and await vault.kind(what) == "file":
+        return "it is where it was, and --version N brings an old content back"
+    return "see `vaultfs trash`"
 
 
 # Metadata

@@ -330,13 +330,13 @@ def add_user(
     call = session(vault, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
+        from shlex import quote
+
         most = _size(quota)
         async with _people(call) as people:
             user = await people.add_user(name, most)
-        call.answer(
-            _user_json(user),
-            f"made user {shown(name)}; give a token with: vaultfs token add --user {shown(name)}",
-        )
+        token = f"vaultfs token add --user {quote(shown(name))}"
+        call.answer(_user_json(user), f"made user {shown(name)}; give a token with: {token}")
 
     run(call, work)
 
