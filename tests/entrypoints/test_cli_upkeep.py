@@ -471,8 +471,13 @@ def test_what_is_no_vault_is_told_by_what_it_is(tmp_path: Path) -> None:
     other = call("--vault", "foo://x", "ls")
     assert other.code == 2
     assert "foo://x: a vault is a folder, or at http:// or https://" in other.errors
+    assert call("init", "foo://x").code == 2
     hint = f"`vaultfs init '{tmp_path}/a b'`"
     assert hint in call("--vault", tmp_path / "a b", "ls").errors
+
+
+def test_the_hint_after_an_init_can_be_used(tmp_path: Path) -> None:
+    assert f"vaultfs --vault '{tmp_path}/a b' put" in call("init", tmp_path / "a b").out
 
 
 def test_the_hint_after_a_new_user_can_be_used(cli: Cli) -> None:

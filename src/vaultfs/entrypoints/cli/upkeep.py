@@ -38,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 
 def init(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", show_default=False, help="Empty, or none yet.")
+        str | None, typer.Argument(metavar="[DIR]", show_default=False, help="Empty, or none yet.")
     ] = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
@@ -48,16 +48,17 @@ def init(
 
     With a folder and a store, the catalog is in the folder, which remembers the store.
     """
-    where = None if folder is None else str(folder)
-    call = session(where, database=database, store=store, as_json=as_json)
+    call = session(folder, database=database, store=store, as_json=as_json)
 
     async def work() -> None:
+        from shlex import quote
+
         from vaultfs.entrypoints.vault import init_database, init_vault
 
         settings = call.settings
         if settings.database is None:
             number = await init_vault(settings.home, settings.store)
-            example = f"--vault {settings.home}"
+            example = f"--vault {quote(str(settings.home))}"
         else:
             number, example = await init_database(settings), "--database ... --store ..."
         call.answer(
