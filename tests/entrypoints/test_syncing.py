@@ -589,6 +589,19 @@ async def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> Non
     assert not (tmp_path / "in" / "out").exists()
 
 
+async def test_progress_is_told_of_what_is_read_and_of_what_is_done(tmp_path: Path) -> None:
+    async with desk(tmp_path, {"a": b"a", "b": b"b"}) as (vault, local):
+        told = list[str]()
+        (local / "b").write_bytes(b"new")
+        (local / "c").write_bytes(b"c")
+        syncing = Syncing(vault, local, "/top", "here")
+        syncing.files.looked = lambda count: told.append(f"looked at {count}")
+        syncing.progress = lambda count: told.append(f"did {count}")
+        syncing.expect = lambda total: told.append(f"of {total}")
+        await syncing.run()
+        assert told == ["looked at 1", "looked at 1", "of 2", "did 1", "did 1"]
+
+
 async def test_patterns_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     async with desk(tmp_path, {"z": b"z"}) as (vault, local):
         patterns = local / ".vaultignore"

@@ -24,6 +24,7 @@ from vaultfs.adapters.ignoring import IGNORED, ignored_below
 from vaultfs.adapters.syncstate import FOLDER, InStep
 from vaultfs.domain.errors import SourceChanged, VaultError
 from vaultfs.domain.names import Path, check_path
+from vaultfs.ports.progress import no_progress
 
 _name: Final = attrgetter("name")
 STALE: Final = 3600.0
@@ -74,6 +75,8 @@ class SyncFolder:
     """
 
     top: FilePath
+    looked: Callable[[int], None] = no_progress
+    """Told of each file that a scan has looked into, in its thread."""
 
     def scan(self, known: Mapping[str, InStep], asked: Container[str] = ()) -> Scan:
         """All files, each hashed unless it looks as it did when it was in step.
@@ -95,6 +98,7 @@ class SyncFolder:
                 if was is None or name in asked or not _as_it_was(was, status):
                     path = check_path(tuple(name.split("/")))
                     files[path] = self.found(path, status, was)
+                    self.looked(1)
                 else:
                     settled.add(name)
             except OSError as error:

@@ -106,7 +106,7 @@ class Syncing:
     progress: Progress = no_progress
     """Told of each file that is done."""
     expect: Progress = no_progress
-    """Told how many there are in a round."""
+    """Told how many are to be done in a round, before the first of them."""
     summary: Summary = field(factory=Summary)
     state: SyncState = field(init=False)
     files: SyncFolder = field(init=False)

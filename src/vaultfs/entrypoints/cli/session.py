@@ -132,7 +132,7 @@ class Session:
             task = progress.add_task(title, total=total)
             yield Bar(
                 lambda done: progress.advance(task, done),
-                lambda size: progress.update(task, total=size),
+                lambda size: progress.reset(task, total=size),
             )
 
 
@@ -146,7 +146,7 @@ class Bar:
 
     advance: "Progress" = _nothing
     expect: Callable[[int], None] = _nothing
-    """Told the total once it is known."""
+    """Told the total once it is known; what was done before does not count."""
 
 
 defaults = Session()

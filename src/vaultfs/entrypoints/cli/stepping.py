@@ -265,6 +265,7 @@ def sync(
                 syncing = _syncing(surface, folder, path, force=force)
                 with call.progress("sync", files=True) as bar:
                     syncing.progress, syncing.expect = bar.advance, bar.expect
+                    syncing.files.looked = bar.advance
                     done = await syncing.run()
                 if not watching or done.changed or done.problems:
                     _tell_summary(call, done)
