@@ -202,6 +202,8 @@ def test_batch(filled: Cli, tmp_path: Path) -> None:
     lines = "\n".join(map(json.dumps, PARTLY))
     report = filled.json("batch", write(tmp_path / "x.ndjson", lines), "--best-effort", code=3)
     assert report["summary"]["ok"] == report["summary"]["failed"] == 1
+    again = filled("batch", write(tmp_path / "x.ndjson", json.dumps(PARTLY[0])), code=4)
+    assert "1 operation: 1 failed" in again.errors
     filled("rm", "/new")
     called = filled("batch", write(tmp_path / "y.json", PARTLY), code=4)
     assert "not_found: nothing is at /nope" in called.out
@@ -238,6 +240,8 @@ def test_a_file_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
 def test_many_arguments_are_one_batch(filled: Cli) -> None:
     filled("mkdir", "/d", "/e")
     assert filled.refused("mv", "/a", "/nope", "/d") == "batch_failed"
+    told = filled("mv", "/a", "/b", "/nope", code=1).errors
+    assert told.count("there is no folder /nope") == 1
     assert filled.ls("/d") == []
     assert len(filled.json("mv", "/a", "/b", "/d")) == 2
     assert filled.ls("/d") == ["a", "b"]

@@ -62,7 +62,7 @@ def test_without_a_grace_period_garbage_goes_at_once(cli: Cli) -> None:
     assert len(packs(cli)) == 1
     assert cli.read("/kept") == noise(SIZE, 1)
     assert cli.json("verify")["clean"] is True
-    assert cli("gc", "--grace", "0").out.startswith("1 packs, ")
+    assert cli("gc", "--grace", "0").out.startswith("1 pack, ")
 
 
 def test_within_the_grace_period_nothing_goes(cli: Cli) -> None:

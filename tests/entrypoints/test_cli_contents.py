@@ -169,6 +169,9 @@ def test_preconditions_of_a_put(cli: Cli, local: Path) -> None:
     assert cli.refused("put", "--if-version", node["version"], local / "a", "/f") == (
         "version_mismatch"
     )
+    told = cli("put", "--if-version", 1, local / "a", "/f", code=1).errors
+    assert f"/f has version id {cli.json('stat', '/f')['version']}, not 1: " in told
+    assert "stat shows it" in told
     assert cli.refused("put", "--if-revision", node["revision"], local / "a", "/f") == (
         "version_mismatch"
     )
@@ -216,6 +219,19 @@ def test_what_is_no_file_is_skipped_and_listed(
     assert value["failed"] == []
 
 
+def test_what_a_folder_says_is_to_be_ignored_is_passed_over(cli: Cli, local: Path) -> None:
+    (local / "link").symlink_to("a")
+    (local / "built").mkdir()
+    (local / "built/x").write_text("x")
+    (local / "d/y.tmp").write_text("y")
+    (local / ".vaultignore").write_text("link\n/built/\n*.tmp\n")
+    done = cli.json("put", local, "/t")
+    assert (done["skipped"], done["failed"]) == ([], [])
+    assert tree_of(cli, "/t") == {f"/t/{each}" for each in (".vaultignore", "a", "b", "d", "d/x")}
+    (local / ".vaultignore").write_text("[z-a]\n!\n")
+    assert cli.refused("put", local, "/u", code=2) == "invalid_field"
+
+
 @pytest.mark.parametrize("name", ["fifo", "/dev/null"])
 def test_what_is_no_file_is_refused_if_it_is_named(cli: Cli, local: Path, name: str) -> None:
     os.mkfifo(local / "fifo")
@@ -229,6 +245,19 @@ def test_a_source_that_is_not_there(cli: Cli, local: Path) -> None:
     assert cli.refused("put", local / "nope", "/f") == "not_found"
     assert cli.refused("put", local / "dangling", "/f") == "not_found"
     assert cli.refused("get", "/nope", local) == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("sources", "destination"),
+    [(["d"], "/f"), (["d"], "/f/"), (["d"], "/f/x"), (["d", "a"], "/f"), (["a"], "/f/")],
+)
+def test_what_goes_into_a_folder_does_not_go_into_a_file(
+    cli: Cli, local: Path, sources: list[str], destination: str
+) -> None:
+    cli("put", local / "a", "/f")
+    called = cli("put", *(local / each for each in sources), destination, code=1)
+    assert called.errors == "vaultfs: /f is a file, not a folder\n"
+    assert called.out == ""
 
 
 def test_one_of_several_that_fails_stops_none_of_the_others(cli: Cli, local: Path) -> None:
@@ -251,7 +280,7 @@ def test_a_get_leaves_its_folder_by_no_link(cli: Cli, local: Path, tmp_path: Pat
 
     value = cli.json("get", "/docs", target, code=3)
 
-    assert [each["where"] for each in value["failed"]] == ["/d"]
+    assert [each["where"] for each in value["failed"]] == ["/docs/d"]
     assert list(outside.iterdir()) == []
     assert (target / "docs/a").read_text() == "a"
     assert not (target / "docs/a").is_symlink()

@@ -52,6 +52,11 @@ def test_a_command_runs_while_a_path_is_locked(cli: Cli, tmp_path: Path) -> None
         assert 0 < held["expires_in"] <= 30
         assert "/d (X)" in cli("lock", "ls").out
         assert cli.refused("put", source, "/d/a") == "locked"
+        told = cli("put", source, "/d/a", code=1).errors
+        assert told.startswith("vaultfs: /d/a is locked: ")
+        assert "`vaultfs lock ls` has the token" in told
+        told = cli("mv", "/d", "/e", code=1).errors
+        assert "/d, /e are locked: " in told
         assert cli.refused("lock", "run", "--wait", "0", "/d/a", "--", "true") != ""
     finally:
         running.send_signal(signal.SIGINT)

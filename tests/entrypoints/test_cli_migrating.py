@@ -122,7 +122,7 @@ def test_copying_is_slowed_down(moving: Moving) -> None:
     assert started["bytes_per_second"] == 10_000
     assert "at most 9.8 KiB a second" in moving.text("status").out
     assert moving.ok("throttle", "--objects", "1")["objects_per_second"] == 1
-    assert "at most 1 packs a second" in moving.text("throttle", "--objects", "1").out
+    assert "at most 1 pack a second" in moving.text("throttle", "--objects", "1").out
     begun = time.monotonic()
     assert moving.ok("watch")["phase"] == "dual"
     assert time.monotonic() - begun > 1, "two packs, one a second"

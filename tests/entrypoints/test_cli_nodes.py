@@ -186,3 +186,16 @@ def test_metadata(cli: Cli, put: Put) -> None:
 def test_nothing_of_another_user_can_be_reached(cli: Cli) -> None:
     assert cli.refused("ls", "somebody:/") == "not_found"
     assert cli.refused("mkdir", "somebody:/x") == "not_found"
+
+
+def test_a_restore_of_what_is_no_trash_says_how_to_have_an_old_version(cli: Cli, put: Put) -> None:
+    put("/f", "x")
+    assert "--version N brings an old content back" in cli("restore", "/f", code=1).errors
+    assert "see `vaultfs trash`" in cli("restore", "/nope", code=1).errors
+    assert "see `vaultfs trash`" in cli("restore", "12345", code=1).errors
+
+
+def test_a_role_that_is_none_is_refused(cli: Cli, put: Put) -> None:
+    put("/f", "x")
+    told = cli("grant", "/f", "bob", "foo", code=2).errors
+    assert told == "vaultfs: foo is no role: reader or writer\n"

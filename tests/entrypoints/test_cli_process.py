@@ -183,6 +183,20 @@ def test_a_wait_for_a_reader_can_be_interrupted(cli: Cli, tmp_path: Path) -> Non
         assert waiting.wait(timeout=10) == 130
 
 
+def test_reading_a_large_file_can_be_interrupted(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with (folder / "large").open("wb") as large:
+        large.truncate(1 << 40)
+    with subprocess.Popen(
+        command("--vault", cli.vault, "sync", folder, "/d"), stderr=subprocess.PIPE
+    ) as reading:
+        time.sleep(1.2)
+        reading.send_signal(signal.SIGINT)
+        assert reading.wait(timeout=10) == 130
+    assert cli.ls() == []
+
+
 def test_an_interruption_while_starting_shows_no_traceback(cli: Cli) -> None:
     for delay in (0.1, 0.2, 0.3):
         with subprocess.Popen(

@@ -105,6 +105,46 @@ def test_push_stores_what_changed(cli: Cli, put: Put, tmp_path: Path) -> None:
     assert cli.refused("push", tmp_path / "none", "/x") == "not_found"
 
 
+def test_push_asks_whether_the_vault_still_has_it(cli: Cli, put: Put, tmp_path: Path) -> None:
+    local = tmp_path / "f"
+    local.write_bytes(b"mine")
+    cli("push", local, "/f")
+    cli("rm", "/f")
+    for content in (b"mine", b"mine, edited"):
+        local.write_bytes(content)
+        assert (
+            "/f was deleted there: push --force puts it again" in cli("push", local, code=1).errors
+        )
+    assert cli.ls() == []
+    cli("push", "--force", local)
+    assert cli.read("/f") == b"mine, edited"
+    put("/f", b"another's")
+    assert cli.refused("push", local) == "version_mismatch"
+    cli("push", "--force", local)
+    assert cli.read("/f") == b"mine, edited"
+
+
+def test_where_both_changed_the_ways_out_are_told(cli: Cli, put: Put, tmp_path: Path) -> None:
+    local = tmp_path / "f"
+    put("/d/f", OLD)
+    cli("pull", local, "/d/f")
+    local.write_bytes(b"mine")
+    assert f"{local} has changes that /d/f has not: push it" in cli("pull", local, code=1).errors
+    put("/d/f", NEW)
+    for word in ("push", "pull"):
+        told = cli(word, local, code=1).errors
+        assert told.startswith("vaultfs: /d/f was changed too, and is version 2: push --force")
+        assert "pull --force" in told
+        assert "get /d/f OTHER" in told
+    (tmp_path / "new").write_bytes(b"mine")
+    for word in ("push", "pull"):
+        told = cli(word, tmp_path / "new", "/d/f", code=1).errors
+        assert "/d/f is there already, as version 2: push --force" in told
+    cli("pull", "--force", local)
+    put("/d/f", OLD)
+    assert "/d/f is version 3 by now, and" in cli("push", local, code=1).errors
+
+
 def test_push_sends_only_chunks_that_are_lacking(served: Cli, tmp_path: Path) -> None:
     local = tmp_path / "f"
     content = random_bytes(5 << 20, "chunks")

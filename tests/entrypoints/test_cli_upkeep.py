@@ -14,7 +14,7 @@ from vaultfs.domain import errors
 from vaultfs.domain.errors import InvalidField, InvalidName, VaultError
 from vaultfs.entrypoints.cli import COMMANDS as MODULES
 from vaultfs.entrypoints.cli import app, commands_of
-from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode, error_code, exit_code
+from vaultfs.entrypoints.cli.errors import EPILOG, MEANINGS, ExitCode, error_code, exit_code
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_verify_of_a_sound_vault(cli: Cli) -> None:
     for depth in ("catalog", "packs", "digests", "full"):
         assert cli.json("verify", "--depth", depth)["clean"] is True
     assert sum(cli.json("verify", "--subset", f"{n}/3")["packs"] for n in (1, 2, 3)) == 1
-    assert cli("verify").out.startswith("clean: 1 versions")
+    assert cli("verify").out.startswith("clean: 1 version, 1 pack, ")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_the_index_is_made_anew(cli: Cli) -> None:
     put(cli, "/f", b"text")
     done = cli.json("rebuild")
     assert (done["backup"], done["packs"], done["versions"]) == (None, 1, 1)
-    assert "1 packs" in cli("rebuild").out
+    assert "1 pack " in cli("rebuild").out
 
 
 # Figures and retention
@@ -444,8 +444,73 @@ def test_every_error_has_its_exit_code_and_name() -> None:
 
 
 def test_help_names_every_exit_code() -> None:
-    assert all(f"{code.value} " in EPILOG for code in ExitCode)
-    assert EPILOG.split(";")[0] in " ".join(call("--help").out.split())
+    assert EPILOG in " ".join(call("--help").out.split())
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for code in ExitCode:
+        assert f"{code.value} {MEANINGS[code]}" in EPILOG
+        assert f"| {code.value} | {MEANINGS[code]} |" in readme
+
+
+def every_command(group: Any, *words: str) -> Iterator[tuple[str, Any]]:
+    for name in list(group.commands):
+        found = group.commands[name]
+        if hasattr(found, "commands"):
+            yield from every_command(found, *words, name)
+        else:
+            yield " ".join((*words, name)), found
+
+
+def test_every_argument_and_option_has_a_help_and_a_name() -> None:
+    root: Any = get_command(app)
+    for name, found in [("", root), *every_command(root)]:
+        for each in found.params:
+            assert each.help or each.hidden, (name, each.name)
+            assert each.metavar or getattr(each, "is_flag", False) or each.hidden, (name, each.name)
+
+
+@pytest.mark.parametrize(
+    ("words", "usage", "missing"),
+    [
+        (("put", "notes.txt"), "put [OPTIONS] LOCAL... /DEST", "/DEST"),
+        (("put",), "put [OPTIONS] LOCAL... /DEST", "LOCAL..."),
+        (("get", "/notes.txt"), "get [OPTIONS] /SRC... LOCAL", "LOCAL"),
+        (("mv", "/a"), "mv [OPTIONS] /SRC... /DEST", "/DEST"),
+        (("lock", "run", "/a"), "run [OPTIONS] /PATH -- COMMAND...", "-- COMMAND..."),
+    ],
+)
+def test_usage_says_what_is_missing(words: tuple[str, ...], usage: str, missing: str) -> None:
+    called = call(*words)
+    assert called.code == 2
+    assert usage in called.errors
+    assert f"Missing argument '{missing}'" in called.errors
+    assert missing in call("--json", *words).value["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [("init", "[DIR]"), ("access", "[/PATH]"), ("pull", "LOCAL [/VAULT/PATH]")],
+)
+def test_usage_shows_what_can_be_left_away(command: str, usage: str) -> None:
+    assert f"{command} [OPTIONS] {usage}\n" in call(command, "--help").out
+
+
+def test_what_is_no_vault_is_told_by_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "is a file: a vault is a folder" in call("--vault", tmp_path / "file", "ls").errors
+    other = call("--vault", "foo://x", "ls")
+    assert other.code == 2
+    assert "foo://x: a vault is a folder, or at http:// or https://" in other.errors
+    assert call("init", "foo://x").code == 2
+    hint = f"`vaultfs init '{tmp_path}/a b'`"
+    assert hint in call("--vault", tmp_path / "a b", "ls").errors
+
+
+def test_the_hint_after_an_init_can_be_used(tmp_path: Path) -> None:
+    assert f"vaultfs --vault '{tmp_path}/a b' put" in call("init", tmp_path / "a b").out
+
+
+def test_the_hint_after_a_new_user_can_be_used(cli: Cli) -> None:
+    assert cli("user", "add", "B b").out.endswith("vaultfs token add --user 'B b'\n")
 
 
 def test_a_bug_is_told_without_a_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,11 +140,24 @@ def test_a_folder_that_is_gone_stops_and_asks(cli: Cli, one: Path, tmp_path: Pat
     assert cli.refused("sync", one, "/another") == "conflict"  # it is in step with /desk
 
 
-def test_nothing_is_done_that_is_only_asked_for(cli: Cli, one: Path, tmp_path: Path) -> None:
+def test_nothing_is_done_that_is_only_asked_for(cli: Cli, one: Path, two: Path) -> None:
     write_tree(one, {"a": b"1"})
     found = sync(cli, one, "--dry-run")
     assert found["steps"] == [{"action": "push", "path": "a", "source": None}]
-    assert there(cli, tmp_path) == {}
+    assert cli.ls() == []
+    assert [each.name for each in one.iterdir()] == ["a"]
+    sync(cli, one)
+    found = sync(cli, two, "--dry-run")
+    assert found["steps"] == [{"action": "pull", "path": "a", "source": None}]
+    assert not two.exists()
+
+
+def test_of_the_two_folders_one_has_to_be_there(cli: Cli, tmp_path: Path) -> None:
+    for words in ((), ("--dry-run",)):
+        told = cli("sync", tmp_path / "typo", "/typo", *words, code=1).errors
+        assert f"neither {tmp_path}/typo nor /typo in the vault is there: make" in told
+    assert not (tmp_path / "typo").exists()
+    assert cli.ls() == []
 
 
 def test_what_is_ignored_stays_here(cli: Cli, one: Path, tmp_path: Path) -> None:
@@ -574,6 +587,19 @@ async def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> Non
         with pytest.raises(InvalidName):
             await Syncing(lying, tmp_path / "in" / "it", "/top", "here").run()
     assert not (tmp_path / "in" / "out").exists()
+
+
+async def test_progress_is_told_of_what_is_read_and_of_what_is_done(tmp_path: Path) -> None:
+    async with desk(tmp_path, {"a": b"a", "b": b"b"}) as (vault, local):
+        told = list[str]()
+        (local / "b").write_bytes(b"new")
+        (local / "c").write_bytes(b"c")
+        syncing = Syncing(vault, local, "/top", "here")
+        syncing.files.looked = lambda count: told.append(f"looked at {count}")
+        syncing.progress = lambda count: told.append(f"did {count}")
+        syncing.expect = lambda total: told.append(f"of {total}")
+        await syncing.run()
+        assert told == ["looked at 1", "looked at 1", "of 2", "did 1", "did 1"]
 
 
 async def test_patterns_that_cannot_be_read_are_told(tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from typing import Final
 
 from aiofiles.threadpool import wrap
 from aiofiles.threadpool.binary import AsyncFileIO
-from anyio import to_thread
+from anyio import from_thread, to_thread
 from attrs import define, field, frozen
 from blake3 import blake3
 
+from vaultfs.adapters.ignoring import IGNORED, ignored_below
 from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import (
     Conflict,
@@ -168,9 +169,13 @@ async def open_source(
 
 
 def digest_of_file(descriptor: int) -> Digest:
-    """The digest of all bytes of an open file. Blocking."""
+    """The digest of all bytes of an open file.
+
+    Blocking, for a worker thread; ends early if whoever waits for it is cancelled.
+    """
     whole, at = blake3(), 0
     while data := os.pread(descriptor, HASHED, at):
+        from_thread.check_cancelled()
         whole.update(data)
         at += len(data)
     return Digest(whole.digest())
@@ -201,7 +206,7 @@ def _read_small(name: str, most: int) -> tuple[bytes, Origin] | None:
 
 @frozen
 class LocalSource(SourceTree):
-    """The folder `top` and everything below it."""
+    """The folder `top` and everything below it but for what its `.vaultignore` names."""
 
     top: FilePath
     """An existing folder."""
@@ -214,18 +219,24 @@ class LocalSource(SourceTree):
         while batch := await to_thread.run_sync(_some, steps):
             yield batch
 
+    def size(self) -> int:
+        """Bytes of the files, as far as a quick look shows. Blocking."""
+        return sum(item.size for item in self._steps() if isinstance(item, Item))
+
     def _steps(self) -> Iterator[Item | Skipped]:
+        with translated(self.top / IGNORED):
+            ignored = ignored_below(self.top)
         folders: list[Path] = [()]
         while folders:
             path = folders.pop()
             below: list[Path] = []
-            for item in self._folder(path):
+            for item in self._folder(path, ignored):
                 if isinstance(item, Item) and item.kind == "folder":
                     below.append(item.path)
                 yield item
             folders += reversed(below)
 
-    def _folder(self, path: Path) -> Iterator[Item | Skipped]:
+    def _folder(self, path: Path, ignored: Callable[[str], bool]) -> Iterator[Item | Skipped]:
         try:
             with os.scandir(self.top.joinpath(*path)) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
@@ -234,6 +245,8 @@ class LocalSource(SourceTree):
             return
         taken: set[str] = set()
         for entry in found:
+            if ignored(_ignorable(path, entry)):
+                continue
             key = key_of(entry.name)
             if key in taken:
                 where = self._name((*path, entry.name))
@@ -291,6 +304,12 @@ _KINDS: Final = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def _ignorable(path: Path, entry: "os.DirEntry[str]") -> str:
+    """An entry of the folder `path` as patterns have it: the name of a folder ends in a slash."""
+    name = "/".join((*path, entry.name))
+    return f"{name}/" if entry.is_dir(follow_symlinks=False) else name
 
 
 def _some(steps: Iterator[Item | Skipped]) -> list[Item | Skipped]:

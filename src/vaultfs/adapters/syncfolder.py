@@ -9,8 +9,8 @@ from operator import attrgetter
 from pathlib import Path as FilePath
 from typing import Final, NamedTuple
 
+from anyio import from_thread
 from attrs import define
-from pathspec import GitIgnoreSpec
 
 from vaultfs.adapters.files import (
     digest_of_file,
@@ -20,11 +20,12 @@ from vaultfs.adapters.files import (
     translate,
     translated,
 )
+from vaultfs.adapters.ignoring import IGNORED, ignored_below
 from vaultfs.adapters.syncstate import FOLDER, InStep
-from vaultfs.domain.errors import InvalidField, SourceChanged, VaultError
+from vaultfs.domain.errors import SourceChanged, VaultError
 from vaultfs.domain.names import Path, check_path
+from vaultfs.ports.progress import no_progress
 
-IGNORED: Final = ".vaultignore"
 _name: Final = attrgetter("name")
 STALE: Final = 3600.0
 """Seconds after which a file under way, which nobody writes to, was left by a crash."""
@@ -69,9 +70,13 @@ class Scan(NamedTuple):
 
 @define
 class SyncFolder:
-    """A folder here. Blocking: to be used in threads."""
+    """A folder here. Blocking, for worker threads; a look at it ends early if whoever waits for it
+    is cancelled.
+    """
 
     top: FilePath
+    looked: Callable[[int], None] = no_progress
+    """Told of each file that a scan has looked into, in its thread."""
 
     def scan(self, known: Mapping[str, InStep], asked: Container[str] = ()) -> Scan:
         """All files, each hashed unless it looks as it did when it was in step.
@@ -93,6 +98,7 @@ class SyncFolder:
                 if was is None or name in asked or not _as_it_was(was, status):
                     path = check_path(tuple(name.split("/")))
                     files[path] = self.found(path, status, was)
+                    self.looked(1)
                 else:
                     settled.add(name)
             except OSError as error:
@@ -110,21 +116,14 @@ class SyncFolder:
         return seen
 
     def _patterns(self) -> Callable[[str], bool]:
-        file = self.top / IGNORED
-        lines: list[str] = []
-        with translated(file), suppress(FileNotFoundError):
-            lines = os.fsdecode(file.read_bytes()).splitlines()
-        if not any(map(str.strip, lines)):
-            return _nothing
-        try:
-            return GitIgnoreSpec.from_lines(lines).match_file
-        except ValueError as error:
-            raise InvalidField(f"{file}: {error}") from error
+        with translated(self.top / IGNORED):
+            return ignored_below(self.top)
 
     def _walk(
         self, above: str, ignored: Callable[[str], bool], skipped: list[tuple[str, str]]
     ) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
         """Files and their names, below the folder `above`, which is "" or ends with a slash."""
+        from_thread.check_cancelled()
         try:
             with translated(self.top / above), os.scandir(self.top / above) as found:
                 entries = sorted(found, key=_name)
@@ -218,11 +217,6 @@ def _as_it_was(known: InStep, status: os.stat_result) -> bool:
 
 def _mixed(seen: int, name: str, status: os.stat_result) -> int:
     return hash((seen, name, status.st_size, status.st_mtime_ns, status.st_ino))
-
-
-def _nothing(_name: str) -> bool:
-    """What is ignored where there are no patterns."""
-    return False
 
 
 def _is_own(name: str) -> bool:

@@ -139,8 +139,9 @@ def check_write(
     """
     blockers = table.in_the_way(wanted, frozenset(grant.owner for grant in grants))
     if blockers:
+        are = "is" if len(wanted) == 1 else "are"
         raise Locked(
-            f"{listed(map(path_of, wanted))} is locked: {who(blockers)}", blockers=blockers
+            f"{listed(map(path_of, wanted))} {are} locked: {who(blockers)}", blockers=blockers
         )
     for each, mode in wanted.items() if grants else ():
         if not any(_covered(grant, each, mode) for grant in grants):

@@ -181,13 +181,13 @@ class Preconditions:
         if self.if_present and node is None:
             raise VersionMismatch(f"{where} is not there", expected=None, found=None)
         for what, expected, found in (
-            ("version", self.if_version, node and node.version),
+            ("version id", self.if_version, node and node.version),
             ("revision", self.if_revision, node and node.revision),
         ):
             if expected is not None and expected != found:
                 there = f"has {what} {found}" if found else f"has no {what}"
                 raise VersionMismatch(
-                    f"{where} {there}, not {expected}: somebody else changed it",
+                    f"{where} {there}, not {expected}: somebody else changed it (stat shows it)",
                     expected=expected,
                     found=found,
                 )

@@ -22,6 +22,7 @@ from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import InvalidField, TooLarge, VaultError, listed
 from vaultfs.domain.metadata import no_constant
 from vaultfs.domain.nodes import User
+from vaultfs.domain.quantities import counted
 from vaultfs.domain.services.batches import LONGEST, WAIT, Batches
 from vaultfs.entrypoints.cli.errors import error_code
 from vaultfs.entrypoints.http.statuses import holder_out, status_of
@@ -56,7 +57,8 @@ class BatchFailed(VaultError):
         if report.dry_run:
             fate = "nothing was to be done"
         super().__init__(
-            f"{len(bad)} of {len(report.results)} operations failed, {fate}: {listed(bad, most=3)}"
+            f"{len(bad)} of {counted(len(report.results), 'operation')} failed, {fate}:"
+            f" {listed(dict.fromkeys(bad), most=3)}"
         )
         self.report = report
 

@@ -1,6 +1,7 @@
 """Opening the catalog of a vault: all that a look at it takes."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 import anyio
@@ -27,7 +28,10 @@ async def open_catalog(folder: Path) -> SqliteCatalog:
             raise NotAVault(
                 f"{folder} has lost its catalog: `vaultfs rebuild` makes it anew from a backup"
             )
-        raise NotAVault(f"there is no vault in {folder}: make one with `vaultfs init {folder}`")
+        if await anyio.Path(folder).is_file():
+            raise NotAVault(f"{folder} is a file: a vault is a folder")
+        init = f"vaultfs init {quote(str(folder))}"
+        raise NotAVault(f"there is no vault in {folder}: make one with `{init}`")
     return await SqliteCatalog.open(catalog_file(folder))
 
 

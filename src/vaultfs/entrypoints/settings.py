@@ -139,6 +139,11 @@ def _own_folder(name: str | None) -> Path:
             f"{name} is a server, and this works on the vault's folder:"
             " run it where that is, with --vault DIR"
         )
+    if "://" in name:
+        raise InvalidField(
+            f"{name}: a vault is a folder, or at http:// or https://; for one in a database there"
+            " are --database and --store"
+        )
     return Path(name)
 
 

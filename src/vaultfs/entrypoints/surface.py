@@ -270,7 +270,9 @@ class Surface(Look):
     async def put_tree(
         self, local: str | PathLike[str], path: str, *, progress: Progress = no_progress
     ) -> "Report":
-        """Store a local folder and all below it as the folder `path`."""
+        """Store a local folder and all below it, but for what its `.vaultignore` names, as the
+        folder `path`.
+        """
 
     @abstractmethod
     async def get_tree(

@@ -106,7 +106,7 @@ class Syncing:
     progress: Progress = no_progress
     """Told of each file that is done."""
     expect: Progress = no_progress
-    """Told how many there are in a round."""
+    """Told how many are to be done in a round, before the first of them."""
     summary: Summary = field(factory=Summary)
     state: SyncState = field(init=False)
     files: SyncFolder = field(init=False)
@@ -123,24 +123,39 @@ class Syncing:
     """The files there at the end of the last run."""
     _remote: dict[str, tuple[int, int]] = field(factory=dict[str, tuple[int, int]])
     """The files there at the cursor."""
+    _is_there: bool = True
+    """Whether the folder of the vault exists, as far as it was asked for."""
     _failed: bool = False
 
     def __attrs_post_init__(self) -> None:
         self.state, self.files = SyncState(self.folder), SyncFolder(self.folder)
 
     async def look(self) -> Plan:
-        """What is to be done. Raises `Conflict` if the folder is in step with another.
+        """What is to be done; nothing is made or noted. Raises `Conflict` if the folder is in step
+        with another, and `NotFound` if neither it nor the one there exists.
 
         Most files of a large folder are as they were on both sides. They stay names, and only
         of the others more is made.
         """
         self._check_root()
         known = await to_thread.run_sync(self.state.all, self.vault.place, self._at(()))
-        cursor = await self._read_feed(anew=not known)
+        self._cursor = await self._read_feed(anew=not known)
         remote = await self.there()
+        here = await to_thread.run_sync(self.folder.exists)
+        if not (here or self._is_there):
+            raise NotFound(
+                f"neither {self.folder} nor {self.path} in the vault is there: make the one to"
+                " begin with, by mkdir or vaultfs mkdir"
+            )
         changed = {name for name, each in known.items() if remote.get(name) != _at_last(each)}
-        self._scan = await to_thread.run_sync(self.files.scan, known, changed)
-        self.seen = self._scan.seen
+        if here:
+            self._scan = await to_thread.run_sync(self.files.scan, known, changed)
+            self.seen = self._scan.seen
+        return await self._plan(known, remote)
+
+    async def _plan(
+        self, known: Mapping[str, InStep], remote: Mapping[str, tuple[int, int]]
+    ) -> Plan:
         settled = self._scan.settled
         noted = {_path(name): each for name, each in known.items() if name not in settled}
         there = {_path(name): name for name in remote if name not in settled}
@@ -160,13 +175,11 @@ class Syncing:
         def nodes() -> set[int]:
             return {each.node for each in self._nodes.values()} | {remote[n][0] for n in settled}
 
-        found = plan(
+        return plan(
             *(here, self._nodes, agreed),
             lambda each, path: self._gone(each, path, nodes()),
             settled,
         )
-        self._cursor = cursor
-        return found
 
     @property
     def cursor(self) -> str:
@@ -177,13 +190,13 @@ class Syncing:
     def _files(self) -> Mapping[Path, Found]:
         return self._scan.files
 
+    @property
+    def _root(self) -> str:
+        return f"{self.vault.place} {self.path}"
+
     def _check_root(self) -> None:
-        root = f"{self.vault.place} {self.path}"
         noted = self.state.note("root")
-        if noted is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.state.take_note("root", root)
-        elif noted != root:
+        if noted not in {None, self._root}:
             raise Conflict(f"{self.folder} is in step with {noted}: name that, or another folder")
 
     async def _read_feed(self, *, anew: bool) -> str:
@@ -271,7 +284,7 @@ class Syncing:
         return path[len(top) :] if keys == tuple(map(key_of, top)) else None
 
     async def list_files(self) -> dict[str, tuple[int, int]]:
-        """The files below the folder there, as `there` gives them; it is made if it is not."""
+        """The files below the folder there, as `there` gives them; none if it is not there."""
         found: dict[str, tuple[int, int]] = {}
         folders: list[Path] = [()]
         try:
@@ -280,7 +293,8 @@ class Syncing:
             if self.state.note("cursor") is not None and not self.force:
                 raise  # it was there: somebody may be mistaken
             self._before = None  # that was another folder
-            await self.vault.mkdir(self.path, parents=True, exist_ok=True)
+            self._is_there = False
+            return found
         while folders:
             folder = folders.pop()
             async for node in self.vault.list(self._at(folder)):
@@ -326,6 +340,7 @@ class Syncing:
                     f" {'here' if found.gone_here >= found.gone_there else 'in the vault'}:"
                     " if that is right, say so with --force"
                 )
+            await self._make_folders()
             if not found.steps:
                 break
             await self._carry_out(found.steps)
@@ -334,6 +349,15 @@ class Syncing:
         if not self._failed:  # or what was deleted there would not be told again
             self.state.take_remote(self._cursor, self._remote, self._before)
         return self.summary
+
+    async def _make_folders(self) -> None:
+        """Make the folder that is on one side only, and note what the one here is in step with."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.state.note("root") is None:
+            self.state.take_note("root", self._root)
+        if not self._is_there:
+            await self.vault.mkdir(self.path, parents=True, exist_ok=True)
+            self._is_there = True
 
     async def _carry_out(self, steps: Sequence[Step]) -> None:
         self.expect(len(steps))

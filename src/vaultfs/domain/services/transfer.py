@@ -29,7 +29,7 @@ from vaultfs.domain.errors import (
     VaultError,
 )
 from vaultfs.domain.names import Address, Path, check_path, format_path, key_of
-from vaultfs.domain.nodes import Node, NodeId, User, UserId, Version, owner_of
+from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version, owner_of
 from vaultfs.domain.operations import MakeFolder, PutFile, Refused
 from vaultfs.domain.services.budget import BLOCK, Budget, Use
 from vaultfs.domain.services.files import Files
@@ -91,7 +91,8 @@ class Transfer:
         """Store everything in `source` below `target`, which becomes a folder if it is none.
 
         What is there under other names stays. A file that cannot be read or stored is in
-        the report; only a failure of the vault itself is raised.
+        the report; only a failure of the vault itself is raised, and `NotAFolder` where a
+        file is in the way of all of them.
         """
         job = _Put(self, caller, source, target, progress)
         await job.run()
@@ -155,6 +156,7 @@ class _Put:
         files = self.transfer.files
         tree = await files.tree(self.caller, self.target.tree)
         await files.check_writable(self.caller, tree, self.target.path)
+        await self._check_no_file(tree)
         self.owner = owner_of(tree)
         folders: list[Path] = []
         group: list[Item] = []
@@ -181,6 +183,13 @@ class _Put:
             await self.taken_in.zero()
             self.transfer.files.packer.flush()
         self.report.folders = len(folders)
+
+    async def _check_no_file(self, tree: TreeId) -> None:
+        """Say once, before anything is read, what each of the files would be refused for."""
+        nodes = await self.transfer.files.catalog.resolve(tree, self.target.path)
+        if nodes and not nodes[-1].is_folder:
+            where = format_path(self.target.path[: len(nodes) - 1])
+            raise NotAFolder(f"{where} is a file, not a folder")
 
     def _too_long(self, path: Path) -> InvalidName | None:
         """Why the vault has no room for such a path, if it has none."""

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from vaultfs.entrypoints.cli import session
+from vaultfs.entrypoints.cli.command import plain
 from vaultfs.entrypoints.cli.errors import EPILOG, ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
@@ -60,7 +61,7 @@ def commands_of(module: str) -> dict[str, Any]:
     part = typer.Typer(**_LOOKS)
     part.callback()(lambda: None)  # or one command alone would be no group
     import_module(f"{__name__}.{module}").add_to(part)
-    group: Any = get_command(part)
+    group: Any = get_command(plain(part))
     return dict(group.commands)
 
 

@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.quantities import counted
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
 from vaultfs.entrypoints.cli.session import (
@@ -27,15 +27,12 @@ if TYPE_CHECKING:
     from vaultfs.entrypoints.batching import Asked, Op
     from vaultfs.entrypoints.http.wire import BatchOut, GrantOut, ResultOut
 
-PathArgument = Annotated[str, typer.Argument(metavar="/PATH", show_default=False)]
-UserArgument = Annotated[str, typer.Argument(metavar="USER", show_default=False)]
-
-
-class _Role(StrEnum):
-    """Those of `domain.access`, which help does not wait for."""
-
-    READER = "reader"
-    WRITER = "writer"
+PathArgument = Annotated[
+    str, typer.Argument(metavar="/PATH", show_default=False, help="A file or folder.")
+]
+UserArgument = Annotated[
+    str, typer.Argument(metavar="USER", show_default=False, help="The name of a user.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -67,7 +64,7 @@ def batch(
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--key", help="Executed once a day, however often it is sent."),
+        typer.Option("--key", metavar="KEY", help="Executed once a day, however often it is sent."),
     ] = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
@@ -168,7 +165,7 @@ def _summary(report: "BatchOut") -> str:
         )
         if number
     ]
-    return f"{counts.total} operations: {', '.join(parts)}"
+    return f"{counted(counts.total, 'operation')}: {', '.join(parts)}"
 
 
 # Sharing
@@ -177,7 +174,9 @@ def _summary(report: "BatchOut") -> str:
 def grant(
     path: PathArgument,
     user: UserArgument,
-    role: Annotated[_Role, typer.Argument(help="Read, or read and write.")] = _Role.READER,
+    role: Annotated[
+        str, typer.Argument(metavar="[reader|writer]", help="Read, or read and write.")
+    ] = "reader",
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -188,6 +187,8 @@ def grant(
     async def work() -> None:
         from vaultfs.domain.access import Role
 
+        if role not in {*Role}:
+            raise InvalidField(f"{role} is no role: {' or '.join(Role)}")
         where = address(path)
         async with working(call) as vault:
             await vault.grant(written(where), user, Role(role))
@@ -218,7 +219,14 @@ def revoke(
 
 
 def access(
-    path: Annotated[str | None, typer.Argument(metavar="[/PATH]", show_default=False)] = None,
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[/PATH]",
+            show_default=False,
+            help="A file or folder; if missing, what others have shared.",
+        ),
+    ] = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

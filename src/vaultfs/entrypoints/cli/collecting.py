@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vaultfs.domain.errors import InvalidField
-from vaultfs.domain.quantities import human
+from vaultfs.domain.quantities import counted, human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
@@ -153,7 +153,8 @@ def _report(report: "Report", options: "Options") -> str:
     would = "would be " if options.dry_run else ""
     lines = [*map(shown, report.listed), *(f"problem: {shown(each)}" for each in report.problems)]
     lines.append(
-        f"{report.packs} packs, {human(report.total)}, {human(report.needed)} of them needed;"
+        f"{counted(report.packs, 'pack')}, {human(report.total)},"
+        f" {human(report.needed)} of them needed;"
         f" {would}condemned: {report.condemned} ({human(report.condemned_bytes)});"
         f" too young for that: {report.young} ({human(report.young_bytes)});"
         f" discarded: {report.discarded} ({human(report.discarded_bytes)});"
@@ -251,7 +252,7 @@ def _scrub(found: "Scrub") -> str:
         for each in found.files
     ]
     verdict = "DAMAGED" if found.problems else "clean"
-    lines.append(f"{verdict}: {found.packs} packs, {human(found.size)} read")
+    lines.append(f"{verdict}: {counted(found.packs, 'pack')}, {human(found.size)} read")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from vaultfs.domain.errors import (
     NotFound,
     SourceChanged,
     VersionMismatch,
+    counted,
 )
 from vaultfs.domain.names import Address, check_name
 from vaultfs.domain.quantities import human
@@ -44,10 +45,18 @@ if TYPE_CHECKING:
     from vaultfs.entrypoints.surface import Content, Surface
 
 Existing = Annotated[
-    int | None, typer.Option("--if-version", metavar="ID", help="Only if this is its version.")
+    int | None,
+    typer.Option(
+        "--if-version",
+        metavar="ID",
+        help="Only if this is the id of its version, which stat shows as version.",
+    ),
 ]
 Revision = Annotated[
-    int | None, typer.Option("--if-revision", metavar="N", help="Only if this is its revision.")
+    int | None,
+    typer.Option(
+        "--if-revision", metavar="N", help="Only if this is its revision, which stat shows."
+    ),
 ]
 
 
@@ -65,11 +74,6 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     for command in (put, get, cat):
         app.command()(command)
-
-
-def counted(number: int, what: str) -> str:
-    """`number` of something, for people."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @define
@@ -96,14 +100,17 @@ class _Outcome:
                 raise
             self.failed.append({"where": where, "reason": error.message})
 
-    def take(self, report: "Report") -> None:
-        """Add what became of a tree."""
+    def take(self, report: "Report", top: str) -> None:
+        """Add what became of a tree, whose files are below `top`."""
         self.files += report.files
         self.folders += report.folders
         self.size += report.size
         self.changed += report.changed
         self.skipped += [{"where": each.where, "reason": each.reason} for each in report.skipped]
-        self.failed += [{"where": each.where, "reason": each.reason} for each in report.failed]
+        above = top.rstrip("/")
+        self.failed += [
+            {"where": f"{above}{each.where}", "reason": each.reason} for each in report.failed
+        ]
 
     def report(self, call: Session, verb: str) -> ExitCode:
         """Tell what happened; the exit code for it."""
@@ -131,8 +138,17 @@ class _Outcome:
 
 
 def put(
-    sources: Annotated[list[str], typer.Argument(metavar="LOCAL...", show_default=False)],
-    destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LOCAL...",
+            show_default=False,
+            help="Files and folders here; - is standard input.",
+        ),
+    ],
+    destination: Annotated[
+        str, typer.Argument(metavar="/DEST", show_default=False, help="Where they go in the vault.")
+    ],
     if_version: Existing = None,
     if_revision: Revision = None,
     create_only: Annotated[
@@ -145,7 +161,8 @@ def put(
     """Store files and folders; - is standard input.
 
     As with cp -r: into DEST if that is a folder, ends in / or there are several sources,
-    else as DEST itself.
+    else as DEST itself. Of a folder, what is in its .vaultignore (as in .gitignore) is passed
+    over.
     """
     call = session(vault, as_json=as_json, quiet=quiet)
 
@@ -170,11 +187,10 @@ async def _put_targets(
 ) -> list[tuple[str, Address]]:
     """Where each source is to go. Raises before anything is stored."""
     target = address(destination)
-    into = (
-        len(sources) > 1
-        or destination.endswith("/")
-        or await vault.kind(written(target)) == "folder"
-    )
+    kind = await vault.kind(written(target))
+    into = len(sources) > 1 or destination.endswith("/") or kind == "folder"
+    if into and kind == "file":
+        raise NotAFolder(f"{written(target)} is a file, not a folder")
     pairs: list[tuple[str, Address]] = []
     for source in sources:
         if not into:
@@ -220,12 +236,10 @@ async def _expect(sources: list[str], bar: Bar) -> None:
 
 
 def _local_size(source: str) -> int:
+    from vaultfs.adapters.files import LocalSource
+
     path = Path(source)
-    if not path.is_dir():
-        return path.stat().st_size
-    return sum(
-        each.lstat().st_size for each in path.rglob("*") if each.is_file() and not each.is_symlink()
-    )
+    return LocalSource(path).size() if path.is_dir() else path.stat().st_size
 
 
 async def _put_one(
@@ -242,7 +256,7 @@ async def _put_one(
         stream = StreamSource(partial(os.read, sys.stdin.fileno()))
         await _store(vault, stream, target, wanted, outcome, bar)
     elif Path(source).is_dir():
-        outcome.take(await vault.put_tree(source, written(target), progress=bar.advance))
+        outcome.take(await vault.put_tree(source, written(target), progress=bar.advance), source)
     else:
         await _put_file(vault, source, target, wanted, outcome, bar)
 
@@ -291,8 +305,18 @@ async def _store(
 
 
 def get(
-    sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
-    destination: Annotated[str, typer.Argument(metavar="LOCAL", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="/SRC...", show_default=False, help="Files and folders of the vault."
+        ),
+    ],
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="LOCAL", show_default=False, help="Where they go here; - is standard output."
+        ),
+    ],
     number: NumberOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
@@ -342,7 +366,8 @@ async def _get_one(
             raise IsAFolder(f"{source} is a folder")
         if target.exists() and not target.is_dir():
             raise NotAFolder(f"{target} is there and no folder")
-        outcome.take(await vault.get_tree(written(source), target, progress=bar.advance))
+        report = await vault.get_tree(written(source), target, progress=bar.advance)
+        outcome.take(report, written(source))
         return
     version = await vault.version(written(source), number)
     bar.expect(version.size)
@@ -382,7 +407,10 @@ async def _get_file(
 
 
 def cat(
-    paths: Annotated[list[str], typer.Argument(metavar="/PATH...", show_default=False)],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="/PATH...", show_default=False, help="Files of the vault."),
+    ],
     number: NumberOption = None,
     vault: VaultOption = None,
     as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,

@@ -11,7 +11,9 @@ from vaultfs.entrypoints.cli.session import JsonOption, QuietOption, run, sessio
 
 MOST: Final = 4096
 """Characters of a token on standard input, with what may stand around it."""
-Server = Annotated[str, typer.Argument(metavar="URL", show_default=False)]
+Server = Annotated[
+    str, typer.Argument(metavar="URL", show_default=False, help="The address of the server.")
+]
 
 
 def add_to(app: typer.Typer) -> None:

@@ -11,18 +11,28 @@ class ExitCode(IntEnum):
 
     DONE = 0
     FAILED = 1
-    """Refused or failed, or damage was found."""
     USAGE = 2
-    """The command was not understood, or names something that cannot be."""
     PARTIAL = 3
-    """Some files were skipped or failed; the others are done."""
     ROLLED_BACK = 4
-    """An atomic batch was refused: nothing of it was done."""
     BUG = 70
     INTERRUPTED = 130
     UNREAD = 141
-    """Whoever read what it prints has gone: as a shell says of others, which SIGPIPE ends."""
+    """As a shell says of others, which SIGPIPE ends."""
 
+
+MEANINGS: Final = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "refused or failed, or damage was found",
+    ExitCode.USAGE: "wrong usage, or a name that cannot be",
+    ExitCode.PARTIAL: "some files were skipped or failed and the others are done, or not yet, as"
+    " `migrate` says",
+    ExitCode.ROLLED_BACK: "an atomic batch was refused, or packs that `migrate` could not move"
+    " are left",
+    ExitCode.BUG: "a bug in vaultfs",
+    ExitCode.INTERRUPTED: "interrupted",
+    ExitCode.UNREAD: "whoever read the output has gone",
+}
+"""For help, and for the table in the README."""
 
 EXIT_CODES: Final[tuple[tuple[type[VaultError], ExitCode], ...]] = (
     (InvalidName, ExitCode.USAGE),
@@ -31,9 +41,7 @@ EXIT_CODES: Final[tuple[tuple[type[VaultError], ExitCode], ...]] = (
 """Every other error is `FAILED`."""
 
 EPILOG: Final = (
-    "Exit codes: 0 done; 1 refused, failed, or damage found; 2 wrong usage; 3 partial: some"
-    " files were skipped or failed; 4 a batch was refused as a whole; 70 a bug in vaultfs;"
-    " 130 interrupted; 141 nobody reads its output any more."
+    f"Exit codes: {'; '.join(f'{code.value} {text}' for code, text in MEANINGS.items())}."
 )
 
 

@@ -54,8 +54,15 @@ WaitOption = Annotated[
 
 @locks.command("run")
 def run_locked(
-    path: Annotated[str, typer.Argument(metavar="/PATH", show_default=False)],
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", show_default=False)],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="/PATH", show_default=False, help="What is locked, with all below it."
+        ),
+    ],
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND...", show_default=False, help="What is run.")
+    ],
     mode: ModeOption = "exclusive",
     wait: WaitOption = None,
     vault: VaultOption = None,
@@ -282,9 +289,15 @@ def _waiting_row(queued: _Told) -> tuple[str, ...]:
 
 @locks.command("break")
 def break_lock(
-    token: Annotated[int, typer.Argument(metavar="TOKEN", show_default=False)],
+    token: Annotated[
+        int,
+        typer.Argument(
+            metavar="TOKEN", show_default=False, help="Of the lock, as lock ls shows it."
+        ),
+    ],
     user: Annotated[
-        str | None, typer.Option("--user", help="Whose tree it is in; your own by default.")
+        str | None,
+        typer.Option("--user", metavar="NAME", help="Whose tree it is in; your own by default."),
     ] = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,

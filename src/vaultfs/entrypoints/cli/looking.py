@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from vaultfs.domain.nodes import Node
     from vaultfs.entrypoints.look import Look
 
-PathArgument = Annotated[str, typer.Argument(metavar="/PATH")]
+PathArgument = Annotated[
+    str, typer.Argument(metavar="/PATH", help="A file or folder of the vault.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -94,7 +96,7 @@ def _name(node: "Node") -> str:
 
 def tree(
     path: PathArgument = "/",
-    depth: Annotated[int, typer.Option("--depth", min=1, help="Levels to show.")] = 64,
+    depth: Annotated[int, typer.Option("--depth", metavar="N", min=1, help="Levels to show.")] = 64,
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vaultfs.domain.errors import InvalidField
-from vaultfs.domain.quantities import human
+from vaultfs.domain.quantities import counted, human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     Bar,
@@ -76,7 +76,7 @@ def _placement(now: "Placement") -> str:
     way = now.source if now.target is None else f"{now.source} -> {now.target}"
     most, packs = now.pace.bytes_per_second, now.pace.objects_per_second
     pace = "" if most is None else f", at most {human(most)} a second"
-    pace += "" if packs is None else f", at most {packs} packs a second"
+    pace += "" if packs is None else f", at most {counted(packs, 'pack')} a second"
     paused = ", paused" if now.paused else ""
     return f"{now.phase}{paused} (epoch {now.epoch}): {shown(way)}{pace}"
 

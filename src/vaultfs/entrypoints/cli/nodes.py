@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 Force = Annotated[
     bool, typer.Option("--force", "-f", help="Replace what is there; it goes to the trash.")
 ]
-Paths = Annotated[list[str], typer.Argument(metavar="/PATH...", show_default=False)]
+Paths = Annotated[
+    list[str],
+    typer.Argument(metavar="/PATH...", show_default=False, help="Files and folders of the vault."),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -123,8 +126,18 @@ def _demanded(wanted: "Preconditions") -> dict[str, int]:
 
 
 def mv(
-    sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
-    destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="/SRC...", show_default=False, help="Files and folders of the vault."
+        ),
+    ],
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="/DEST", show_default=False, help="Where they go; into it, if it is a folder."
+        ),
+    ],
     force: Force = False,
     if_version: Existing = None,
     if_revision: Revision = None,
@@ -154,8 +167,18 @@ def mv(
 
 
 def cp(
-    sources: Annotated[list[str], typer.Argument(metavar="/SRC...", show_default=False)],
-    destination: Annotated[str, typer.Argument(metavar="/DEST", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="/SRC...", show_default=False, help="Files and folders of the vault."
+        ),
+    ],
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="/DEST", show_default=False, help="Where they go; into it, if it is a folder."
+        ),
+    ],
     force: Force = False,
     number: NumberOption = None,
     vault: VaultOption = None,
@@ -274,7 +297,12 @@ def _trashed_row(each: "Trashed") -> tuple[str, ...]:
 
 
 def restore(
-    what: Annotated[str, typer.Argument(metavar="ID|/PATH", show_default=False)],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID|/PATH", show_default=False, help="What trash shows, or the path it had."
+        ),
+    ],
     to: Annotated[
         str | None, typer.Option("--to", metavar="/PATH", help="Restore it to this path.")
     ] = None,
@@ -283,7 +311,10 @@ def restore(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Bring something back from the trash, or an old version of a file."""
+    """Bring something back from the trash, or an old version of a file.
+
+    Of several things that had one path, that is what was deleted last: the others have IDs.
+    """
     call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
@@ -313,15 +344,24 @@ async def _find_trashed(vault: "Surface", what: str) -> "Trashed":
             key=lambda each: each.node.trashed_us or 0,
         )
     if not matching:
-        raise NotFound(f"{what} is not in the trash: see `vaultfs trash`")
+        raise NotFound(f"{what} is not in the trash: {await _way_out(vault, what)}")
     return matching[-1]
+
+
+async def _way_out(vault: "Surface", what: str) -> str:
+    if not what.isdecimal() and await vault.kind(what) == "file":
+        return "it is where it was, and --version N brings an old content back"
+    return "see `vaultfs trash`"
 
 
 # Metadata
 
 
 def meta(
-    path: Annotated[str, typer.Argument(metavar="/PATH", show_default=False)],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="/PATH", show_default=False, help="A file or folder of the vault."),
+    ],
     patch: Annotated[
         str | None,
         typer.Argument(metavar="[PATCH]", help="A JSON merge patch: null removes a key."),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vaultfs.domain.errors import InvalidField
-from vaultfs.domain.quantities import human
+from vaultfs.domain.quantities import counted, human
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
     FolderOption,
@@ -73,20 +73,30 @@ def serve(
         str | None, typer.Argument(metavar="[DIR]", show_default=False, help="Made if missing.")
     ] = None,
     *,
-    host: Annotated[str | None, typer.Option("--host", help=_is("host"))] = None,
-    port: Annotated[int | None, typer.Option("--port", help=_is("port"))] = None,
-    tls_cert: Annotated[str | None, typer.Option("--tls-cert", help=_is("tls_cert"))] = None,
-    tls_key: Annotated[str | None, typer.Option("--tls-key", help=_is("tls_key"))] = None,
-    rate: Annotated[float | None, typer.Option("--rate", help=_is("rate"))] = None,
+    host: Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help=_is("host"))] = None,
+    port: Annotated[int | None, typer.Option("--port", metavar="N", help=_is("port"))] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option("--tls-cert", metavar="FILE", help=_is("tls_cert"))
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option("--tls-key", metavar="FILE", help=_is("tls_key"))
+    ] = None,
+    rate: Annotated[float | None, typer.Option("--rate", metavar="N", help=_is("rate"))] = None,
     max_chain_depth: Annotated[
-        int | None, typer.Option("--max-chain-depth", help=_is("max_chain_depth"))
+        int | None, typer.Option("--max-chain-depth", metavar="N", help=_is("max_chain_depth"))
     ] = None,
-    trash_days: Annotated[int | None, typer.Option("--trash-days", help=_is("trash_days"))] = None,
+    trash_days: Annotated[
+        int | None, typer.Option("--trash-days", metavar="N", help=_is("trash_days"))
+    ] = None,
     backup_hours: Annotated[
-        int | None, typer.Option("--backup-hours", help=_is("backup_hours"))
+        int | None, typer.Option("--backup-hours", metavar="N", help=_is("backup_hours"))
     ] = None,
-    gc_hours: Annotated[int | None, typer.Option("--gc-hours", help=_is("gc_hours"))] = None,
-    scrub_days: Annotated[int | None, typer.Option("--scrub-days", help=_is("scrub_days"))] = None,
+    gc_hours: Annotated[
+        int | None, typer.Option("--gc-hours", metavar="N", help=_is("gc_hours"))
+    ] = None,
+    scrub_days: Annotated[
+        int | None, typer.Option("--scrub-days", metavar="N", help=_is("scrub_days"))
+    ] = None,
     config: ConfigOption = None,
     vault: FolderOption = None,
     database: DatabaseOption = None,
@@ -221,10 +231,16 @@ def _plan(trash_days: int, backup_hours: int, gc_hours: int, scrub_days: int) ->
     )
 
 
-TrashOption = Annotated[int, typer.Option("--trash-days", help=SETTINGS["trash_days"].text)]
-GcOption = Annotated[int, typer.Option("--gc-hours", help=SETTINGS["gc_hours"].text)]
-ScrubOption = Annotated[int, typer.Option("--scrub-days", help=SETTINGS["scrub_days"].text)]
-BackupOption = Annotated[int, typer.Option("--backup-hours", help=SETTINGS["backup_hours"].text)]
+TrashOption = Annotated[
+    int, typer.Option("--trash-days", metavar="N", help=SETTINGS["trash_days"].text)
+]
+GcOption = Annotated[int, typer.Option("--gc-hours", metavar="N", help=SETTINGS["gc_hours"].text)]
+ScrubOption = Annotated[
+    int, typer.Option("--scrub-days", metavar="N", help=SETTINGS["scrub_days"].text)
+]
+BackupOption = Annotated[
+    int, typer.Option("--backup-hours", metavar="N", help=SETTINGS["backup_hours"].text)
+]
 
 
 def maintain(
@@ -249,12 +265,12 @@ def maintain(
             done = await vault.upkeep().run(evolve(plan, duty=1.0))
         call.answer(
             asdict(done),
-            f"{done.pruned} old versions and {done.purged} nodes of the trash forgotten;"
-            f" {done.linked} deltas recorded; {done.expired} uploads ended;"
-            f" {done.digests} digests verified,"
+            f"{counted(done.pruned, 'old version')} and {counted(done.purged, 'node')} of the trash"
+            f" forgotten; {counted(done.linked, 'delta')} recorded;"
+            f" {counted(done.expired, 'upload')} ended; {counted(done.digests, 'digest')} verified,"
             f" {done.false_claims} of them claimed falsely;"
             f" {'made backup ' + done.backup if done.backup else 'no backup was due'};"
-            f" {done.condemned} packs condemned, {human(done.freed)} freed,"
+            f" {counted(done.condemned, 'pack')} condemned, {human(done.freed)} freed,"
             f" {human(done.scrubbed)} read again"
             + "".join(f"\nproblem: {shown(each)}" for each in done.problems),
         )
@@ -301,7 +317,7 @@ def _size(text: str) -> int | None:
 
 @users.command("add")
 def add_user(
-    name: Annotated[str, typer.Argument(show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="Of the user.")],
     quota: Annotated[
         str, typer.Option("--quota", metavar="N[KMGT]|none", help="Bytes of all versions.")
     ] = "none",
@@ -315,13 +331,13 @@ def add_user(
     call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
+        from shlex import quote
+
         most = _size(quota)
         async with _people(call) as people:
             user = await people.add_user(name, most)
-        call.answer(
-            _user_json(user),
-            f"made user {shown(name)}; give a token with: vaultfs token add --user {shown(name)}",
-        )
+        token = f"vaultfs token add --user {quote(shown(name))}"
+        call.answer(_user_json(user), f"made user {shown(name)}; give a token with: {token}")
 
     run(call, work)
 
@@ -353,8 +369,13 @@ def _user_row(user: "User") -> tuple[str, ...]:
 
 @users.command("quota")
 def set_quota(
-    name: Annotated[str, typer.Argument(show_default=False)],
-    quota: Annotated[str, typer.Argument(metavar="N[KMGT]|none", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="Of the user.")],
+    quota: Annotated[
+        str,
+        typer.Argument(
+            metavar="N[KMGT]|none", show_default=False, help="Bytes that the tree may hold."
+        ),
+    ],
     vault: VaultOption = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
@@ -376,10 +397,12 @@ def set_quota(
 # Tokens
 
 UserOption = Annotated[
-    str | None, typer.Option("--user", help="Whose token it is; your own if missing.")
+    str | None,
+    typer.Option("--user", metavar="NAME", help="Whose token it is; your own if missing."),
 ]
 ExpiresOption = Annotated[
-    int | None, typer.Option("--days", min=1, max=36_500, help="Expires after so many days.")
+    int | None,
+    typer.Option("--days", metavar="N", min=1, max=36_500, help="Expires after so many days."),
 ]
 
 
@@ -419,7 +442,7 @@ def _tell(issued: "Issued") -> str:
 
 @tokens.command("add")
 def add_token(
-    name: Annotated[str, typer.Argument(help="What it is for.")] = "",
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="What it is for.")] = "",
     user: UserOption = None,
     scopes: Annotated[
         str, typer.Option("--scopes", metavar="read,write,admin", help="What it allows.")
@@ -474,11 +497,22 @@ def _token_row(token: "Token") -> tuple[str, ...]:
 
 @tokens.command("rotate")
 def rotate_token(
-    number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    number: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", show_default=False, help="Of the token, as token ls shows it."
+        ),
+    ],
     user: UserOption = None,
     overlap: Annotated[
         int,
-        typer.Option("--overlap", min=0, max=2_592_000, help="Seconds the old secret stays good."),
+        typer.Option(
+            "--overlap",
+            metavar="SECONDS",
+            min=0,
+            max=2_592_000,
+            help="Seconds the old secret stays good.",
+        ),
     ] = 86_400,
     days: ExpiresOption = None,
     vault: VaultOption = None,
@@ -502,7 +536,12 @@ def rotate_token(
 
 @tokens.command("revoke")
 def revoke_token(
-    number: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    number: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", show_default=False, help="Of the token, as token ls shows it."
+        ),
+    ],
     user: UserOption = None,
     vault: VaultOption = None,
     database: DatabaseOption = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from attrs import define, evolve
 
-from vaultfs.domain.errors import VaultError
+from vaultfs.domain.errors import Blocking, VaultError
 from vaultfs.entrypoints.cli.errors import ExitCode, error_code, exit_code
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Session:
             task = progress.add_task(title, total=total)
             yield Bar(
                 lambda done: progress.advance(task, done),
-                lambda size: progress.update(task, total=size),
+                lambda size: progress.reset(task, total=size),
             )
 
 
@@ -151,7 +151,7 @@ class Bar:
 
     advance: "Progress" = _nothing
     expect: Callable[[int], None] = _nothing
-    """Told the total once it is known."""
+    """Told the total once it is known; what was done before does not count."""
 
 
 defaults = Session()
@@ -250,7 +250,9 @@ def _tune() -> None:
 
 
 def _fail(call: Session, error: VaultError) -> ExitCode:
-    call.refuse(error_code(error), error.message)
+    blocked = isinstance(error, Blocking)
+    way_out = "; `vaultfs lock ls` has the token for `vaultfs lock break`" if blocked else ""
+    call.refuse(error_code(error), f"{error.message}{way_out}")
     if call.debug:
         raise error
     return exit_code(error)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from vaultfs.domain.errors import Conflict, InvalidField, NotFound
-from vaultfs.domain.quantities import human
+from vaultfs.domain.errors import Conflict, Exists, InvalidField, NotFound, VersionMismatch
+from vaultfs.domain.quantities import counted, human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, written
 from vaultfs.entrypoints.cli.session import (
+    Bar,
     JsonOption,
     QuietOption,
     Session,
@@ -26,14 +27,16 @@ if TYPE_CHECKING:
     import os
 
     from vaultfs.adapters.syncstate import InStep
+    from vaultfs.domain.nodes import Version
     from vaultfs.domain.syncplan import Plan, Problem
+    from vaultfs.entrypoints.pulling import Pushed
     from vaultfs.entrypoints.surface import Surface
     from vaultfs.entrypoints.syncing import Summary, Syncing
 
 LOOK: Final = 0.5
 """Seconds between two looks at a folder that is watched."""
 
-Local = Annotated[Path, typer.Argument(metavar="LOCAL", show_default=False)]
+Local = Annotated[Path, typer.Argument(metavar="LOCAL", show_default=False, help="The file here.")]
 There = Annotated[
     str | None,
     typer.Argument(metavar="[/VAULT/PATH]", show_default=False, help="Once; then it is known."),
@@ -101,12 +104,10 @@ def pull(
         from vaultfs.domain.nodes import VersionId
 
         place = _Place(call, local, path)
-        if place.edited and not force:
-            raise Conflict(
-                f"{local} has changes that the vault does not have: push it, or pull with --force"
-            )
         base = None if place.known is None else VersionId(place.known.version)
         async with working(call) as surface:
+            if place.edited and not force:
+                raise Conflict(_unlike(place, await _newest(surface, place.path)))
             with call.progress("pull", None) as bar:
                 done = await surface.pull(
                     place.path, local, base=base, expected=place.status, progress=bar.advance
@@ -134,22 +135,17 @@ def push(
     call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
-        from vaultfs.domain.nodes import VersionId
-
         place = _Place(call, local, path)
         if place.status is None:
             raise NotFound(f"{local} is not there")
-        known = place.known
-        if known is not None and not place.edited:
-            value = _told(place, known.number, 0, known.size) | {"changed": False}
-            call.answer(value, f"{shown(str(local))} is up to date")
-            return
-        base = None if known is None else VersionId(known.version)
         async with working(call) as surface:
-            if force:
-                base = await _newest(surface, place.path)
+            if not force and place.known is not None and not place.edited:
+                await _must_be_newest(surface, place, place.known)
+                value = _told(place, place.known.number, 0, place.known.size) | {"changed": False}
+                call.answer(value, f"{shown(str(local))} is up to date")
+                return
             with call.progress("push", place.status.st_size) as bar:
-                done = await surface.push(place.path, local, base=base, progress=bar.advance)
+                done = await _push(surface, place, bar, force=force)
         node = done.node
         place.remember(node.version or 0, node.number)
         value = _told(place, node.number, done.travelled, node.size)
@@ -159,9 +155,56 @@ def push(
     run(call, work)
 
 
-async def _newest(surface: Any, path: str) -> Any:
+async def _must_be_newest(surface: "Surface", place: _Place, known: "InStep") -> None:
+    """Raises `VersionMismatch` unless the vault has what the local file was in step with."""
+    newest = await _newest(surface, place.path)
+    if newest is None or newest.id != known.version:
+        raise _not_based(place, newest)
+
+
+async def _push(surface: "Surface", place: _Place, bar: Bar, *, force: bool) -> "Pushed":
+    from vaultfs.domain.nodes import VersionId
+
+    if force:
+        newest = await _newest(surface, place.path)
+        base = None if newest is None else newest.id
+    else:
+        base = None if place.known is None else VersionId(place.known.version)
     try:
-        return (await surface.version(path)).id
+        return await surface.push(place.path, place.local, base=base, progress=bar.advance)
+    except (VersionMismatch, Exists, NotFound) as error:
+        if base is None and isinstance(error, NotFound):
+            raise
+        raise _not_based(place, await _newest(surface, place.path)) from error
+
+
+def _not_based(place: _Place, newest: "Version | None") -> VersionMismatch:
+    """Why a push is refused where `newest` is not what the local file was in step with."""
+    expected = None if place.known is None else place.known.version
+    return VersionMismatch(_unlike(place, newest), expected=expected, found=newest and newest.id)
+
+
+def _unlike(place: _Place, newest: "Version | None") -> str:
+    """That the local file and what is there are not in step, and the ways out."""
+    here, there, known = place.local, place.path, place.known
+    if newest is None and known is None:
+        return f"nothing is at {there}: push puts {here} there"
+    if newest is None:
+        return f"{there} was deleted there: push --force puts it again"
+    if known is not None and known.version == newest.id:
+        return f"{here} has changes that {there} has not: push it, or give them up by pull --force"
+    if known is not None and not place.edited:
+        return f"{there} is version {newest.number} by now, and {here} has no changes: pull it"
+    both = "is there already, as" if known is None else "was changed too, and is"
+    return (
+        f"{there} {both} version {newest.number}: push --force puts {here} above it, pull --force"
+        f" replaces {here} by it, and get {there} OTHER has it beside {here}"
+    )
+
+
+async def _newest(surface: "Surface", path: str) -> "Version | None":
+    try:
+        return await surface.version(path)
     except NotFound:
         return None
 
@@ -183,8 +226,15 @@ def _travelled(call: Session, value: dict[str, Any]) -> str:
 
 
 def sync(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
-    path: Annotated[str, typer.Argument(metavar="/VAULT/FOLDER", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", show_default=False, help="The folder here.")
+    ],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="/VAULT/FOLDER", show_default=False, help="The folder of the vault."
+        ),
+    ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Only tell what would be done.")
     ] = False,
@@ -215,6 +265,7 @@ def sync(
                 syncing = _syncing(surface, folder, path, force=force)
                 with call.progress("sync", files=True) as bar:
                     syncing.progress, syncing.expect = bar.advance, bar.expect
+                    syncing.files.looked = bar.advance
                     done = await syncing.run()
                 if not watching or done.changed or done.problems:
                     _tell_summary(call, done)
@@ -274,13 +325,27 @@ def _tell_summary(call: Session, done: "Summary") -> None:
         value,
         f"{done.pulled} pulled, {done.pushed} pushed, {done.moved} moved,"
         f" {done.deleted_here} deleted here, {done.deleted_there} there,"
-        f" {len(done.conflicts)} conflicts; {human(done.travelled)} travelled",
+        f" {counted(len(done.conflicts), 'conflict')}; {human(done.travelled)} travelled",
     )
 
 
 def diff(
-    one: Annotated[str, typer.Argument(metavar="/PATH[@N]", show_default=False)],
-    other: Annotated[str, typer.Argument(metavar="/PATH[@N]", show_default=False)],
+    one: Annotated[
+        str,
+        typer.Argument(
+            metavar="/PATH[@N]",
+            show_default=False,
+            help="A file, and the number of a version: the newest if missing.",
+        ),
+    ],
+    other: Annotated[
+        str,
+        typer.Argument(
+            metavar="/PATH[@N]",
+            show_default=False,
+            help="A file, and the number of a version: the newest if missing.",
+        ),
+    ],
     stat: Annotated[  # noqa: ARG001 it says what is done anyway
         bool, typer.Option("--stat", help="How much is the same: always shown, and nothing else.")
     ] = False,
@@ -296,7 +361,7 @@ def diff(
         call.answer(
             value,
             f"{human(value['new'])} of {human(value['size'])} are new,"
-            f" in {value['places']} places; a delta has {human(value['delta'])}",
+            f" in {counted(value['places'], 'place')}; a delta has {human(value['delta'])}",
         )
 
     run(call, work)

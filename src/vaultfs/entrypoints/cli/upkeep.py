@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from vaultfs.domain.errors import InvalidField
-from vaultfs.domain.quantities import human
+from vaultfs.domain.quantities import counted, human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
@@ -39,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
 
 def init(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", show_default=False, help="Empty, or none yet.")
+        str | None, typer.Argument(metavar="[DIR]", show_default=False, help="Empty, or none yet.")
     ] = None,
     database: DatabaseOption = None,
     store: StoreOption = None,
@@ -50,16 +50,17 @@ def init(
 
     With a folder and a store, the catalog is in the folder, which remembers the store.
     """
-    where = None if folder is None else str(folder)
-    call = session(where, database=database, store=store, as_json=as_json, quiet=quiet)
+    call = session(folder, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
+        from shlex import quote
+
         from vaultfs.entrypoints.vault import init_database, init_vault
 
         settings = call.settings
         if settings.database is None:
             number = await init_vault(settings.home, settings.store)
-            example = f"--vault {settings.home}"
+            example = f"--vault {quote(str(settings.home))}"
         else:
             number, example = await init_database(settings), "--database ... --store ..."
         call.answer(
@@ -192,8 +193,8 @@ def _findings(found: "Findings") -> str:
     ]
     verdict = "clean" if found.clean else "DAMAGED"
     lines.append(
-        f"{verdict}: {found.versions} versions, {found.packs} packs, {found.chunks} chunks,"
-        f" {human(found.size)} read"
+        f"{verdict}: {counted(found.versions, 'version')}, {counted(found.packs, 'pack')},"
+        f" {counted(found.chunks, 'chunk')}, {human(found.size)} read"
     )
     return "\n".join(lines)
 
@@ -236,7 +237,8 @@ def rebuild(
                 "versions": done.versions,
                 "problems": list(done.problems),
             },
-            f"indexed {done.chunks} chunks in {done.packs} packs for {done.versions} versions",
+            f"indexed {counted(done.chunks, 'chunk')} in {counted(done.packs, 'pack')}"
+            f" for {counted(done.versions, 'version')}",
         )
         return ExitCode.FAILED if done.problems else ExitCode.DONE
 
@@ -260,7 +262,7 @@ async def _recover(call: Session, name: str | None) -> "Backup | None":
 
 def backup(
     listed: Annotated[bool, typer.Option("--list", help="List the backups instead.")] = False,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Backups to keep.")] = 7,
+    keep: Annotated[int, typer.Option("--keep", metavar="N", min=1, help="Backups to keep.")] = 7,
     vault: FolderOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -87,7 +87,12 @@ def _row(upload: "Upload") -> tuple[str, ...]:
 
 @uploads.command("abort")
 def abort_uploads(
-    numbers: Annotated[list[str], typer.Argument(metavar="ID...", show_default=False)],
+    numbers: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ID...", show_default=False, help="Of uploads, as upload ls shows them."
+        ),
+    ],
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -90,11 +90,7 @@ async def take_delta(call: Call) -> Response:
         raise InvalidField("a delta needs If-Match, with the entity tag of the version it is from")
     node, version = await call.files.version(call.user, call.address)
     if version.id != wanted.if_version:
-        raise VersionMismatch(
-            f"it has version {version.id} by now, not {wanted.if_version}",
-            expected=wanted.if_version,
-            found=version.id,
-        )
+        raise _changed(call, version)
     if version.digest is None or version.digest_state is not DigestState.VERIFIED:
         raise Unsupported("the digest of the base is not known yet: send the whole file")
     base = VaultBase(call.files, node.tree, version, version.digest)
@@ -279,9 +275,12 @@ def _as_field() -> Generator[None, None, None]:
 def _must_match(call: Call, version: Version) -> None:
     match = call.header("if-match")
     if match is not None and content_etag(version.id) not in match:
-        raise VersionMismatch(
-            f"it has version {version.id} by now", expected=None, found=version.id
-        )
+        raise _changed(call, version)
+
+
+def _changed(call: Call, version: Version) -> VersionMismatch:
+    message = f"{call.address} is version {version.number} by now: somebody else changed it"
+    return VersionMismatch(message, expected=None, found=version.id)
 
 
 def _headers(node: Node, version: Version) -> dict[str, str]:
