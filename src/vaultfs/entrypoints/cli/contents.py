@@ -20,10 +20,9 @@ from vaultfs.domain.errors import (
     NotFound,
     SourceChanged,
     VersionMismatch,
-    counted,
 )
 from vaultfs.domain.names import Address, check_name
-from vaultfs.domain.quantities import human
+from vaultfs.domain.quantities import counted, human
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import address, node_json, written
 from vaultfs.entrypoints.cli.session import (
