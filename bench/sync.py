@@ -99,6 +99,7 @@ def latency(vaultfs: Callable[..., list[str]], env: dict[str, str], one: Path, t
             (one / "note").write_text(text)
             start = time.perf_counter()
             while not (two / "note").exists() or (two / "note").read_text() != text:
+                assert time.perf_counter() - start < 60, "it does not arrive"
                 time.sleep(0.01)
             took.append(time.perf_counter() - start)
             time.sleep(0.7)
@@ -128,7 +129,8 @@ def main() -> int:
             if wanted.only in {"", "vaultfs"}:
                 compare("vaultfs", paths, lambda: timed(*words, env=env))
             if wanted.only in {"", "latency"}:
-                (folder / "one").mkdir()
+                for name in ("one", "two"):
+                    (folder / name).mkdir()
                 latency(vaultfs, env, folder / "one", folder / "two")
         shutil.rmtree(folder / "files/.vaultfs", ignore_errors=True)
         if wanted.only in {"", "rsync"} and shutil.which("rsync"):
