@@ -547,6 +547,28 @@ async def test_what_goes_while_it_is_looked_at_stops_nothing(
         assert (await vault.sync(local, "/top")).deleted_there == 1
 
 
+async def test_what_was_only_touched_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[VaultPath] = []
+    plain = SyncFolder.found
+
+    def noted(self: SyncFolder, path: VaultPath, *words: Any) -> Found:
+        read.append(path)
+        return plain(self, path, *words)
+
+    async with desk(tmp_path, {"a": b"1", "b": b"2"}) as (vault, local):
+        (local / "a").write_bytes(b"1")
+        (local / "b").write_bytes(b"newer")
+        monkeypatch.setattr(SyncFolder, "found", noted)
+        for expected in ([("a",), ("b",)], [], []):
+            read.clear()
+            done = await vault.sync(local, "/top")
+            assert done.problems == []
+            assert read == expected
+        assert await vault.get("/top/b") == b"newer"
+
+
 # Names, and patterns
 
 

@@ -9,7 +9,8 @@ pushes ask for the path again.
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any, Final, NamedTuple
 
@@ -38,6 +39,7 @@ CREATE TABLE IF NOT EXISTS remote(
     version INTEGER NOT NULL
 ) WITHOUT ROWID
 """
+_SET: Final = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _COLUMNS: Final = "vault, path, version, number, size, mtime, node, content"
 
 
@@ -126,24 +128,31 @@ class SyncState:
         gone = [(name,) for name in old.keys() - now.keys()]
         new = [(name, *row) for name, row in now.items() if old.get(name) != row]
         notes = [("cursor", cursor), ("listed", "")]
-        try:
-            with self._lock, self._opened() as connection:
-                if before is None:
-                    connection.execute("DELETE FROM remote")
-                connection.executemany("DELETE FROM remote WHERE name = ?", gone)
-                connection.executemany("INSERT OR REPLACE INTO remote VALUES (?, ?, ?)", new)
-                connection.executemany("INSERT OR REPLACE INTO notes VALUES (?, ?)", notes)
-        except (sqlite3.Error, OSError) as error:
-            raise StateUnusable(f"{self._file}: {error}: remove it to begin anew") from error
+        with self._changing() as connection:
+            if before is None:
+                connection.execute("DELETE FROM remote")
+            connection.executemany("DELETE FROM remote WHERE name = ?", gone)
+            connection.executemany("INSERT OR REPLACE INTO remote VALUES (?, ?, ?)", new)
+            connection.executemany("INSERT OR REPLACE INTO notes VALUES (?, ?)", notes)
 
     def set(self, name: str, now: InStep) -> None:
         """Remember that the file is in step."""
-        self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, *now))
+        self._run(_SET, (name, *now))
+
+    def set_all(self, files: Mapping[str, InStep]) -> None:
+        """Remember that these files are in step."""
+        with self._changing() as connection:
+            connection.executemany(_SET, [(name, *now) for name, now in files.items()])
 
     def _run(self, sql: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        with self._changing() as connection:
+            return connection.execute(sql, parameters).fetchall()
+
+    @contextmanager
+    def _changing(self) -> Generator[sqlite3.Connection, None, None]:
         try:
             with self._lock, self._opened() as connection:
-                return connection.execute(sql, parameters).fetchall()
+                yield connection
         except (sqlite3.Error, OSError) as error:
             raise StateUnusable(f"{self._file}: {error}: remove it to begin anew") from error
 

@@ -114,6 +114,8 @@ class Syncing:
     """The folder's fingerprint at the last look."""
     _nodes: dict[Path, There] = field(factory=dict[Path, There])
     _scan: Scan = field(factory=lambda: Scan({}, set(), 0, [], str.isspace))
+    _noted: dict[Path, InStep] = field(factory=dict[Path, InStep])
+    """What is known of files that are not settled."""
     _tombstones: set[str] = field(factory=set[str])
     """Paths of the vault that it says were deleted, and ids of nodes."""
     _cursor: str = ""
@@ -163,7 +165,7 @@ class Syncing:
         self._nodes = {
             path: _there(remote[name]) for path, name in there.items() if path not in over
         }
-        noted = {path: each for path, each in noted.items() if path not in over}
+        self._noted = noted = {path: each for path, each in noted.items() if path not in over}
         here = {path: Here(found.edited, found.content) for path, found in self._files.items()}
         await self._compare(here, noted)
         agreed = {
@@ -341,6 +343,7 @@ class Syncing:
                     " if that is right, say so with --force"
                 )
             await self._make_folders()
+            await to_thread.run_sync(self._note_looks)
             if not found.steps:
                 break
             await self._carry_out(found.steps)
@@ -349,6 +352,15 @@ class Syncing:
         if not self._failed:  # or what was deleted there would not be told again
             self.state.take_remote(self._cursor, self._remote, self._before)
         return self.summary
+
+    def _note_looks(self) -> None:
+        """Note what files look like whose content is what it was, so that they are read once."""
+        looks: dict[str, InStep] = {}
+        for path, found in self._files.items():
+            row, now = self._noted.get(path), found.status
+            if row is not None and not found.edited and not row.is_as_it_was(now):
+                looks["/".join(path)] = row._replace(size=now.st_size, mtime=now.st_mtime_ns)
+        self.state.set_all(looks)
 
     async def _make_folders(self) -> None:
         """Make the folder that is on one side only, and note what the one here is in step with."""
