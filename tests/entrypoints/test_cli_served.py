@@ -71,6 +71,19 @@ def test_a_file_can_name_the_server(cli: Cli, tmp_path: Path) -> None:
     assert "named/\n" in call("ls", env={**cli.env, "VAULTFS_CONFIG": str(file)}).out
 
 
+def test_put_says_how_much_travelled(cli: Cli, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name, size in (("small", 1000), ("middle", 900_000), ("large", 20_000_000)):
+        (tree / name).write_bytes(noise(size, size))
+    for source, size in ((tree / "small", 1000), (tree / "large", 20_000_000), (tree, 900_000)):
+        first = cli.json("put", source, "/travelled/")
+        assert size <= first["travelled"] < size + 200_000
+    again = cli("put", tree, "/travelled/")
+    assert again.out.startswith("put 3 files, 19.9 MiB; 0 new versions; ")
+    assert again.out.endswith(" KiB travelled\n")
+
+
 def test_retention(cli: Cli, tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / "f").write_text(str(number))

@@ -201,7 +201,9 @@ class RemoteVault(Surface):
         url = self.url("files", path, query)
         # The same bytes twice make one version, but somebody else's may stand between them.
         answer = await self.calls.ask("PUT", url, headers=headers, data=body, again=False)
-        return Stored(self.node_of(answer), int(answer.headers.get("Vaultfs-Changed") != "0"))
+        node = self.node_of(answer)
+        changed = int(answer.headers.get("Vaultfs-Changed") != "0")
+        return Stored(node, changed, node.size if size is None else size)
 
     @asynccontextmanager
     async def content(

@@ -102,7 +102,8 @@ class Difference:
         stored = await calls.ask("POST", url, headers=headers | kind, data=data, again=False)
         self.sent += len(data)
         self.progress(self.item.size)
-        return Stored(self.vault.node_of(stored), int(stored.headers.get("Vaultfs-Changed") != "0"))
+        changed = int(stored.headers.get("Vaultfs-Changed") != "0")
+        return Stored(self.vault.node_of(stored), changed, self.sent)
 
     async def _between_images(
         self, base: Version, digest: Digest, there: "There", here: "LocalFile"

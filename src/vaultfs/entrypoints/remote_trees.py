@@ -129,6 +129,7 @@ class PutTree:
             self.report.files += 1
             self.report.size += item.size
             self.report.changed += stored.changed
+            self.report.travelled += stored.travelled
         finally:
             self.large.release()
 
@@ -148,6 +149,7 @@ class PutTree:
                 pieces = await to_thread.run_sync(_cut_each, contents)
                 known = await self._known(pieces)
                 body = await to_thread.run_sync(_framed, self.top.path, found, pieces, known)
+                self.report.travelled += len(body)
                 for (item, _), out in zip(
                     found, await _post(self.vault, self.top, body), strict=True
                 ):

@@ -52,6 +52,8 @@ class Stored(NamedTuple):
     node: Node
     changed: int
     """Versions made: 0 or 1."""
+    travelled: int = 0
+    """Bytes that were sent to a server."""
 
 
 class Surface(Look):

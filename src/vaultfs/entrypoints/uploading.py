@@ -89,7 +89,7 @@ class Uploading:
             with anyio.CancelScope(shield=True), anyio.move_on_after(1), suppress(VaultError):
                 await self.vault.calls.ask("DELETE", self._where(number))
             raise
-        return Stored(await self.vault.stat(self.path), changed)
+        return Stored(await self.vault.stat(self.path), changed, self.sent)
 
     async def _begin(self) -> str:
         address = parse_address(self.path, own=self.vault.user)

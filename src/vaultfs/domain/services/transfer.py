@@ -61,6 +61,8 @@ class Report:
     """Bytes of those files."""
     changed: int = 0
     """Files that got a new version; only for a put."""
+    travelled: int = 0
+    """Bytes that were sent to a server."""
     skipped: list[Skipped] = field(factory=list[Skipped])
     """What was not taken because it is no file that can be, by design."""
     failed: list[Skipped] = field(factory=list[Skipped])

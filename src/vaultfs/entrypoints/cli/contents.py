@@ -83,6 +83,8 @@ class _Outcome:
     folders: int = 0
     size: int = 0
     changed: int = 0
+    travelled: int = 0
+    """Bytes that were sent to a server."""
     skipped: list[dict[str, str]] = field(factory=list[dict[str, str]])
     failed: list[dict[str, str]] = field(factory=list[dict[str, str]])
     nodes: list[dict[str, Any]] = field(factory=list[dict[str, Any]])
@@ -105,6 +107,7 @@ class _Outcome:
         self.folders += report.folders
         self.size += report.size
         self.changed += report.changed
+        self.travelled += report.travelled
         self.skipped += [{"where": each.where, "reason": each.reason} for each in report.skipped]
         above = top.rstrip("/")
         self.failed += [
@@ -120,6 +123,7 @@ class _Outcome:
             "folders": self.folders,
             "bytes": self.size,
             "changed": self.changed,
+            "travelled": self.travelled,
             "skipped": self.skipped,
             "failed": self.failed,
             "nodes": self.nodes,
@@ -127,6 +131,8 @@ class _Outcome:
         text = f"{verb} {counted(self.files, 'file')}, {human(self.size)}"
         if verb == "put":
             text += f"; {counted(self.changed, 'new version')}"
+        if self.travelled:
+            text += f"; {human(self.travelled)} travelled"
         if self.skipped or self.failed:
             text += f"; {len(self.skipped)} skipped, {len(self.failed)} failed"
         call.answer(value, "" if call.quiet else text)
@@ -297,6 +303,7 @@ async def _store(
     outcome.files += 1
     outcome.size += stored.node.size
     outcome.changed += stored.changed
+    outcome.travelled += stored.travelled
     outcome.nodes.append(node_json(stored.node, target))
 
 
