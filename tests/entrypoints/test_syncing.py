@@ -653,3 +653,18 @@ async def test_broken_off_it_leaves_nothing_half_done(
         assert (done.conflicts, done.problems) == ([], [])
         assert await vault.get("/top/mine") == (local / "mine").read_bytes()
     assert {**new, "mine": (local / "mine").read_bytes()} == contents(local)
+
+
+@pytest.mark.parametrize("top", ["/", "/top/"])
+async def test_what_was_in_step_is_known_whatever_the_folder_is_called(
+    tmp_path: Path, top: str
+) -> None:
+    local = tmp_path / "local"
+    write_tree(local, {"a": b"1", "d/b": b"2"})
+    async with vaultfs.open(tmp_path / "vault", create=True) as vault:
+        assert (await vault.sync(local, top)).pushed == 2
+        (local / "a").write_bytes(b"edited")
+        (local / "d/b").unlink()
+        done = await vault.sync(local, top)
+        assert (done.pushed, done.deleted_there, done.conflicts) == (1, 1, [])
+    assert contents(local) == {"a": b"edited"}

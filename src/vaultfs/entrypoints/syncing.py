@@ -138,7 +138,7 @@ class Syncing:
         of the others more is made.
         """
         self._check_root()
-        known = await to_thread.run_sync(self.state.all, self.vault.place, self._at(()))
+        known = await to_thread.run_sync(self.state.all, self.vault.place, self._above)
         self._cursor = await self._read_feed(anew=not known)
         remote = await self.there()
         here = await to_thread.run_sync(self.folder.exists)
@@ -316,8 +316,13 @@ class Syncing:
                 if version.id == each.version and version.digest is not None:
                     self._nodes[path] = each._replace(content=bytes(version.digest))
 
+    @property
+    def _above(self) -> str:
+        """What the paths of all files there begin with."""
+        return self.path.rstrip("/")
+
     def _at(self, path: Path) -> str:
-        return self.path.rstrip("/") + format_path(path) if path else self.path
+        return self._above + format_path(path) if path else self.path
 
     # Doing
 
