@@ -202,6 +202,22 @@ async def test_a_download_is_not_cut_because_its_store_is_slow(
     assert sent == [b"", b"first", b"second", b"third", b""]
 
 
+async def test_nothing_is_read_of_what_is_only_asked_about(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    async def frames(*_: object, **__: object) -> AsyncIterator[list[Buffer]]:
+        for number in range(1000):
+            read.append(number)
+            yield [b"frame"]
+
+    monkeypatch.setattr("vaultfs.entrypoints.http.frames.Outlet.frames", frames)
+    answer = await api("HEAD", "/v1/frames/me/")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert len(read) <= 1
+
+
 async def test_no_body_is_read_that_will_be_refused(api: Client) -> None:
     bob = await api.new_user("bob")
     await api.ok("PUT", FILE, content=OLD)

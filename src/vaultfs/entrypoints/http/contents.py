@@ -69,7 +69,7 @@ class Download(Response):
             del self.headers["Content-Length"]  # that of the body which there is not here
         self._open = open_
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with task_group() as tasks:
 
             async def watch() -> None:
@@ -83,7 +83,7 @@ class Download(Response):
                 async with aclosing(_joined(parts)) as pieces:
                     first = await anext(pieces, b"")  # what is wrong with it is told by a status
                     await send(self._start)
-                    while first:
+                    while first and scope["method"] != "HEAD":
                         await _send_part(send, first)
                         first = await anext(pieces, b"")
             await send({"type": "http.response.body", "body": b""})
