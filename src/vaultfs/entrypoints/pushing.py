@@ -31,12 +31,13 @@ from vaultfs.domain.deltacodec import (
 )
 from vaultfs.domain.deltas import Copy, Delta, Literal, delta_of
 from vaultfs.domain.digests import Digest, digest_from_hex, digest_of
-from vaultfs.domain.errors import Corrupt, InvalidField, Unsupported
+from vaultfs.domain.errors import Corrupt, InvalidField, TooLarge, Unsupported
 from vaultfs.domain.matching import Gap, gaps_of, match_units
 from vaultfs.domain.nodes import Version
 from vaultfs.domain.signatures import PIECES, Unit, pieces_of, read_pieces, read_units
 from vaultfs.domain.zipimages import MAGIC, MAX_ZIP, codes_against, opened
 from vaultfs.entrypoints.answers import conditions, origin_headers, version_of
+from vaultfs.entrypoints.calling import Slices
 from vaultfs.entrypoints.local_contents import Here, LocalFile, LocalImage
 from vaultfs.entrypoints.surface import Stored
 from vaultfs.ports.progress import Progress
@@ -98,9 +99,10 @@ class Difference:
         if data is None or len(data) >= self.item.size:
             return None
         url = self.vault.url("deltas", self.path)
-        kind = {"Content-Type": MEDIA_TYPE, **origin_headers(self.item.origin)}
-        stored = await calls.ask("POST", url, headers=headers | kind, data=data, again=False)
+        kind = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(data))}
+        headers |= kind | origin_headers(self.item.origin)
         self.sent += len(data)
+        stored = await calls.ask("POST", url, headers=headers, data=Slices(data), again=False)
         self.progress(self.item.size)
         return Stored(self.vault.node_of(stored), int(stored.headers.get("Vaultfs-Changed") != "0"))
 
@@ -112,7 +114,7 @@ class Difference:
             return None
         if await here.read(0, len(MAGIC)) != MAGIC:
             return None
-        with suppress(Corrupt, InvalidField, Unsupported):
+        with suppress(Corrupt, InvalidField, TooLarge, Unsupported):
             members = await there.members()
             whole = await here.whole()
             codes = await to_thread.run_sync(codes_against, members, whole)
