@@ -40,6 +40,8 @@ MOST_IMAGES: Final = 4 << 20
 """Bytes of a delta between images, which is held in memory."""
 WORK: Final = 5.0
 """Seconds of a processor that it may take to pack an image."""
+MEAN: Final = 16
+"""Bytes that the steps of a delta lead to in the mean, at the least."""
 WINDOWS: Final = 6
 """Pieces of the base that are kept: what a delta copies is mostly near what it copied last."""
 
@@ -123,7 +125,7 @@ async def _rebuilt(call: Call, base: VaultBase) -> AsyncGenerator[bytes, None]:
 async def _from_blocks(
     _: Call, base: VaultBase, body: AsyncIterator[bytes]
 ) -> AsyncGenerator[bytes, None]:
-    async with aclosing(Rebuilding(base).run(body)) as made:
+    async with aclosing(Rebuilding(base, mean=MEAN).run(body)) as made:
         async for piece in made:
             yield piece
 
@@ -143,7 +145,7 @@ async def _from_image(
             data += piece
             if len(data) > MOST_IMAGES:
                 raise TooLarge(f"a delta between images of more than {MOST_IMAGES} bytes")
-        rebuilding = Rebuilding(base, images=True, tired=_after(WORK))
+        rebuilding = Rebuilding(base, images=True, tired=_after(WORK), mean=MEAN)
         async with server.vault.deltas.differ.working:
             made = [piece async for piece in rebuilding.run(_chained(bytes(data)))]
         for piece in made:
