@@ -222,6 +222,8 @@ async def test_signatures(api: Client) -> None:
     for wrong in ([[5, 5]], [[0, 9], [5, 20]], [[0, len(OLD) + 1]], [[-1, 4]]):
         answer = await api("POST", "/v1/signatures/me/f", json={"ranges": wrong})
         assert answer.json()["code"] == "invalid_field"
+    many = {"ranges": [[place, place + 1] for place in range(deltas.MOST_RANGES + 1)]}
+    assert (await api("POST", "/v1/signatures/me/f", json=many)).status_code == 413
     stale = await api("GET", "/v1/signatures/me/f", headers={"If-Match": '"v999"'})
     assert stale.status_code == 412
     bob = await api.new_user("bob")

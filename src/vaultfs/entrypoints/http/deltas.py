@@ -36,6 +36,8 @@ from vaultfs.entrypoints.http.wire import NodeOut, content_etag
 
 MOST_SIGNED: Final = 64 << 20
 """Bytes of ranges whose pieces are told with one request."""
+MOST_RANGES: Final = 4096
+"""Ranges of a request, each read by itself; between two chunks that stay are mostly 32 KiB."""
 MOST_IMAGES: Final = 4 << 20
 """Bytes of a delta between images, which is held in memory."""
 WORK: Final = 5.0
@@ -219,6 +221,8 @@ async def finer_signature(call: Call) -> Response:
     _must_match(call, version)
     if body.codes is not None:
         return await _image_signature(call, node, version, body.codes, body.ranges)
+    if len(body.ranges) > MOST_RANGES:
+        raise TooLarge(f"{len(body.ranges)} ranges: {MOST_RANGES} is the most")
     _check_ranges(body.ranges, version.size)
     found = bytearray()
     for start, stop in body.ranges:
