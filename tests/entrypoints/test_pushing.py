@@ -2,12 +2,12 @@
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
 import pytest
-from tests.domain.test_zipimages import Unseekable
+from tests.domain.test_zipimages import Unseekable, words, zipped
 from tests.entrypoints.test_client import served
 from tests.faults import random_bytes
 
@@ -124,3 +124,32 @@ async def pushed_again(tmp_path: Path) -> tuple[bytes, int]:
         done = await vault.push("/f", local, base=first.node.version)
         assert await vault.get("/f") == new
     return new, done.travelled
+
+
+def numbered(names: Iterable[int], release: int) -> bytes:
+    """A zip file of many small members."""
+    return zipped({f"m{n}": b"%d " % release + words(n, 12) + b"%d" % n for n in names})
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (numbered(range(6000), 1), numbered(range(0, 6000, 40), 1)),
+        (numbered(range(6000), 1), numbered(range(6000, 6200), 1)),
+        (numbered(range(1000), 1), numbered(range(1000, 2000), 2)),
+    ],
+    ids=["few of them", "few others", "all others"],
+)
+async def test_no_more_is_asked_about_members_than_pays(
+    tmp_path: Path, before: bytes, after: bytes
+) -> None:
+    local = tmp_path / "local"
+    async with (
+        served(tmp_path / "vault") as (_, address, token),
+        connect(address, token=token) as vault,
+    ):
+        local.write_bytes(before)
+        first = await vault.push("/f", local)
+        local.write_bytes(after)
+        done = await vault.push("/f", local, base=first.node.version)
+    assert done.travelled < len(after) * 0.7
