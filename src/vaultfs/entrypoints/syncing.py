@@ -269,7 +269,7 @@ class Syncing:
         where = {node: name for name, (node, _) in before.items()} if news else {}
         for each in news:
             old = where.pop(each.node, None)
-            if old is not None and files[old][0] == each.node:
+            if old in files and files[old][0] == each.node:  # another may be, or have been
                 del files[old]
             path = None if each.path is None else self._inside(parse_path(each.path))
             if each.kind != "delete" and path and each.version is not None:
