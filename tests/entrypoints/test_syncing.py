@@ -721,6 +721,19 @@ async def test_a_plan_is_the_same_however_closely_is_looked(
                 await vault.sync(local, "/top", force=True)
 
 
+async def test_a_file_whose_new_name_is_settled_goes_from_the_old_one(tmp_path: Path) -> None:
+    """As after a run that was broken off between the two."""
+    async with desk(tmp_path, {"a": b"1", "z": b"z"}) as (vault, local):
+        await vault.move("/top/a", "/top/b")
+        shutil.copy2(local / "a", local / "b")
+        state = SyncState(local)
+        row = state.get("a")
+        assert row is not None
+        state.set("b", row._replace(path="/top/b"))
+        state.close()
+        assert await settled(vault, local) == {"b": b"1", "z": b"z"}
+
+
 PLACES = ["a", "A", "b", "d/a", "d/b", "d/e/c", "D/a", "\u00e9", "e\u0301", "build/x", "x.tmp", "z"]
 
 
