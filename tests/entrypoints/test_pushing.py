@@ -12,6 +12,7 @@ from tests.entrypoints.test_client import served
 from tests.faults import random_bytes
 
 from vaultfs.domain.errors import Unsupported
+from vaultfs.domain.signatures import Unit, write_pieces, write_units
 from vaultfs.entrypoints.client import connect
 
 Make = Callable[[Random], tuple[bytes, bytes]]
@@ -88,6 +89,40 @@ async def test_whatever_was_changed_arrives_and_costs_no_more_than_the_file(
             done = await vault.push(f"/{seed}", local, base=first.node.version)
             assert await vault.get(f"/{seed}") == new, seed
             assert done.travelled <= len(new) * 1.02 + 500, seed
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("make", [edited, archived])
+async def test_signatures_that_lie_lead_to_the_file_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    local, random = tmp_path / "local", Random(1)
+
+    def lying(write: Callable[[list[Unit]], bytes]) -> Callable[[Iterable[Unit]], bytes]:
+        def lie(units: Iterable[Unit]) -> bytes:
+            told = list(units)
+            for place in range(len(told)):
+                if random.random() < 0.1:
+                    digest, length = random.choice(told)
+                    told[place] = (digest, random.choice((0, 1, told[place][1], length)))
+            data = write(told)
+            return data[: random.choice((len(data), len(data), random.randrange(len(data) + 1)))]
+
+        return lie
+
+    for name, write in (("write_units", write_units), ("write_pieces", write_pieces)):
+        monkeypatch.setattr(f"vaultfs.entrypoints.http.deltas.{name}", lying(write))
+    async with (
+        served(tmp_path / "vault") as (_, address, token),
+        connect(address, token=token) as vault,
+    ):
+        for seed in range(25):
+            old, new = make(Random(seed))
+            local.write_bytes(old)
+            first = await vault.push(f"/{seed}", local)
+            local.write_bytes(new)
+            await vault.push(f"/{seed}", local, base=first.node.version)
+            assert await vault.get(f"/{seed}") == new, seed
 
 
 async def test_a_delta_that_is_refused_is_counted_and_the_whole_file_goes(
