@@ -188,3 +188,19 @@ async def test_no_more_is_asked_about_members_than_pays(
         local.write_bytes(after)
         done = await vault.push("/f", local, base=first.node.version)
     assert done.travelled < len(after) * 0.7
+
+
+async def test_where_most_members_are_in_both_images_are_asked_about(tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    before = {f"m{n}": words(n, 300) for n in range(300)}
+    edited = {name: text[:900] + b"!" + text[900:] for name, text in [*before.items()][::5]}
+    after = zipped({**before, **edited})
+    async with (
+        served(tmp_path / "vault") as (_, address, token),
+        connect(address, token=token) as vault,
+    ):
+        local.write_bytes(zipped(before))
+        first = await vault.push("/f", local)
+        local.write_bytes(after)
+        done = await vault.push("/f", local, base=first.node.version)
+    assert done.travelled < len(after) * 0.4
