@@ -239,6 +239,59 @@ def test_names_that_are_one_elsewhere_are_refused_where_they_are_made() -> None:
     assert plan(here, {}, {}, never, {"Readme"}) == found
 
 
+CASES = [("a",), ("A",), ("ab",), ("aB",), ("AB",), ("d", "\u00e9"), ("d", "e\u0301"), ("D", "x")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_what_is_settled_may_be_left_out(seed: int) -> None:
+    """Whatever names there are, and whatever else was changed, the plan is the same."""
+    random = Random(seed)
+    here: dict[Path, Here] = {}
+    there: dict[Path, There] = {}
+    agreed: dict[Path, Agreed] = {}
+    contents = [b"", b"1", b"2", b"3"]
+    for number, path in enumerate(CASES):
+        each = Agreed(NodeId(number), VersionId(number), random.choice(contents))
+        if random.random() < 0.7:
+            agreed[path] = each
+        if random.random() < 0.7:
+            there[path] = There(each.node, each.version, each.content)
+        if random.random() < 0.7:
+            edited = path not in agreed or random.random() < 0.2
+            here[path] = Here(edited, random.choice(contents) if edited else each.content)
+        if random.random() < 0.2:
+            version = VersionId(random.randrange(9))
+            there[path] = There(NodeId(random.randrange(9)), version, random.choice(contents))
+    gone = random.random() < 0.5
+    settled = {
+        path
+        for path, each in agreed.items()
+        if path in here and not here[path].edited and path in there
+        if (there[path].node, there[path].version) == (each.node, each.version)
+    }
+
+    def rest(some: dict[Path, T]) -> dict[Path, T]:
+        return {path: each for path, each in some.items() if path not in settled}
+
+    whole = plan(here, there, agreed, lambda *_: gone)
+    names = {"/".join(path) for path in settled}
+    assert plan(rest(here), rest(there), rest(agreed), lambda *_: gone, names) == whole
+
+
+def test_a_new_case_of_one_name_is_another_name_all_the_same() -> None:
+    kept, old = Agreed(NodeId(1), VersionId(1), b"1"), Agreed(NodeId(2), VersionId(2), b"2")
+    here: dict[Path, Here] = {("ab",): Here(False, b"1"), ("AB",): Here(True, b"2")}
+    for name in ("aB", "Ab"):
+        agreed: dict[Path, Agreed] = {("ab",): kept, (name,): old}
+        there: dict[Path, There] = {path: There(*each) for path, each in agreed.items()}
+        found = plan(here, there, agreed, never)
+        assert [problem.path for problem in found.problems] == [("AB",)]
+        del agreed["ab",], there["ab",]
+        left: dict[Path, Here] = {("AB",): here["AB",]}
+        assert plan(left, there, agreed, never, {"ab"}) == found
+
+
 @pytest.mark.parametrize(
     ("name", "kept"),
     [

@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from itertools import pairwise
 
+import anyio
 import httpx
 import pytest
 from tests.domain.test_zipimages import zipped
@@ -11,7 +12,18 @@ from tests.entrypoints.http_calls import Client, open_api
 from tests.faults import random_bytes
 from tests.services.test_deltas import CHANGED, DOCUMENT, rebuilt, sparse
 
-from vaultfs.domain.deltacodec import MEDIA_TYPE
+from vaultfs.domain.deltacodec import (
+    MEDIA_TYPE,
+    MOST_PARTS,
+    Block,
+    Header,
+    Images,
+    encode_block,
+    write_end,
+    write_header,
+    write_images,
+)
+from vaultfs.domain.deltas import Copy
 from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import DamagedContent
 from vaultfs.domain.names import Address
@@ -210,6 +222,8 @@ async def test_signatures(api: Client) -> None:
     for wrong in ([[5, 5]], [[0, 9], [5, 20]], [[0, len(OLD) + 1]], [[-1, 4]]):
         answer = await api("POST", "/v1/signatures/me/f", json={"ranges": wrong})
         assert answer.json()["code"] == "invalid_field"
+    many = {"ranges": [[place, place + 1] for place in range(deltas.MOST_RANGES + 1)]}
+    assert (await api("POST", "/v1/signatures/me/f", json=many)).status_code == 413
     stale = await api("GET", "/v1/signatures/me/f", headers={"If-Match": '"v999"'})
     assert stale.status_code == 412
     bob = await api.new_user("bob")
@@ -287,6 +301,27 @@ async def test_nothing_becomes_of_a_delta_between_images_that_is_wrong(
     monkeypatch.undo()
     assert (await api("GET", URL)).content == ONE
     assert (await send(api, data, If_Match=one)).status_code == 200, "nobody has a place any more"
+
+
+@pytest.mark.parametrize("images", [False, True])
+async def test_no_delta_makes_more_work_than_a_file(api: Client, *, images: bool) -> None:
+    """Blocks of many tiny steps are short; so many of them that a server is at it for minutes."""
+    base = ONE if images else OLD
+    codes = bytes([6]) * len(packed_units(ONE))
+    inner = opened(ONE, codes) if images else OLD
+    steps = tuple(Copy(number % 2, 1) for number in range(MOST_PARTS))
+    block = encode_block(Block(steps, b"", b""), lambda *_: b"")
+    header = Header.of(len(inner), digest_of(inner), 300 * MOST_PARTS, digest_of(b""))
+    data = write_header(header) + 300 * block + write_end(300)
+    if images:
+        header = Header.of(len(ONE), digest_of(ONE), len(ONE), digest_of(b""))
+        data = write_images(Images(header, codes, codes)) + data
+    assert len(data) < 30_000
+    [one] = await put(api, base)
+    with anyio.fail_after(5):
+        refused = await send(api, data, If_Match=one)
+    assert refused.status_code == 400
+    assert "too many steps" in refused.json()["detail"]
 
 
 async def test_who_finds_no_place_is_to_send_the_whole_file(

@@ -1,6 +1,7 @@
 """What the API answers when stores fail, packs are damaged and writers race."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -8,7 +9,9 @@ import pytest
 from tests.entrypoints.http_calls import Client, open_api
 from tests.faults import random_bytes
 
+from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import TooSlow
+from vaultfs.entrypoints.http.contents import Download
 from vaultfs.ports.objects import OutOfSpace, StoreError
 
 FILE = "/v1/files/me/a"
@@ -175,6 +178,44 @@ async def test_a_download_that_nobody_takes_is_cut(
         await api.app(scope, _wait, never)
     assert api.vault.budget.free == api.vault.budget.total
     assert api.vault.reader.streams == 0
+
+
+async def test_a_download_is_not_cut_because_its_store_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vaultfs.entrypoints.http.contents.STALLED", 0.1)
+
+    async def open_(_: AsyncExitStack) -> AsyncIterator[list[Buffer]]:
+        return slow()
+
+    async def slow() -> AsyncIterator[list[Buffer]]:
+        for piece in (b"first", b"second", b"third"):
+            yield [piece]
+            await anyio.sleep(0.3)
+
+    sent: list[bytes] = []
+
+    async def take(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    await Download(open_, 200, {})({"type": "http", "method": "GET"}, _wait, take)
+    assert sent == [b"", b"first", b"second", b"third", b""]
+
+
+async def test_nothing_is_read_of_what_is_only_asked_about(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    async def frames(*_: object, **__: object) -> AsyncIterator[list[Buffer]]:
+        for number in range(1000):
+            read.append(number)
+            yield [b"frame"]
+
+    monkeypatch.setattr("vaultfs.entrypoints.http.frames.Outlet.frames", frames)
+    answer = await api("HEAD", "/v1/frames/me/")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert len(read) <= 1
 
 
 async def test_no_body_is_read_that_will_be_refused(api: Client) -> None:

@@ -1,6 +1,7 @@
 """`vaultfs sync`: two folders and a vault, kept in step; nothing anybody wrote is lost."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -20,11 +21,11 @@ from tests.faults import random_bytes, read_tree, write_tree
 import vaultfs
 from vaultfs.adapters.replacing import Replacement
 from vaultfs.adapters.syncfolder import Found, Scan, SyncFolder
-from vaultfs.adapters.syncstate import InStep
+from vaultfs.adapters.syncstate import InStep, SyncState
 from vaultfs.domain.errors import InvalidField, InvalidName, IsAFolder, VaultError
 from vaultfs.domain.names import Path as VaultPath
 from vaultfs.domain.nodes import Node
-from vaultfs.domain.syncplan import Step
+from vaultfs.domain.syncplan import Plan, Step
 from vaultfs.entrypoints.pulling import Pulled
 from vaultfs.entrypoints.sdk import Vault
 from vaultfs.entrypoints.surface import Surface
@@ -308,6 +309,16 @@ async def change(vault: Vault, random: Random, number: int) -> None:
         case _:
             folder = random.choice(("/top/in", "/out/d"))
             await vault.move(folder, "/out/d" if folder == "/top/in" else "/top/in")
+
+
+async def test_a_new_file_takes_the_name_of_one_that_came_and_went(tmp_path: Path) -> None:
+    """The feed tells of it with the name that it has by now, which was another's then."""
+    async with desk(tmp_path, {"z": b"z"}) as (vault, local):
+        await vault.put("/top/new", b"new")
+        await vault.put("/top/a", b"a")
+        await vault.delete("/top/a")
+        await vault.move("/top/new", "/top/a")
+        assert await settled(vault, local) == {"a": b"new", "z": b"z"}
 
 
 @pytest.mark.parametrize("place", ["embedded", "served"])
@@ -675,3 +686,125 @@ async def test_broken_off_it_leaves_nothing_half_done(
         assert (done.conflicts, done.problems) == ([], [])
         assert await vault.get("/top/mine") == (local / "mine").read_bytes()
     assert {**new, "mine": (local / "mine").read_bytes()} == contents(local)
+
+
+@pytest.mark.parametrize("top", ["/", "/top/"])
+async def test_what_was_in_step_is_known_whatever_the_folder_is_called(
+    tmp_path: Path, top: str
+) -> None:
+    local = tmp_path / "local"
+    write_tree(local, {"a": b"1", "d/b": b"2"})
+    async with vaultfs.open(tmp_path / "vault", create=True) as vault:
+        assert (await vault.sync(local, top)).pushed == 2
+        (local / "a").write_bytes(b"edited")
+        (local / "d/b").unlink()
+        done = await vault.sync(local, top)
+        assert (done.pushed, done.deleted_there, done.conflicts) == (1, 1, [])
+    assert contents(local) == {"a": b"edited"}
+
+
+# What is settled
+
+
+class Everything:
+    """What has whatever is asked for."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_plan_is_the_same_however_closely_is_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Where both sides are as they were, files are not looked at; as if they had been."""
+    random, scan = Random(seed), SyncFolder.scan
+
+    def closely(self: SyncFolder, known: Mapping[str, InStep], _: object = ()) -> Scan:
+        return scan(self, known, Everything())
+
+    async def looked(vault: Vault, local: Path) -> Plan:
+        syncing = Syncing(vault, local, "/top", "box")
+        try:
+            return await syncing.look()
+        finally:
+            syncing.state.close()
+
+    async with desk(tmp_path, {name: name.encode() for name in PLACES[::2]}) as (vault, local):
+        for _ in range(12):
+            for _ in range(random.randrange(6)):
+                with suppress(VaultError, OSError):
+                    await disturb(vault, local, random)
+            few = await looked(vault, local)
+            with monkeypatch.context() as patched:
+                patched.setattr(SyncFolder, "scan", closely)
+                assert await looked(vault, local) == few
+            if random.random() < 0.5:
+                await vault.sync(local, "/top", force=True)
+
+
+async def test_a_file_whose_new_name_is_settled_goes_from_the_old_one(tmp_path: Path) -> None:
+    """As after a run that was broken off between the two."""
+    async with desk(tmp_path, {"a": b"1", "z": b"z"}) as (vault, local):
+        await vault.move("/top/a", "/top/b")
+        shutil.copy2(local / "a", local / "b")
+        state = SyncState(local)
+        row = state.get("a")
+        assert row is not None
+        state.set("b", row._replace(path="/top/b"))
+        state.close()
+        assert await settled(vault, local) == {"b": b"1", "z": b"z"}
+
+
+PLACES = ["a", "A", "b", "d/a", "d/b", "d/e/c", "D/a", "\u00e9", "e\u0301", "build/x", "x.tmp", "z"]
+
+
+async def disturb(vault: Vault, local: Path, random: Random) -> None:
+    """Something that may happen to a folder, to its state, or to that of the vault."""
+    one, other = (random.choice(PLACES) for _ in range(2))
+    content = random.choice((b"1", b"2", one.encode()))
+    match random.randrange(14):
+        case 0:
+            await vault.put(f"/top/{one}", content, parents=True)
+        case 1:
+            await vault.move(f"/top/{one}", f"/top/{other}", replace=random.random() < 0.5)
+        case 2:
+            await vault.delete(random.choice((f"/top/{one}", "/top/d")), recursive=True)
+        case 3 | 4:
+            disturb_state(local, one, random)
+        case _:
+            disturb_here(local, one, other, content, random)
+
+
+def disturb_state(local: Path, name: str, random: Random) -> None:
+    state = SyncState(local)
+    row = state.get(name)
+    if row is None or random.random() < 0.3:
+        state.forget(name)
+    else:
+        content = random.choice((b"", row.content))
+        state.set(name, row._replace(node=random.choice((0, row.node, 3)), content=content))
+    state.close()
+
+
+def disturb_here(local: Path, one: str, other: str, content: bytes, random: Random) -> None:
+    file = local / one
+    match random.randrange(8):
+        case 0:
+            write_tree(local, {one: content})
+        case 1:
+            os.utime(file, ns=(0, random.randrange(1 << 60)))
+        case 2:
+            file.unlink()
+        case 3:
+            file.unlink()
+            write_tree(local, {f"{one}/in": b"in"})
+        case 4:
+            shutil.rmtree(local / random.choice(("a", "d", "D", "d/e", "build")))
+        case 5:
+            (local / other).parent.mkdir(parents=True, exist_ok=True)
+            file.rename(local / other)
+        case 6:
+            (local / ".vaultignore").write_text(random.choice(("", "build/\n*.tmp\n", "d\n", "/a")))
+        case _:
+            file.symlink_to(local / other)

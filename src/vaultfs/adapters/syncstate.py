@@ -82,7 +82,9 @@ class SyncState:
         return InStep._make(rows[0]) if rows else None
 
     def all(self, vault: str, above: str) -> dict[str, InStep]:
-        """What is known of all files that have their names in the folder `above` of a vault."""
+        """What is known of all files that have their names in the folder `above` of a vault, which
+        is "" for the top.
+        """
         if not self._file.exists():
             return {}
         which = "vault = ? AND path = ? || name"

@@ -248,16 +248,20 @@ def _clashes(
     new = sorted(path for path in here if path not in agreed and path not in there)
     if not new:
         return []
-    others = (*(tuple(name.split("/")) for name in settled), *agreed, *there)
-    names: dict[tuple[str, ...], Path] = {_folded(path): path for path in others}
+    names: dict[tuple[str, ...], list[Path]] = {_folded(path): [] for path in new}
+    for path in {*(tuple(name.split("/")) for name in settled), *agreed, *there}:
+        names.get(_folded(path), []).append(path)
     found: list[Problem] = []
     for path in new:
-        other = names.setdefault(_folded(path), path)
-        if other != path and moved_here.get(path) != other:
-            shown = "/".join(other)
+        same = names[_folded(path)]
+        others = [each for each in same if each != moved_here.get(path)]
+        if others:
+            shown = "/".join(min(others))
             found.append(
                 Problem(path, f"elsewhere it would be the same file as {shown}: rename it")
             )
+        else:
+            same.append(path)
     return found
 
 

@@ -32,7 +32,14 @@ from vaultfs.adapters.files import (
     read_small,
 )
 from vaultfs.domain.digests import Buffer, Digest
-from vaultfs.domain.errors import Corrupt, InvalidField, NotAuthenticated, Unsupported, VaultError
+from vaultfs.domain.errors import (
+    Corrupt,
+    InvalidField,
+    NotAuthenticated,
+    TooLarge,
+    Unsupported,
+    VaultError,
+)
 from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.names import parse_address
 from vaultfs.domain.nodes import (
@@ -292,7 +299,7 @@ class RemoteVault(Surface):
 
                 change = Difference(self, path, source, item, wanted, progress)
                 done = None
-                with suppress(Corrupt, InvalidField, Unsupported):  # then the whole file goes
+                with suppress(Corrupt, InvalidField, TooLarge, Unsupported):  # the whole file, then
                     done = await change.run()
                 asked = change.sent
                 if done is not None:

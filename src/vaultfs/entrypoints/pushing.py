@@ -31,12 +31,13 @@ from vaultfs.domain.deltacodec import (
 )
 from vaultfs.domain.deltas import Copy, Delta, Literal, delta_of
 from vaultfs.domain.digests import Digest, digest_from_hex, digest_of
-from vaultfs.domain.errors import Corrupt, InvalidField, Unsupported
+from vaultfs.domain.errors import Corrupt, InvalidField, TooLarge, Unsupported
 from vaultfs.domain.matching import Gap, gaps_of, match_units
 from vaultfs.domain.nodes import Version
 from vaultfs.domain.signatures import PIECES, Unit, pieces_of, read_pieces, read_units
-from vaultfs.domain.zipimages import MAGIC, MAX_ZIP, codes_against, opened
+from vaultfs.domain.zipimages import MAGIC, MAX_ZIP, codes_against, opened, packed_units
 from vaultfs.entrypoints.answers import conditions, origin_headers, version_of
+from vaultfs.entrypoints.calling import Slices
 from vaultfs.entrypoints.local_contents import Here, LocalFile, LocalImage
 from vaultfs.entrypoints.surface import Stored
 from vaultfs.ports.progress import Progress
@@ -62,6 +63,12 @@ MOST: Final = 64 << 20
 """Bytes of a delta; what is longer goes as an upload, which is not held in memory."""
 MOST_IMAGES: Final = 4 << 20
 """Bytes of one between images: a server takes no longer ones."""
+MUCH_LESS: Final = 4
+"""Of a zip file so many times as long as the new one, members alone may take as much as that."""
+IMAGE_UNITS: Final = 24
+"""Bytes of an image's signature for each member, at the least."""
+LITTLE: Final = 50
+"""What part of a file may be asked for in vain."""
 
 
 @define(eq=False)
@@ -98,9 +105,10 @@ class Difference:
         if data is None or len(data) >= self.item.size:
             return None
         url = self.vault.url("deltas", self.path)
-        kind = {"Content-Type": MEDIA_TYPE, **origin_headers(self.item.origin)}
-        stored = await calls.ask("POST", url, headers=headers | kind, data=data, again=False)
+        kind = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(data))}
+        headers |= kind | origin_headers(self.item.origin)
         self.sent += len(data)
+        stored = await calls.ask("POST", url, headers=headers, data=Slices(data), again=False)
         self.progress(self.item.size)
         changed = int(stored.headers.get("Vaultfs-Changed") != "0")
         return Stored(self.vault.node_of(stored), changed, self.sent)
@@ -109,14 +117,15 @@ class Difference:
         self, base: Version, digest: Digest, there: "There", here: "LocalFile"
     ) -> bytes | None:
         """The delta between images of two zip files; None if they are none, or gain nothing."""
-        if not len(MAGIC) <= self.item.size <= MAX_ZIP or base.size > MAX_ZIP:
+        size = self.item.size
+        if not len(MAGIC) <= size <= MAX_ZIP or base.size > min(MAX_ZIP, MUCH_LESS * size):
             return None
         if await here.read(0, len(MAGIC)) != MAGIC:
             return None
-        with suppress(Corrupt, InvalidField, Unsupported):
+        with suppress(Corrupt, InvalidField, TooLarge, Unsupported):
             members = await there.members()
             whole = await here.whole()
-            codes = await to_thread.run_sync(codes_against, members, whole)
+            codes = await to_thread.run_sync(_codes, members, whole)
             if codes is None:
                 return None
             laid_open = await to_thread.run_sync(opened, whole, codes[1])
@@ -127,6 +136,16 @@ class Difference:
             data = write_images(Images(header, *codes)) + (inner or b"")
             return data if inner is not None and len(data) <= MOST_IMAGES else None
         return None
+
+
+def _codes(olds: Sequence[Unit], whole: bytes) -> tuple[bytes, bytes] | None:
+    """As `codes_against`, but None too unless the image's signature is little, or sure to pay
+    because of what both have.
+    """
+    shared = sum(length for _, length in set(olds).intersection(packed_units(whole)))
+    if len(olds) * IMAGE_UNITS > max(len(whole) // LITTLE, shared // 2):
+        return None
+    return codes_against(olds, whole)
 
 
 class Signed(NamedTuple):

@@ -140,7 +140,7 @@ class Syncing:
         of the others more is made.
         """
         self._check_root()
-        known = await to_thread.run_sync(self.state.all, self.vault.place, self._at(()))
+        known = await to_thread.run_sync(self.state.all, self.vault.place, self._above)
         self._cursor = await self._read_feed(anew=not known)
         remote = await self.there()
         here = await to_thread.run_sync(self.folder.exists)
@@ -271,7 +271,7 @@ class Syncing:
         where = {node: name for name, (node, _) in before.items()} if news else {}
         for each in news:
             old = where.pop(each.node, None)
-            if old is not None and files[old][0] == each.node:
+            if old in files and files[old][0] == each.node:  # another may be, or have been
                 del files[old]
             path = None if each.path is None else self._inside(parse_path(each.path))
             if each.kind != "delete" and path and each.version is not None:
@@ -318,8 +318,13 @@ class Syncing:
                 if version.id == each.version and version.digest is not None:
                     self._nodes[path] = each._replace(content=bytes(version.digest))
 
+    @property
+    def _above(self) -> str:
+        """What the paths of all files there begin with."""
+        return self.path.rstrip("/")
+
     def _at(self, path: Path) -> str:
-        return self.path.rstrip("/") + format_path(path) if path else self.path
+        return self._above + format_path(path) if path else self.path
 
     # Doing
 

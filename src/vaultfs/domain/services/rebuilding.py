@@ -19,6 +19,7 @@ from vaultfs.domain.deltacodec import (
     MAGIC,
     MAX_CODES,
     MAX_HEAD,
+    MOST_PARTS,
     Block,
     Header,
     Images,
@@ -70,10 +71,13 @@ class Rebuilding:
     """Whether deltas between images are taken: whole files and images are in memory then."""
     tired: Tired = never
     """Asked again and again where an image is packed, in the thread that does so."""
+    mean: int = 0
+    """Bytes of a step in the mean, at the least: equal blocks of many steps take no room."""
     _parser: Parser = field(factory=Parser)
     _head: Images | None = None
     _whole: blake3 = field(factory=blake3)
     _size: int = 0
+    _steps: int = 0
 
     @property
     def digest(self) -> Digest:
@@ -128,7 +132,7 @@ class Rebuilding:
             raise Corrupt("no zip file as large as that is laid open")
         whole = await base.read(0, base.size) if base.size else b""
         image = await to_thread.run_sync(opened, whole, self._head.base_codes)
-        inner = Rebuilding(_Held(image, digest_of(image)))
+        inner = Rebuilding(_Held(image, digest_of(image)), mean=self.mean)
         target, size = list[bytes](), 0
         async with aclosing(inner.run(_chained(data[at:], delta))) as made:
             async for piece in made:
@@ -167,6 +171,9 @@ class Rebuilding:
     async def _made(self, sealed: Sealed) -> AsyncGenerator[bytes, None]:
         header = self._header
         parts = await to_thread.run_sync(sealed.steps, header)
+        self._steps += len(parts)
+        if self.mean and self._steps > MOST_PARTS + self._size // self.mean:
+            raise Corrupt("a delta has too many steps for what it leads to: send the whole file")
         known: dict[tuple[int, int], bytes] = {}
         if sealed.takes_prefix:
             for start, stop in prefix_ranges(parts):

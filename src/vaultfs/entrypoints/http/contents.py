@@ -46,7 +46,7 @@ from vaultfs.entrypoints.http.wire import NodeOut, content_etag, node_out
 IDLE: Final = 30
 """Seconds that an upload may stand still: it holds memory that others wait for."""
 STALLED: Final = 60
-"""Seconds without a step of a download, whose next bytes are in memory meanwhile."""
+"""Seconds that nothing of a download is taken; its next bytes are in memory meanwhile."""
 MOST: Final = 1 << 46
 """Bytes that a body may announce."""
 CHUNK: Final = 256 << 10
@@ -69,7 +69,7 @@ class Download(Response):
             del self.headers["Content-Length"]  # that of the body which there is not here
         self._open = open_
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with task_group() as tasks:
 
             async def watch() -> None:
@@ -83,14 +83,9 @@ class Download(Response):
                 async with aclosing(_joined(parts)) as pieces:
                     first = await anext(pieces, b"")  # what is wrong with it is told by a status
                     await send(self._start)
-                    with anyio.CancelScope() as patience:
-                        while first:
-                            patience.deadline = anyio.current_time() + STALLED
-                            part = {"type": "http.response.body", "body": first, "more_body": True}
-                            await send(part)
-                            first = await anext(pieces, b"")
-                    if patience.cancelled_caught:
-                        raise TooSlow(f"nothing of a download was taken for {STALLED} seconds")
+                    while first and scope["method"] != "HEAD":
+                        await _send_part(send, first)
+                        first = await anext(pieces, b"")
             await send({"type": "http.response.body", "body": b""})
             tasks.cancel_scope.cancel()
 
@@ -101,6 +96,14 @@ class Download(Response):
             "status": self.status_code,
             "headers": self.raw_headers,
         }
+
+
+async def _send_part(send: Send, body: Buffer) -> None:
+    """Send a part of a body that goes on. Raises `TooSlow` if nobody takes it."""
+    with anyio.move_on_after(STALLED) as patience:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    if patience.cancelled_caught:
+        raise TooSlow(f"nothing of a download was taken for {STALLED} seconds")
 
 
 async def _joined(parts: AsyncIterator[list[Buffer]]) -> AsyncGenerator[Buffer, None]:

@@ -36,10 +36,14 @@ from vaultfs.entrypoints.http.wire import NodeOut, content_etag
 
 MOST_SIGNED: Final = 64 << 20
 """Bytes of ranges whose pieces are told with one request."""
+MOST_RANGES: Final = 4096
+"""Ranges of a request, each read by itself; between two chunks that stay are mostly 32 KiB."""
 MOST_IMAGES: Final = 4 << 20
 """Bytes of a delta between images, which is held in memory."""
 WORK: Final = 5.0
 """Seconds of a processor that it may take to pack an image."""
+MEAN: Final = 16
+"""Bytes that the steps of a delta lead to in the mean, at the least."""
 WINDOWS: Final = 6
 """Pieces of the base that are kept: what a delta copies is mostly near what it copied last."""
 
@@ -123,7 +127,7 @@ async def _rebuilt(call: Call, base: VaultBase) -> AsyncGenerator[bytes, None]:
 async def _from_blocks(
     _: Call, base: VaultBase, body: AsyncIterator[bytes]
 ) -> AsyncGenerator[bytes, None]:
-    async with aclosing(Rebuilding(base).run(body)) as made:
+    async with aclosing(Rebuilding(base, mean=MEAN).run(body)) as made:
         async for piece in made:
             yield piece
 
@@ -143,7 +147,7 @@ async def _from_image(
             data += piece
             if len(data) > MOST_IMAGES:
                 raise TooLarge(f"a delta between images of more than {MOST_IMAGES} bytes")
-        rebuilding = Rebuilding(base, images=True, tired=_after(WORK))
+        rebuilding = Rebuilding(base, images=True, tired=_after(WORK), mean=MEAN)
         async with server.vault.deltas.differ.working:
             made = [piece async for piece in rebuilding.run(_chained(bytes(data)))]
         for piece in made:
@@ -217,6 +221,8 @@ async def finer_signature(call: Call) -> Response:
     _must_match(call, version)
     if body.codes is not None:
         return await _image_signature(call, node, version, body.codes, body.ranges)
+    if len(body.ranges) > MOST_RANGES:
+        raise TooLarge(f"{len(body.ranges)} ranges: {MOST_RANGES} is the most")
     _check_ranges(body.ranges, version.size)
     found = bytearray()
     for start, stop in body.ranges:
