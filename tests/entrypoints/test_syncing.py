@@ -227,6 +227,7 @@ def test_interrupted_anywhere_it_goes_on(cli: Cli, one: Path, two: Path, tmp_pat
 @pytest.mark.slow
 def test_watching_follows_both_sides(served: Cli, one: Path, two: Path) -> None:
     write_tree(one, {"a": b"1"})
+    two.mkdir(exist_ok=True)
     env = clean_env(VAULTFS_TOKEN=served.token)
     watching = [
         subprocess.Popen(
