@@ -1,6 +1,7 @@
 """Trees go in and come out as they were; what cannot is reported."""
 
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -31,8 +32,9 @@ from tests.faults import (
     write_tree,
 )
 
-from vaultfs.adapters.files import BATCH, LocalSource, LocalTarget
+from vaultfs.adapters.files import BATCH, DiskFull, LocalSource, LocalTarget
 from vaultfs.domain.errors import NotAFolder, NotFound
+from vaultfs.domain.nodes import UNKNOWN_ORIGIN
 from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.transfer import GROUP_FILES, Report
@@ -285,6 +287,27 @@ async def test_a_get_replaces_files_and_keeps_others(place: Path) -> None:
         "was a file": b"file",
     }
     assert not list(place.rglob(".vaultfs-*"))
+
+
+@pytest.fixture
+def small_files_only() -> Iterator[int]:
+    """Files of so many bytes at most, which is no whole number of pieces."""
+    most, (before, hard) = 3 * MIB - 100, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    yield most
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+
+
+async def test_a_disk_that_is_full_at_the_last_piece_leaves_the_old_file(
+    place: Path, small_files_only: int
+) -> None:
+    write_tree(place, {"large": b"old"})
+    pieces = [random_bytes(MIB, seed) for seed in range(3)]
+    assert small_files_only < 3 * MIB
+    with pytest.raises(DiskFull):
+        async with LocalTarget(place).create(("large",), UNKNOWN_ORIGIN) as sink:
+            await sink.write(pieces)
+    assert read_tree(place) == {"large": b"old"}
 
 
 async def test_a_put_takes_no_folder_for_a_file_and_no_file_for_a_folder(place: Path) -> None:

@@ -338,11 +338,11 @@ class _FileSink:
     """A temporary file that is being written."""
 
     name: str
-    file: AsyncFileIO
+    descriptor: int
 
     async def write(self, pieces: Sequence[Buffer]) -> None:
         with translated(self.name):
-            await self.file.writelines(pieces)
+            await to_thread.run_sync(_write_pieces, self.descriptor, pieces)
 
 
 @define(eq=False)
@@ -415,9 +415,11 @@ class LocalTarget(TargetTree):
             temporary = temporary_name()
             descriptor = _create(folder, temporary)
             try:
-                with FileIO(descriptor, "w") as file:
-                    yield _FileSink(str(where), wrap(file))
-                    finish(file.fileno(), origin)
+                try:
+                    yield _FileSink(str(where), descriptor)
+                    finish(descriptor, origin)
+                finally:
+                    os.close(descriptor)
                 os.rename(temporary, path[-1], src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with suppress(OSError):
@@ -476,8 +478,7 @@ def _write_whole(folder: int, where: FilePath, pieces: Sequence[Buffer], origin:
         descriptor = _create(folder, temporary)
         try:
             try:
-                for at in range(0, len(pieces), IOV_MAX):
-                    _write_all(descriptor, pieces[at : at + IOV_MAX])
+                _write_pieces(descriptor, pieces)
                 finish(descriptor, origin)
             finally:
                 os.close(descriptor)
@@ -486,6 +487,11 @@ def _write_whole(folder: int, where: FilePath, pieces: Sequence[Buffer], origin:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
             raise
+
+
+def _write_pieces(descriptor: int, pieces: Sequence[Buffer]) -> None:
+    for at in range(0, len(pieces), IOV_MAX):
+        _write_all(descriptor, pieces[at : at + IOV_MAX])
 
 
 def _write_all(descriptor: int, pieces: Sequence[Buffer]) -> None:
