@@ -474,6 +474,26 @@ class TreeContract:
         await me.move("/a/b", deep + "/x")
         assert (await me.node(deep + "/x/f")).name == "f"
 
+    async def test_a_folder_at_the_very_end_of_paths_can_be_renamed_and_restored(
+        self, me: Caller
+    ) -> None:
+        for end in ("/d" * MAX_DEPTH, ("/" + "n" * 255) * 15 + "/" + "n" * 255):
+            await me.do(me.mkdir_op(end, parents=True))
+            trashed = await me.delete(end)
+            await me.do(Restore(me.tree, trashed.id))
+            await me.move(end, end[:-1] + "x")
+            assert (await me.node(end[:-1] + "x")).is_folder
+
+    async def test_a_move_makes_no_path_of_a_file_too_long(self, me: Caller) -> None:
+        above = ("/" + "n" * 255) * 14
+        await me.do(me.mkdir_op(above, parents=True))
+        await me.do(me.put_op("/a/" + "f" * 255, parents=True))
+        await me.move("/a", above + "/" + "a" * 255)
+        await me.do(me.put_op("/b/" + "d" * 253 + "/" + "f" * 253, parents=True))
+        assert isinstance(await me.refused(me.move_op("/b", above + "/bbbb")), InvalidField)
+        await me.move("/b", above + "/bbb")
+        assert await me.names(above + "/bbb/" + "d" * 253) == ["f" * 253]
+
     # Trash
 
     async def test_what_is_deleted_is_in_the_trash(self, catalog: Catalog, me: Caller) -> None:
