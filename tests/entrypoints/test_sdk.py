@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -20,6 +21,7 @@ from tests.faults import MIB, quick_folder, random_bytes, read_tree, small_files
 import vaultfs
 from vaultfs.domain.errors import (
     Exists,
+    InvalidField,
     InvalidName,
     IsAFolder,
     NotAFolder,
@@ -299,8 +301,9 @@ def test_reading_is_like_a_file(plain: SyncVault) -> None:
         file.seek(0)
         assert file.read() == LARGE
         assert file.read() == b""
-        with pytest.raises(ValueError, match="seek"):
-            file.seek(-1)
+        for offset, whence in ((-1, io.SEEK_SET), (0, os.SEEK_DATA)):
+            with pytest.raises(ValueError, match="seek"):
+                file.seek(offset, whence)
     assert file.closed
     plain.put("/file", b"new")
     with plain.open("/file", version=1) as file:
@@ -386,6 +389,14 @@ def test_a_vault_closes_whatever_is_still_open(place: Path) -> None:
     with vaultfs.open_sync(place / "vault") as vault:
         assert not vault.exists("/other")
         assert vault.get("/file") == LARGE
+
+
+@pytest.mark.parametrize("mode", ["r", "w", "ab", "r+b", ""])
+def test_a_mode_that_is_not_known_replaces_nothing(plain: SyncVault, mode: str) -> None:
+    plain.put("/file", b"text")
+    with pytest.raises(InvalidField, match="mode"), plain.open("/file", cast("Any", mode)):
+        pass
+    assert plain.get("/file") == b"text"
 
 
 def test_a_writer_in_the_way_of_a_folder_says_so(plain: SyncVault) -> None:

@@ -56,6 +56,8 @@ class _Raw(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._version.size}
+        if whence not in base:
+            raise ValueError(f"cannot seek from {whence}")
         at = base[whence] + offset
         if at < 0:
             raise ValueError(f"cannot seek to {at}")

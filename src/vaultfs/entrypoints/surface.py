@@ -157,12 +157,15 @@ class Surface(Look):
 
         Read, it is seekable. Written, it becomes a version when it is closed, and nothing
         if the `with` block is left by an exception. `xb` is for a file that is not there yet:
-        it raises `Exists`, or when it is closed `Conflict` if somebody else was faster.
+        it raises `Exists`, or when it is closed `Conflict` if somebody else was faster. Any
+        other mode raises `InvalidField`.
         """
         from vaultfs.entrypoints.fileobjects import ReadFile, WriteFile
 
         if mode == "rb":
             return ReadFile(self, path, await self.version(path, version))
+        if mode not in {"wb", "xb"}:  # least of all may one that is not known replace the file
+            raise InvalidField(f"mode {mode!r}: rb, wb and xb are known")
         if mode == "xb" and await self.exists(path):
             raise Exists(f"{path} is there already")
         wanted = Preconditions(if_absent=mode == "xb")
