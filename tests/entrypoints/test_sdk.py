@@ -5,10 +5,13 @@ import gc
 import io
 import json
 import os
+import sys
 import tarfile
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -389,6 +392,25 @@ def test_a_vault_closes_whatever_is_still_open(place: Path) -> None:
     with vaultfs.open_sync(place / "vault") as vault:
         assert not vault.exists("/other")
         assert vault.get("/file") == LARGE
+
+
+def test_what_several_threads_write_stays_whole(plain: SyncVault) -> None:
+    record, each = 200, 20_000
+
+    def write(number: int) -> None:
+        for _ in range(each):
+            file.write(bytes([number]) * record)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with plain.open("/file", "wb") as file, ThreadPoolExecutor(4) as threads:
+            list(threads.map(write, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    found = plain.get("/file")
+    pieces = [found[start : start + record] for start in range(0, len(found), record)]
+    assert Counter(pieces) == {bytes([number]) * record: each for number in range(4)}
 
 
 @pytest.mark.parametrize("mode", ["r", "w", "ab", "r+b", ""])
