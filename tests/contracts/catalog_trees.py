@@ -484,6 +484,16 @@ class TreeContract:
             await me.move(end, end[:-1] + "x")
             assert (await me.node(end[:-1] + "x")).is_folder
 
+    async def test_a_restore_makes_no_path_too_deep(self, me: Caller) -> None:
+        await me.do(me.put_op("/a/b/f", parents=True))
+        gone = await me.delete("/a", recursive=True)
+        deep = ("d",) * (MAX_DEPTH - 2)
+        await me.do(me.mkdir_op("/".join(("", *deep)), parents=True))
+        error = await me.refused(Restore(me.tree, gone.id, (*deep, "x")))
+        assert isinstance(error, InvalidField)
+        await me.do(Restore(me.tree, gone.id, (*deep[1:], "x")))
+        assert await me.names("/".join(("", *deep[1:], "x", "b"))) == ["f"]
+
     async def test_a_move_makes_no_path_of_a_file_too_long(self, me: Caller) -> None:
         above = ("/" + "n" * 255) * 14
         await me.do(me.mkdir_op(above, parents=True))
