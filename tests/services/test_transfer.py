@@ -15,6 +15,7 @@ import pytest
 from attrs import frozen
 from tests.faults import (
     MIB,
+    BytesSource,
     MemoryTree,
     assert_sound,
     at,
@@ -34,7 +35,7 @@ from tests.faults import (
 
 from vaultfs.adapters.files import BATCH, DiskFull, LocalSource, LocalTarget
 from vaultfs.domain.errors import NotAFolder, NotFound
-from vaultfs.domain.nodes import UNKNOWN_ORIGIN
+from vaultfs.domain.nodes import UNKNOWN_ORIGIN, Origin
 from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.transfer import GROUP_FILES, Report
@@ -308,6 +309,17 @@ async def test_a_disk_that_is_full_at_the_last_piece_leaves_the_old_file(
         async with LocalTarget(place).create(("large",), UNKNOWN_ORIGIN) as sink:
             await sink.write(pieces)
     assert read_tree(place) == {"large": b"old"}
+
+
+async def test_a_file_never_comes_out_with_the_rights_of_its_owner(place: Path) -> None:
+    async with open_memory_vault() as vault:
+        for name, size in (("small", 1), ("large", SMALL + 1)):
+            source, origin = BytesSource(random_bytes(size)), Origin(mode=0o7755)
+            await vault.files.put(
+                vault.user, at(f"/tree/{name}"), source, origin=origin, parents=True
+            )
+        await get_tree(vault, place)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in place.iterdir()} == {0o755}
 
 
 async def test_a_put_takes_no_folder_for_a_file_and_no_file_for_a_folder(place: Path) -> None:

@@ -464,9 +464,12 @@ def _create(folder: int, name: str) -> int:
 
 
 def finish(descriptor: int, origin: Origin) -> None:
-    """Give a written file the mode and time that it had where it came from."""
+    """Give a written file the mode and time that it had where it came from.
+
+    But never the rights of whoever writes it: anybody may have put it.
+    """
     if origin.mode is not None:
-        os.fchmod(descriptor, origin.mode)
+        os.fchmod(descriptor, origin.mode & 0o777)
     if origin.mtime_us is not None:
         time = origin.mtime_us * 1000
         os.utime(descriptor, ns=(time, time))
