@@ -54,6 +54,7 @@ from vaultfs.domain.services.recovery import BACKUPS
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault, recover_catalog
 from vaultfs.ports.catalog import Location
+from vaultfs.ports.objects import ObjectInfo
 
 LARGE: Final = random_bytes(3 * MIB + 12345, "large")
 CONTENTS: Final = {
@@ -445,6 +446,34 @@ async def test_a_rebuild_with_a_pack_too_few_names_the_versions_it_cannot_walk(
     furnished.store.objects.update(kept)
     assert (await furnished.vault.recovery.rebuild()).problems == ()
     await assert_sound(furnished.vault)
+
+
+class DeletingStore(MemoryObjectStore):
+    """A store from which somebody else deletes what is `doomed` as soon as it was listed."""
+
+    doomed: str | None = None
+
+    async def list(
+        self, prefix: str = "", *, start_after: str = ""
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        async for info in super().list(prefix, start_after=start_after):
+            if info.key == self.doomed:
+                await self.delete(info.key)
+            yield info
+
+
+@pytest.mark.parametrize("check", [False, True])
+async def test_a_rebuild_passes_over_a_pack_that_is_deleted_meanwhile(check: bool) -> None:
+    store = DeletingStore()
+    async with open_memory_vault(store=store) as vault:
+        await put(vault, "/kept", b"kept")
+        before = await index_of(vault)
+        await put(vault, "/gone", b"gone")
+        [gone] = {place.pack for _, place in await index_of(vault)} - {before[0][1].pack}
+        store.doomed = pack_key(gone)
+        rebuilt = await vault.recovery.rebuild(check=check)
+        assert (rebuilt.packs, rebuilt.problems) == (1, ())
+        assert await index_of(vault) == before
 
 
 # Backups
