@@ -279,6 +279,13 @@ class TreeContract:
         assert (await catalog.file(me.tree, ("a", "b")))[1] is None
         assert await catalog.versions(folder.id) == []
 
+    async def test_the_same_content_from_nowhere_keeps_the_origin(self, me: Caller) -> None:
+        origin = Origin(5, 0o600)
+        node = await me.made(me.put_op("/f", "same", origin=origin))
+        assert await me.made(me.put_op("/f", "same")) == node
+        [version] = await me.versions("/f")
+        assert version.origin == origin
+
     async def test_the_same_content_makes_no_version(self, catalog: Catalog, me: Caller) -> None:
         first = await me.put("/f", "same")
         result = await me.do(me.put_op("/f", "same"))
