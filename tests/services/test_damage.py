@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.faults import (
     MIB,
+    BytesSource,
     State,
+    add_user,
     assert_sound,
     at,
     files_of,
@@ -34,9 +36,12 @@ from tests.faults import (
 
 from vaultfs.adapters.files import LocalTarget
 from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
+from vaultfs.adapters.wrappers.faulty import Delay, FaultyObjectStore
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import DamagedContent, NotFound, VaultError
 from vaultfs.domain.integrity import Depth, Findings
+from vaultfs.domain.names import Address
+from vaultfs.domain.nodes import User
 from vaultfs.domain.packs import (
     HEAD_SIZE,
     HEADER_SIZE,
@@ -254,6 +259,32 @@ async def test_a_pack_that_is_gone_is_found_at_every_depth(furnished: Furnished)
             assert [pack_key(pack) for pack in found.bad_packs] == [key]
         furnished.store.objects[key] = data
     await assert_sound(furnished.vault)
+
+
+async def put_as(vault: Vault, user: User, data: bytes) -> None:
+    await vault.files.put(user, Address(user.name, ("file",)), BytesSource(data))
+
+
+@pytest.mark.parametrize("depth", [Depth.PACKS, Depth.DIGESTS, Depth.FULL])
+async def test_a_damaged_pack_hits_nobody_who_has_the_chunks_elsewhere(depth: Depth) -> None:
+    inner, data = MemoryObjectStore(), random_bytes(MIB)
+    store = FaultyObjectStore(inner, {("put", 1): Delay(0.05)})
+    async with (
+        open_memory_vault(store=store) as vault,
+        open_memory_vault(store=inner, catalog=vault.catalog) as other,
+    ):
+        bob = await add_user(vault.catalog, "bob")
+        async with anyio.create_task_group() as tasks:  # neither knows what the other sends
+            tasks.start_soon(put_as, vault, vault.user, data)
+            tasks.start_soon(put_as, other, bob, data + b"more")
+        first, second = [digest_of(pack) for pack in inner.objects.values()]
+        for pack, hit in ((first, "bob"), (second, "me")):
+            key = pack_key(pack)
+            whole, inner.objects[key] = inner.objects[key], b""
+            findings = await vault.integrity.verify(depth)
+            for files in (findings.files, await vault.integrity.hit_by([pack])):
+                assert [each.tree for each in files] == [hit]
+            inner.objects[key] = whole
 
 
 async def test_packs_in_each_other_s_place_are_found(furnished: Furnished) -> None:
