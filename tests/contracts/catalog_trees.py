@@ -749,6 +749,9 @@ class TreeContract:
         assert (await me.node("/z/b")).metadata == '{"k":1}'
         copied = await me.node("/z/h")
         assert (copied.number, copied.revision) == (1, 1)
+        for path in ("/z", "/z/b", "/z/b/f"):
+            made = await me.node(path)
+            assert (made.created_us, made.modified_us) == (me.now, me.now)
         assert (await me.versions("/z/h"))[0].manifest == content("newer").manifest
         assert await me.used() == 50 + 30
         assert [kind for kind, _ in await me.feed()].count("copy") == 1
@@ -816,6 +819,18 @@ class TreeContract:
         await me.put("/c", "c", 0)
         assert await me.used() == 100
         assert (await me.catalog.user("me")).quota == 100
+
+    async def test_above_the_quota_there_is_a_way_back(self, me: Caller) -> None:
+        await me.put("/f", size=100)
+        await me.put("/f", "b", size=100)
+        await me.put("/g", size=100)
+        await me.do(SetQuota(me.tree, 50))
+        gone = await me.delete("/g")
+        await me.do(Purge(me.tree, gone.id))
+        [_, old] = await me.versions("/f")
+        await me.do(Prune(me.tree, old.node, (old.id,)))
+        assert await me.used() == 100
+        assert isinstance(await me.refused(me.put_op("/h", size=1)), QuotaExceeded)
 
     async def test_a_folder_is_copied_within_the_quota_or_not_at_all(self, me: Caller) -> None:
         for name in "xyz":
