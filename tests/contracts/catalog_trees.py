@@ -686,6 +686,12 @@ class TreeContract:
             await me.do(SetRetention(me.tree, retention))
             assert await catalog.retention(me.tree) == retention
 
+    async def test_the_longest_retention_of_all(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(SetRetention(me.tree, Retention(age=timedelta.max)))
+        found = await catalog.retention(me.tree)
+        assert found.age is not None
+        assert timedelta.max - found.age < timedelta(seconds=1)
+
     # Metadata
 
     async def test_metadata_is_patched(self, me: Caller) -> None:
