@@ -23,6 +23,7 @@ from tests.faults import MIB, quick_folder, random_bytes, read_tree, small_files
 
 import vaultfs
 from vaultfs.domain.errors import (
+    Conflict,
     Exists,
     InvalidField,
     InvalidName,
@@ -281,6 +282,20 @@ def test_several_threads_share_a_vault(plain: SyncVault) -> None:
     for thread in threads:
         thread.join()
     assert sum(1 for name in "abcd" for _ in plain.list(f"/{name}")) == 40
+
+
+async def test_nothing_is_put_from_the_vault_s_own_folder_or_pulled_into_it(
+    vault: Vault, place: Path
+) -> None:
+    await vault.put("/file", b"text")
+    catalog = place / "vault" / "catalog.db"
+    before = catalog.read_bytes()
+    with pytest.raises(Conflict, match="in the vault itself"):
+        await vault.pull("/file", catalog)
+    with pytest.raises(Conflict, match="in the vault itself"):
+        await vault.put("/catalog", catalog)
+    assert catalog.read_bytes() == before
+    assert [node.name async for node in vault.list()] == ["file"]
 
 
 # File objects

@@ -197,10 +197,13 @@ class Surface(Look):
         """Make the local file what is at `path`; `base` is the version that it is now, if one.
 
         It is replaced at one moment, durable, unless it is not what was `expected` there any
-        more: then `SourceChanged` is raised. From a server only the difference travels.
+        more: then `SourceChanged` is raised. From a server only the difference travels. Raises
+        `Conflict` for a file in the vault's own folder.
         """
+        from vaultfs.adapters.files import refuse_inside
         from vaultfs.entrypoints.pulling import copy_to
 
+        refuse_inside(self.folder, LocalPath(local))
         return await copy_to(self, path, LocalPath(local), base, expected, progress)
 
     async def push(
