@@ -34,13 +34,14 @@ from tests.faults import (
 )
 
 from vaultfs.adapters.files import BATCH, DiskFull, LocalSource, LocalTarget
-from vaultfs.domain.errors import NotAFolder, NotFound
+from vaultfs.domain.errors import NotAFolder, NotFound, SourceChanged
 from vaultfs.domain.nodes import UNKNOWN_ORIGIN, Origin
 from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.transfer import GROUP_FILES, Report
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
+from vaultfs.ports.trees import Item
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -320,6 +321,21 @@ async def test_a_file_never_comes_out_with_the_rights_of_its_owner(place: Path) 
             )
         await get_tree(vault, place)
     assert {stat.S_IMODE(path.stat().st_mode) for path in place.iterdir()} == {0o755}
+
+
+async def test_a_small_file_that_changes_behind_its_time_is_refused(place: Path) -> None:
+    write_tree(place, {"longer": b"text", "shorter": b"text", "same": b"text"})
+    source = LocalSource(place)
+    items = [each async for batch in source.walk() for each in batch if isinstance(each, Item)]
+    for item, data in zip(items, (b"longer text", b"te", b"text"), strict=True):
+        path = place.joinpath(*item.path)
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        path.write_bytes(data)
+        os.utime(path, ns=times)
+    longer, shorter, same = await source.load(items)
+    assert isinstance(longer, SourceChanged)
+    assert isinstance(shorter, SourceChanged)
+    assert same == b"text"
 
 
 async def test_a_put_takes_no_folder_for_a_file_and_no_file_for_a_folder(place: Path) -> None:
