@@ -294,6 +294,10 @@ async def test_nothing_is_put_from_the_vault_s_own_folder_or_pulled_into_it(
         await vault.pull("/file", catalog)
     with pytest.raises(Conflict, match="in the vault itself"):
         await vault.put("/catalog", catalog)
+    report = await vault.get_tree("/", catalog.parent)
+    assert (report.files, len(report.failed)) == (0, 1)
+    with pytest.raises(Conflict, match="in the vault itself"):
+        await vault.put_tree(catalog.parent, "/self")
     assert catalog.read_bytes() == before
     assert [node.name async for node in vault.list()] == ["file"]
 

@@ -261,6 +261,22 @@ async def test_a_pack_that_is_gone_is_found_at_every_depth(furnished: Furnished)
     await assert_sound(furnished.vault)
 
 
+async def test_all_files_that_share_damaged_pages_and_chunks_are_named() -> None:
+    store, data = MemoryObjectStore(), random_bytes(6 * MIB)
+    async with open_memory_vault(store=store) as vault:
+        await put(vault, "/one", data)
+        await put(vault, "/two", data + b"more")
+        await vault.files.copy(vault.user, at("/one"), at("/three"))
+        [_, version] = await vault.files.version(vault.user, at("/one"))
+        assert version.manifest.level
+        packs = {key: pack for key, pack in store.objects.items() if key.startswith(PACK_PREFIX)}
+        [key] = [key for key, pack in packs.items() if len(pack) > 5 * MIB]
+        store.objects[key] = packs[key][:MIB] + bytes(100) + packs[key][MIB + 100 :]
+        for depth in (Depth.DIGESTS, Depth.FULL):
+            findings = await vault.integrity.verify(depth)
+            assert named(findings) == {("/one", 1), ("/two", 1), ("/three", 1)}
+
+
 async def put_as(vault: Vault, user: User, data: bytes) -> None:
     await vault.files.put(user, Address(user.name, ("file",)), BytesSource(data))
 
