@@ -32,6 +32,7 @@ from vaultfs.domain.errors import (
     NotAVault,
     NotFound,
     ParentNotFound,
+    SourceChanged,
     VersionMismatch,
 )
 from vaultfs.domain.integrity import Depth
@@ -300,6 +301,21 @@ async def test_nothing_is_put_from_the_vault_s_own_folder_or_pulled_into_it(
         await vault.put_tree(catalog.parent, "/self")
     assert catalog.read_bytes() == before
     assert [node.name async for node in vault.list()] == ["file"]
+
+
+async def test_a_pull_replaces_nothing_but_what_was_expected(vault: Vault, place: Path) -> None:
+    await vault.put("/file", b"theirs")
+    local = place / "local"
+    local.write_bytes(b"mine")
+    before = local.stat()
+    local.write_bytes(b"mine, newer")
+    for expected in (before, None):
+        with pytest.raises(SourceChanged):
+            await vault.pull("/file", local, expected=expected)
+    assert local.read_bytes() == b"mine, newer"
+    assert {path.name for path in place.iterdir()} == {"local", "vault"}
+    await vault.pull("/file", local, expected=local.stat())
+    assert local.read_bytes() == b"theirs"
 
 
 # File objects

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -32,6 +32,7 @@ from tests.faults import (
     read_tree,
     small_files,
     state_of,
+    upload,
 )
 
 from vaultfs.adapters.files import LocalTarget
@@ -56,6 +57,7 @@ from vaultfs.domain.packs import (
 )
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.domain.services.recovery import BACKUPS
+from vaultfs.domain.services.uploads import Purpose
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault, recover_catalog
 from vaultfs.ports.catalog import Location
@@ -275,6 +277,10 @@ async def test_all_files_that_share_damaged_pages_and_chunks_are_named() -> None
         for depth in (Depth.DIGESTS, Depth.FULL):
             findings = await vault.integrity.verify(depth)
             assert named(findings) == {("/one", 1), ("/two", 1), ("/three", 1)}
+        for lost in packs:
+            del store.objects[lost]
+        problems = (await vault.recovery.rebuild()).problems
+        assert len([each for each in problems if "is in no pack" in each]) == 3
 
 
 async def put_as(vault: Vault, user: User, data: bytes) -> None:
@@ -670,3 +676,43 @@ async def test_the_oldest_backups_go_first() -> None:
             clock.advance(timedelta(hours=1))
             names.append((await recovery.backup(keep=3)).name)
         assert [backup.name for backup in await recovery.backups()] == names[-3:]
+
+
+async def test_a_new_backup_stays_where_clocks_went_back() -> None:
+    async with open_memory_vault() as vault:
+        recovery = vault.recovery
+        recovery.clock = ManualClock(datetime(2026, 6, 1, tzinfo=UTC))
+        await recovery.backup(keep=1)
+        recovery.clock = ManualClock(datetime(2026, 5, 1, tzinfo=UTC))
+        backup = await recovery.backup(keep=1)
+        assert backup.name in [each.name for each in await recovery.backups()]
+
+
+async def test_parts_without_a_manifest_may_be_a_backup_under_way_for_a_day() -> None:
+    clock = ManualClock()
+    store = MemoryObjectStore(clock=clock)
+    async with open_memory_vault(store=store) as vault:
+        vault.recovery.clock, part = clock, f"{BACKUPS}20260101t000000z-somebody/part-00000"
+        await store.put(part, b"the beginning")
+        await vault.recovery.backup()
+        assert part in store.objects
+        clock.advance(timedelta(days=1, seconds=1))
+        await vault.recovery.backup()
+        assert part not in store.objects
+        assert len(await vault.recovery.backups()) == 2
+
+
+async def test_a_rebuild_gives_uploads_under_way_what_they_have_sent() -> None:
+    data = random_bytes(6 * MIB)
+    async with open_memory_vault() as vault:
+        session = await vault.uploads.create(vault.user, Purpose(at("/up")), size=len(data))
+        await vault.uploads.append(vault.user, session.id, BytesSource(data[: 3 * MIB]), at=0)
+        async with vault.catalog.reindex():
+            pass  # and so the index is empty
+        assert (await vault.recovery.rebuild()).problems == ()
+        digests = [digest for digest, _ in await vault.catalog.upload_entries(session.id)]
+        assert digests
+        assert set(await vault.catalog.locate(vault.user.id, digests)) == set(digests)
+        await upload(vault, "/up", data, MIB)
+        assert await read(vault, "/up") == data
+        await assert_sound(vault)
