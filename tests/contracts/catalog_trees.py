@@ -491,6 +491,15 @@ class TreeContract:
             await me.move(end, end[:-1] + "x")
             assert (await me.node(end[:-1] + "x")).is_folder
 
+    async def test_nothing_is_restored_into_what_is_in_the_trash_itself(self, me: Caller) -> None:
+        await me.do(me.put_op("/a/b/f", parents=True))
+        file = await me.delete("/a/b/f")
+        above = await me.delete("/a", recursive=True)
+        assert isinstance(await me.refused(Restore(me.tree, file.id)), ParentNotFound)
+        await me.do(Restore(me.tree, above.id))
+        await me.do(Restore(me.tree, file.id))
+        assert await me.names("/a/b") == ["f"]
+
     async def test_a_restore_makes_no_path_too_deep(self, me: Caller) -> None:
         await me.do(me.put_op("/a/b/f", parents=True))
         gone = await me.delete("/a", recursive=True)
