@@ -1,5 +1,6 @@
 """Packs, catalogs and backups are damaged: what is hit is named, and all else is intact."""
 
+import shutil
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
@@ -39,7 +40,7 @@ from vaultfs.adapters.files import LocalTarget
 from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.wrappers.faulty import Delay, FaultyObjectStore
 from vaultfs.domain.digests import Digest, digest_of
-from vaultfs.domain.errors import DamagedContent, NotFound, VaultError
+from vaultfs.domain.errors import Corrupt, DamagedContent, NotFound, Unsupported, VaultError
 from vaultfs.domain.integrity import Depth, Findings
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import User
@@ -59,7 +60,7 @@ from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.domain.services.recovery import BACKUPS
 from vaultfs.domain.services.uploads import Purpose
 from vaultfs.entrypoints.settings import Settings
-from vaultfs.entrypoints.vault import Vault, init_vault, open_vault, recover_catalog
+from vaultfs.entrypoints.vault import MARKER, Vault, init_vault, open_vault, recover_catalog
 from vaultfs.ports.catalog import Location
 from vaultfs.ports.objects import ObjectInfo
 
@@ -636,6 +637,30 @@ async def test_a_backup_whose_manifest_is_damaged_is_passed_over(folder: Path) -
     assert (await recover_catalog(folder)).name == first.name
     with pytest.raises(NotFound):
         await recover_catalog(folder, second.name)
+
+
+async def test_a_backup_of_another_vault_is_refused(folder: Path) -> None:
+    other = folder.with_name("other")
+    await init_vault(folder)
+    await init_vault(other)
+    async with open_vault(_settings(other)) as vault:
+        await put(vault, "/theirs", b"theirs")
+        backup = await vault.recovery.backup()
+    before = (folder / "catalog.db").read_bytes()
+    shutil.copytree(other / "objects/backups", folder / "objects/backups")
+    for name in (None, backup.name):
+        with pytest.raises(Corrupt, match="another vault"):
+            await recover_catalog(folder, name)
+    assert (folder / "catalog.db").read_bytes() == before
+
+
+async def test_a_store_of_a_newer_release_is_refused(folder: Path) -> None:
+    await init_vault(folder)
+    [marker] = folder.glob(f"objects/{MARKER}*")
+    marker.write_text(marker.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(Unsupported, match="newer release"):
+        async with open_vault(_settings(folder)):
+            pytest.fail("it was opened")
 
 
 async def test_a_catalog_that_is_there_is_set_aside(folder: Path) -> None:
