@@ -158,6 +158,38 @@ class TestFile:
         with pytest.raises(Unsupported, match="schema 99"):
             await SqliteCatalog.open(path)
 
+    async def test_a_database_that_is_refused_is_left_as_it_is(self, tmp_path: Path) -> None:
+        file = tmp_path / "other.db"
+        for number, error in ((0, NotAVault), (99, Unsupported)):
+            with closing(sqlite3.connect(file)) as connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS theirs(number)")
+                connection.execute(f"PRAGMA user_version = {number}")
+            before = file.read_bytes()
+            with pytest.raises(error):
+                await SqliteCatalog.open(file, create=True)
+            assert file.read_bytes() == before
+            assert [each.name for each in tmp_path.iterdir()] == ["other.db"]
+
+    async def test_a_catalog_is_led_forward_all_the_way_or_not_at_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "older.db"
+        with monkeypatch.context() as older:
+            older.setattr(connections, "MIGRATIONS", MIGRATIONS[:1])
+            older.setattr(connections, "SCHEMA", 1)
+            await (await SqliteCatalog.open(file, create=True)).aclose()
+        with monkeypatch.context() as halfway:
+            halfway.setattr(
+                connections, "MIGRATIONS", (*MIGRATIONS[:-1], ("CREATE TABLE packs(x)",))
+            )
+            with pytest.raises(CatalogUnavailable):
+                await SqliteCatalog.open(file)
+        with closing(sqlite3.connect(file)) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        catalog = await SqliteCatalog.open(file)
+        assert await catalog.check() == []
+        await catalog.aclose()
+
     @pytest.mark.parametrize("schema", range(1, SCHEMA))
     async def test_a_catalog_of_an_older_release_is_led_forward(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: int

@@ -15,6 +15,7 @@ from vaultfs.domain.operations import (
     MakeFolder,
     Move,
     Operation,
+    Purge,
     PutFile,
     Refused,
     Restore,
@@ -339,6 +340,8 @@ class BatchContract:
         gone = (await filled.do(Delete(tree, ("elsewhere",)))).node
         assert gone is not None
         assert await refusal(friend, Restore(tree, gone.id)) is NotFound  # the root is not theirs
+        await filled.do(Purge(tree, gone.id))
+        assert await filled.catalog.grants([gone.id]) == []
 
     async def test_who_may_write_a_node_may_not_take_it_from_the_trash_of_its_folder(
         self, filled: Caller, friend: Caller

@@ -88,6 +88,26 @@ class CallContract:
         assert kinds == ["put", "mkdir", "put", "put", "delete", "put"]
         assert await catalog.check() == []
 
+    async def test_what_a_refused_unit_was_given_is_given_to_nobody_twice(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        refused = me.unit(me.mkdir_op("/a/b/c/d", parents=True), me.delete_op("/nothing"))
+        units = [refused, *(me.unit(me.put_op(f"/{number}")) for number in range(20))]
+        outcomes = await catalog.apply(units)
+        assert [type(outcome) for outcome in outcomes] == [Refused, *[Done] * 20]
+        nodes = [await me.node(f"/{number}") for number in range(20)]
+        nodes += [await me.put(f"/later {number}") for number in range(5)]
+        assert len({node.id for node in nodes}) == len({node.version for node in nodes}) == 25
+        assert await catalog.check() == []
+
+    async def test_a_unit_finds_what_it_has_copied(self, me: Caller) -> None:
+        await me.do(me.put_op("/a/f", parents=True))
+        copied = (me.copy_op("/a", "/b"), me.mkdir_op("/b"))
+        assert isinstance(await me.refused(*copied), Exists)
+        await me.do(me.mkdir_op("/c"), me.delete_op("/c"), me.copy_op("/a", "/c"))
+        await me.do(me.delete_op("/c", recursive=True), *copied[:1], me.put_op("/b/g"))
+        assert await me.names("/b") == ["f", "g"]
+
     async def test_a_refusal_says_which_operation_it_was(self, me: Caller) -> None:
         for index in range(3):
             operations = [me.mkdir_op(f"/{number}") for number in range(index)]

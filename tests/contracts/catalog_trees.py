@@ -279,6 +279,13 @@ class TreeContract:
         assert (await catalog.file(me.tree, ("a", "b")))[1] is None
         assert await catalog.versions(folder.id) == []
 
+    async def test_the_same_content_from_nowhere_keeps_the_origin(self, me: Caller) -> None:
+        origin = Origin(5, 0o600)
+        node = await me.made(me.put_op("/f", "same", origin=origin))
+        assert await me.made(me.put_op("/f", "same")) == node
+        [version] = await me.versions("/f")
+        assert version.origin == origin
+
     async def test_the_same_content_makes_no_version(self, catalog: Catalog, me: Caller) -> None:
         first = await me.put("/f", "same")
         result = await me.do(me.put_op("/f", "same"))
@@ -474,6 +481,45 @@ class TreeContract:
         await me.move("/a/b", deep + "/x")
         assert (await me.node(deep + "/x/f")).name == "f"
 
+    async def test_a_folder_at_the_very_end_of_paths_can_be_renamed_and_restored(
+        self, me: Caller
+    ) -> None:
+        for end in ("/d" * MAX_DEPTH, ("/" + "n" * 255) * 15 + "/" + "n" * 255):
+            await me.do(me.mkdir_op(end, parents=True))
+            trashed = await me.delete(end)
+            await me.do(Restore(me.tree, trashed.id))
+            await me.move(end, end[:-1] + "x")
+            assert (await me.node(end[:-1] + "x")).is_folder
+
+    async def test_nothing_is_restored_into_what_is_in_the_trash_itself(self, me: Caller) -> None:
+        await me.do(me.put_op("/a/b/f", parents=True))
+        file = await me.delete("/a/b/f")
+        above = await me.delete("/a", recursive=True)
+        assert isinstance(await me.refused(Restore(me.tree, file.id)), ParentNotFound)
+        await me.do(Restore(me.tree, above.id))
+        await me.do(Restore(me.tree, file.id))
+        assert await me.names("/a/b") == ["f"]
+
+    async def test_a_restore_makes_no_path_too_deep(self, me: Caller) -> None:
+        await me.do(me.put_op("/a/b/f", parents=True))
+        gone = await me.delete("/a", recursive=True)
+        deep = ("d",) * (MAX_DEPTH - 2)
+        await me.do(me.mkdir_op("/".join(("", *deep)), parents=True))
+        error = await me.refused(Restore(me.tree, gone.id, (*deep, "x")))
+        assert isinstance(error, InvalidField)
+        await me.do(Restore(me.tree, gone.id, (*deep[1:], "x")))
+        assert await me.names("/".join(("", *deep[1:], "x", "b"))) == ["f"]
+
+    async def test_a_move_makes_no_path_of_a_file_too_long(self, me: Caller) -> None:
+        above = ("/" + "n" * 255) * 14
+        await me.do(me.mkdir_op(above, parents=True))
+        await me.do(me.put_op("/a/" + "f" * 255, parents=True))
+        await me.move("/a", above + "/" + "a" * 255)
+        await me.do(me.put_op("/b/" + "d" * 253 + "/" + "f" * 253, parents=True))
+        assert isinstance(await me.refused(me.move_op("/b", above + "/bbbb")), InvalidField)
+        await me.move("/b", above + "/bbb")
+        assert await me.names(above + "/bbb/" + "d" * 253) == ["f" * 253]
+
     # Trash
 
     async def test_what_is_deleted_is_in_the_trash(self, catalog: Catalog, me: Caller) -> None:
@@ -649,6 +695,12 @@ class TreeContract:
             await me.do(SetRetention(me.tree, retention))
             assert await catalog.retention(me.tree) == retention
 
+    async def test_the_longest_retention_of_all(self, catalog: Catalog, me: Caller) -> None:
+        await me.do(SetRetention(me.tree, Retention(age=timedelta.max)))
+        found = await catalog.retention(me.tree)
+        assert found.age is not None
+        assert timedelta.max - found.age < timedelta(seconds=1)
+
     # Metadata
 
     async def test_metadata_is_patched(self, me: Caller) -> None:
@@ -712,6 +764,9 @@ class TreeContract:
         assert (await me.node("/z/b")).metadata == '{"k":1}'
         copied = await me.node("/z/h")
         assert (copied.number, copied.revision) == (1, 1)
+        for path in ("/z", "/z/b", "/z/b/f"):
+            made = await me.node(path)
+            assert (made.created_us, made.modified_us) == (me.now, me.now)
         assert (await me.versions("/z/h"))[0].manifest == content("newer").manifest
         assert await me.used() == 50 + 30
         assert [kind for kind, _ in await me.feed()].count("copy") == 1
@@ -779,6 +834,18 @@ class TreeContract:
         await me.put("/c", "c", 0)
         assert await me.used() == 100
         assert (await me.catalog.user("me")).quota == 100
+
+    async def test_above_the_quota_there_is_a_way_back(self, me: Caller) -> None:
+        await me.put("/f", size=100)
+        await me.put("/f", "b", size=100)
+        await me.put("/g", size=100)
+        await me.do(SetQuota(me.tree, 50))
+        gone = await me.delete("/g")
+        await me.do(Purge(me.tree, gone.id))
+        [_, old] = await me.versions("/f")
+        await me.do(Prune(me.tree, old.node, (old.id,)))
+        assert await me.used() == 100
+        assert isinstance(await me.refused(me.put_op("/h", size=1)), QuotaExceeded)
 
     async def test_a_folder_is_copied_within_the_quota_or_not_at_all(self, me: Caller) -> None:
         for name in "xyz":

@@ -101,7 +101,13 @@ def test_bad_paths(text: str) -> None:
 def test_a_path_has_its_bounds() -> None:
     check_path(("d",) * MAX_DEPTH)
     check_path(("x" * 255,) * 16)
-    for path in (("d",) * (MAX_DEPTH + 1), ("x" * 255,) * 16 + ("",), ("x" * 255,) * 17):
+    check_path(("é" * 127,) * 16)
+    for path in (
+        ("d",) * (MAX_DEPTH + 1),
+        ("x" * 255,) * 16 + ("",),
+        ("x" * 255,) * 17,
+        ("é" * 127,) * 17,
+    ):
         with pytest.raises(InvalidName):
             check_path(path)
     assert MAX_PATH == 16 * 256

@@ -274,9 +274,9 @@ def test_what_is_settled_may_be_left_out(seed: int) -> None:
     def rest(some: dict[Path, T]) -> dict[Path, T]:
         return {path: each for path, each in some.items() if path not in settled}
 
-    whole = plan(here, there, agreed, lambda *_: gone)
+    whole = plan(here, there, agreed, lambda _agreed, _path: gone)
     names = {"/".join(path) for path in settled}
-    assert plan(rest(here), rest(there), rest(agreed), lambda *_: gone, names) == whole
+    assert plan(rest(here), rest(there), rest(agreed), lambda _agreed, _path: gone, names) == whole
 
 
 def test_a_new_case_of_one_name_is_another_name_all_the_same() -> None:

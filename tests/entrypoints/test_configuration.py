@@ -9,7 +9,7 @@ from tests.entrypoints.cli_calls import call
 
 from vaultfs.domain.errors import InvalidField, NotFound
 from vaultfs.entrypoints.configuration import SETTINGS, Effective, Named, read_configuration
-from vaultfs.entrypoints.settings import settings_of
+from vaultfs.entrypoints.settings import read_settings, settings_of
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "vaultfs.toml"
 
@@ -111,3 +111,10 @@ def test_no_secret_behind_the_question_mark_is_shown() -> None:
 def test_addresses_of_databases(address: str) -> None:
     place = Named(None, f"postgresql:{address}", "file:///x")
     assert settings_of(place, {}).database == f"postgresql:{address}"
+
+
+@pytest.mark.parametrize("text", ["63", "-64", "many", "64.5", "9" * 5000])
+def test_a_budget_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(InvalidField, match="VAULTFS_BUDGET_MIB"):
+        read_settings("vault", {"VAULTFS_BUDGET_MIB": text})
+    assert read_settings("vault", {"VAULTFS_BUDGET_MIB": "64"}).budget == 64 << 20

@@ -310,7 +310,7 @@ async def test_no_delta_makes_more_work_than_a_file(api: Client, *, images: bool
     codes = bytes([6]) * len(packed_units(ONE))
     inner = opened(ONE, codes) if images else OLD
     steps = tuple(Copy(number % 2, 1) for number in range(MOST_PARTS))
-    block = encode_block(Block(steps, b"", b""), lambda *_: b"")
+    block = encode_block(Block(steps, b"", b""), lambda _start, _stop: b"")
     header = Header.of(len(inner), digest_of(inner), 300 * MOST_PARTS, digest_of(b""))
     data = write_header(header) + 300 * block + write_end(300)
     if images:

@@ -5,12 +5,16 @@ import gc
 import io
 import json
 import os
+import sys
 import tarfile
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -19,13 +23,16 @@ from tests.faults import MIB, quick_folder, random_bytes, read_tree, small_files
 
 import vaultfs
 from vaultfs.domain.errors import (
+    Conflict,
     Exists,
+    InvalidField,
     InvalidName,
     IsAFolder,
     NotAFolder,
     NotAVault,
     NotFound,
     ParentNotFound,
+    SourceChanged,
     VersionMismatch,
 )
 from vaultfs.domain.integrity import Depth
@@ -278,6 +285,39 @@ def test_several_threads_share_a_vault(plain: SyncVault) -> None:
     assert sum(1 for name in "abcd" for _ in plain.list(f"/{name}")) == 40
 
 
+async def test_nothing_is_put_from_the_vault_s_own_folder_or_pulled_into_it(
+    vault: Vault, place: Path
+) -> None:
+    await vault.put("/file", b"text")
+    catalog = place / "vault" / "catalog.db"
+    before = catalog.read_bytes()
+    with pytest.raises(Conflict, match="in the vault itself"):
+        await vault.pull("/file", catalog)
+    with pytest.raises(Conflict, match="in the vault itself"):
+        await vault.put("/catalog", catalog)
+    report = await vault.get_tree("/", catalog.parent)
+    assert (report.files, len(report.failed)) == (0, 1)
+    with pytest.raises(Conflict, match="in the vault itself"):
+        await vault.put_tree(catalog.parent, "/self")
+    assert catalog.read_bytes() == before
+    assert [node.name async for node in vault.list()] == ["file"]
+
+
+async def test_a_pull_replaces_nothing_but_what_was_expected(vault: Vault, place: Path) -> None:
+    await vault.put("/file", b"theirs")
+    local = place / "local"
+    local.write_bytes(b"mine")
+    before = local.stat()
+    local.write_bytes(b"mine, newer")
+    for expected in (before, None):
+        with pytest.raises(SourceChanged):
+            await vault.pull("/file", local, expected=expected)
+    assert local.read_bytes() == b"mine, newer"
+    assert {path.name for path in place.iterdir()} == {"local", "vault"}
+    await vault.pull("/file", local, expected=local.stat())
+    assert local.read_bytes() == b"theirs"
+
+
 # File objects
 
 
@@ -299,8 +339,9 @@ def test_reading_is_like_a_file(plain: SyncVault) -> None:
         file.seek(0)
         assert file.read() == LARGE
         assert file.read() == b""
-        with pytest.raises(ValueError, match="seek"):
-            file.seek(-1)
+        for offset, whence in ((-1, io.SEEK_SET), (0, os.SEEK_DATA)):
+            with pytest.raises(ValueError, match="seek"):
+                file.seek(offset, whence)
     assert file.closed
     plain.put("/file", b"new")
     with plain.open("/file", version=1) as file:
@@ -386,6 +427,33 @@ def test_a_vault_closes_whatever_is_still_open(place: Path) -> None:
     with vaultfs.open_sync(place / "vault") as vault:
         assert not vault.exists("/other")
         assert vault.get("/file") == LARGE
+
+
+def test_what_several_threads_write_stays_whole(plain: SyncVault) -> None:
+    record, each = 200, 20_000
+
+    def write(number: int) -> None:
+        for _ in range(each):
+            file.write(bytes([number]) * record)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with plain.open("/file", "wb") as file, ThreadPoolExecutor(4) as threads:
+            list(threads.map(write, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    found = plain.get("/file")
+    pieces = [found[start : start + record] for start in range(0, len(found), record)]
+    assert Counter(pieces) == {bytes([number]) * record: each for number in range(4)}
+
+
+@pytest.mark.parametrize("mode", ["r", "w", "ab", "r+b", ""])
+def test_a_mode_that_is_not_known_replaces_nothing(plain: SyncVault, mode: str) -> None:
+    plain.put("/file", b"text")
+    with pytest.raises(InvalidField, match="mode"), plain.open("/file", cast("Any", mode)):
+        pass
+    assert plain.get("/file") == b"text"
 
 
 def test_a_writer_in_the_way_of_a_folder_says_so(plain: SyncVault) -> None:

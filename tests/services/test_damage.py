@@ -1,9 +1,10 @@
 """Packs, catalogs and backups are damaged: what is hit is named, and all else is intact."""
 
+import shutil
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -18,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.faults import (
     MIB,
+    BytesSource,
     State,
+    add_user,
     assert_sound,
     at,
     files_of,
@@ -30,13 +33,17 @@ from tests.faults import (
     read_tree,
     small_files,
     state_of,
+    upload,
 )
 
 from vaultfs.adapters.files import LocalTarget
 from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
+from vaultfs.adapters.wrappers.faulty import Delay, FaultyObjectStore
 from vaultfs.domain.digests import Digest, digest_of
-from vaultfs.domain.errors import DamagedContent, NotFound, VaultError
+from vaultfs.domain.errors import Corrupt, DamagedContent, NotFound, Unsupported, VaultError
 from vaultfs.domain.integrity import Depth, Findings
+from vaultfs.domain.names import Address
+from vaultfs.domain.nodes import User
 from vaultfs.domain.packs import (
     HEAD_SIZE,
     HEADER_SIZE,
@@ -51,9 +58,11 @@ from vaultfs.domain.packs import (
 )
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.domain.services.recovery import BACKUPS
+from vaultfs.domain.services.uploads import Purpose
 from vaultfs.entrypoints.settings import Settings
-from vaultfs.entrypoints.vault import Vault, init_vault, open_vault, recover_catalog
+from vaultfs.entrypoints.vault import MARKER, Vault, init_vault, open_vault, recover_catalog
 from vaultfs.ports.catalog import Location
+from vaultfs.ports.objects import ObjectInfo
 
 LARGE: Final = random_bytes(3 * MIB + 12345, "large")
 CONTENTS: Final = {
@@ -255,6 +264,52 @@ async def test_a_pack_that_is_gone_is_found_at_every_depth(furnished: Furnished)
     await assert_sound(furnished.vault)
 
 
+async def test_all_files_that_share_damaged_pages_and_chunks_are_named() -> None:
+    store, data = MemoryObjectStore(), random_bytes(6 * MIB)
+    async with open_memory_vault(store=store) as vault:
+        await put(vault, "/one", data)
+        await put(vault, "/two", data + b"more")
+        await vault.files.copy(vault.user, at("/one"), at("/three"))
+        [_, version] = await vault.files.version(vault.user, at("/one"))
+        assert version.manifest.level
+        packs = {key: pack for key, pack in store.objects.items() if key.startswith(PACK_PREFIX)}
+        [key] = [key for key, pack in packs.items() if len(pack) > 5 * MIB]
+        store.objects[key] = packs[key][:MIB] + bytes(100) + packs[key][MIB + 100 :]
+        for depth in (Depth.DIGESTS, Depth.FULL):
+            findings = await vault.integrity.verify(depth)
+            assert named(findings) == {("/one", 1), ("/two", 1), ("/three", 1)}
+        for lost in packs:
+            del store.objects[lost]
+        problems = (await vault.recovery.rebuild()).problems
+        assert len([each for each in problems if "is in no pack" in each]) == 3
+
+
+async def put_as(vault: Vault, user: User, data: bytes) -> None:
+    await vault.files.put(user, Address(user.name, ("file",)), BytesSource(data))
+
+
+@pytest.mark.parametrize("depth", [Depth.PACKS, Depth.DIGESTS, Depth.FULL])
+async def test_a_damaged_pack_hits_nobody_who_has_the_chunks_elsewhere(depth: Depth) -> None:
+    inner, data = MemoryObjectStore(), random_bytes(MIB)
+    store = FaultyObjectStore(inner, {("put", 1): Delay(0.05)})
+    async with (
+        open_memory_vault(store=store) as vault,
+        open_memory_vault(store=inner, catalog=vault.catalog) as other,
+    ):
+        bob = await add_user(vault.catalog, "bob")
+        async with anyio.create_task_group() as tasks:  # neither knows what the other sends
+            tasks.start_soon(put_as, vault, vault.user, data)
+            tasks.start_soon(put_as, other, bob, data + b"more")
+        first, second = [digest_of(pack) for pack in inner.objects.values()]
+        for pack, hit in ((first, "bob"), (second, "me")):
+            key = pack_key(pack)
+            whole, inner.objects[key] = inner.objects[key], b""
+            findings = await vault.integrity.verify(depth)
+            for files in (findings.files, await vault.integrity.hit_by([pack])):
+                assert [each.tree for each in files] == [hit]
+            inner.objects[key] = whole
+
+
 async def test_packs_in_each_other_s_place_are_found(furnished: Furnished) -> None:
     objects = furnished.store.objects
     one, two = furnished.packs[-2:]
@@ -447,6 +502,34 @@ async def test_a_rebuild_with_a_pack_too_few_names_the_versions_it_cannot_walk(
     await assert_sound(furnished.vault)
 
 
+class DeletingStore(MemoryObjectStore):
+    """A store from which somebody else deletes what is `doomed` as soon as it was listed."""
+
+    doomed: str | None = None
+
+    async def list(
+        self, prefix: str = "", *, start_after: str = ""
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        async for info in super().list(prefix, start_after=start_after):
+            if info.key == self.doomed:
+                await self.delete(info.key)
+            yield info
+
+
+@pytest.mark.parametrize("check", [False, True])
+async def test_a_rebuild_passes_over_a_pack_that_is_deleted_meanwhile(check: bool) -> None:
+    store = DeletingStore()
+    async with open_memory_vault(store=store) as vault:
+        await put(vault, "/kept", b"kept")
+        before = await index_of(vault)
+        await put(vault, "/gone", b"gone")
+        [gone] = {place.pack for _, place in await index_of(vault)} - {before[0][1].pack}
+        store.doomed = pack_key(gone)
+        rebuilt = await vault.recovery.rebuild(check=check)
+        assert (rebuilt.packs, rebuilt.problems) == (1, ())
+        assert await index_of(vault) == before
+
+
 # Backups
 
 
@@ -556,6 +639,30 @@ async def test_a_backup_whose_manifest_is_damaged_is_passed_over(folder: Path) -
         await recover_catalog(folder, second.name)
 
 
+async def test_a_backup_of_another_vault_is_refused(folder: Path) -> None:
+    other = folder.with_name("other")
+    await init_vault(folder)
+    await init_vault(other)
+    async with open_vault(_settings(other)) as vault:
+        await put(vault, "/theirs", b"theirs")
+        backup = await vault.recovery.backup()
+    before = (folder / "catalog.db").read_bytes()
+    shutil.copytree(other / "objects/backups", folder / "objects/backups")
+    for name in (None, backup.name):
+        with pytest.raises(Corrupt, match="another vault"):
+            await recover_catalog(folder, name)
+    assert (folder / "catalog.db").read_bytes() == before
+
+
+async def test_a_store_of_a_newer_release_is_refused(folder: Path) -> None:
+    await init_vault(folder)
+    [marker] = folder.glob(f"objects/{MARKER}*")
+    marker.write_text(marker.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(Unsupported, match="newer release"):
+        async with open_vault(_settings(folder)):
+            pytest.fail("it was opened")
+
+
 async def test_a_catalog_that_is_there_is_set_aside(folder: Path) -> None:
     await _furnish_folder(folder)
     async with open_vault(_settings(folder)) as vault:
@@ -594,3 +701,43 @@ async def test_the_oldest_backups_go_first() -> None:
             clock.advance(timedelta(hours=1))
             names.append((await recovery.backup(keep=3)).name)
         assert [backup.name for backup in await recovery.backups()] == names[-3:]
+
+
+async def test_a_new_backup_stays_where_clocks_went_back() -> None:
+    async with open_memory_vault() as vault:
+        recovery = vault.recovery
+        recovery.clock = ManualClock(datetime(2026, 6, 1, tzinfo=UTC))
+        await recovery.backup(keep=1)
+        recovery.clock = ManualClock(datetime(2026, 5, 1, tzinfo=UTC))
+        backup = await recovery.backup(keep=1)
+        assert backup.name in [each.name for each in await recovery.backups()]
+
+
+async def test_parts_without_a_manifest_may_be_a_backup_under_way_for_a_day() -> None:
+    clock = ManualClock()
+    store = MemoryObjectStore(clock=clock)
+    async with open_memory_vault(store=store) as vault:
+        vault.recovery.clock, part = clock, f"{BACKUPS}20260101t000000z-somebody/part-00000"
+        await store.put(part, b"the beginning")
+        await vault.recovery.backup()
+        assert part in store.objects
+        clock.advance(timedelta(days=1, seconds=1))
+        await vault.recovery.backup()
+        assert part not in store.objects
+        assert len(await vault.recovery.backups()) == 2
+
+
+async def test_a_rebuild_gives_uploads_under_way_what_they_have_sent() -> None:
+    data = random_bytes(6 * MIB)
+    async with open_memory_vault() as vault:
+        session = await vault.uploads.create(vault.user, Purpose(at("/up")), size=len(data))
+        await vault.uploads.append(vault.user, session.id, BytesSource(data[: 3 * MIB]), at=0)
+        async with vault.catalog.reindex():
+            pass  # and so the index is empty
+        assert (await vault.recovery.rebuild()).problems == ()
+        digests = [digest for digest, _ in await vault.catalog.upload_entries(session.id)]
+        assert digests
+        assert set(await vault.catalog.locate(vault.user.id, digests)) == set(digests)
+        await upload(vault, "/up", data, MIB)
+        assert await read(vault, "/up") == data
+        await assert_sound(vault)

@@ -61,6 +61,10 @@ async def test_a_catalog_that_was_replaced_takes_no_more_writes(folder: Path) ->
             await put(vault, "/b", b"this would be lost")
         with pytest.raises(CatalogUnavailable, match="open the vault again"):
             await read(vault, "/a")
+        with pytest.raises(CatalogUnavailable, match="open the vault again"):
+            await vault.files.mkdir(vault.user, at("/nor this"))
+        with pytest.raises(CatalogUnavailable, match="open the vault again"):
+            await vault.catalog.users()
     async with open_vault(settings(folder)) as vault:
         await vault.recovery.rebuild()
         assert await read(vault, "/a") == b"old"

@@ -25,9 +25,10 @@ from vaultfs.adapters.memory import MemoryObjectStore
 from vaultfs.adapters.wrappers.faulty import Before, Delay, FaultyObjectStore
 from vaultfs.domain.digests import Buffer, digest_of
 from vaultfs.domain.errors import DamagedContent
+from vaultfs.domain.manifests import Manifest
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.packs import HEADER_SIZE
-from vaultfs.domain.services.budget import BLOCK, Use
+from vaultfs.domain.services.budget import BLOCK, Budget, Use
 from vaultfs.domain.services.reader import GAP, Wanted, plan_fetches
 from vaultfs.entrypoints.vault import Vault
 from vaultfs.ports.catalog import Location
@@ -251,3 +252,59 @@ async def test_the_more_streams_there_are_the_less_each_has_in_memory() -> None:
         assert vault.reader.streams == 0
         async with vault.reader.content(vault.user.id, version.manifest) as parts:
             assert len(b"".join([piece async for part in parts for piece in part])) == 20 * MIB
+
+
+async def test_a_chunk_that_is_longer_than_its_manifest_says_is_damaged() -> None:
+    async with open_memory_vault() as vault:
+        await put(vault, "/file", b"some text")
+        _, version = await vault.files.version(vault.user, at("/file"))
+        [(digest, length)] = version.manifest.entries
+        for said in (length - 1, length + 1):
+            manifest = Manifest(0, ((digest, said),))
+            with pytest.raises(DamagedContent, match="length"):
+                async with vault.reader.content(vault.user.id, manifest) as pieces:
+                    [_ async for _ in pieces]
+
+
+# The budget
+
+
+async def test_who_asks_first_gets_bytes_first_however_many() -> None:
+    budget, order = Budget(8 * MIB), list[str]()
+    held = budget.try_charge(Use.WRITE, 4 * MIB)
+    assert held is not None
+
+    async def ask(name: str, size: int) -> None:
+        charge = await budget.charge(Use.WRITE, size)
+        order.append(name)
+        charge.release()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, "large", 5 * MIB)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(ask, "small", MIB)
+        await anyio.wait_all_tasks_blocked()
+        assert order == []
+        assert budget.try_charge(Use.WRITE, MIB) is None
+        held.release()
+    assert order == ["large", "small"]
+    assert budget.free == budget.total
+
+
+async def test_who_stops_waiting_lets_those_behind_go_on() -> None:
+    budget = Budget(8 * MIB)
+    held = budget.try_charge(Use.WRITE, 4 * MIB)
+    assert held is not None
+    async with anyio.create_task_group() as tasks:
+        first = anyio.CancelScope()
+
+        async def ask_for_much() -> None:
+            with first:
+                await budget.charge(Use.WRITE, 5 * MIB)
+
+        tasks.start_soon(ask_for_much)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(budget.charge, Use.WRITE, MIB)
+        await anyio.wait_all_tasks_blocked()
+        first.cancel()
+    assert budget.used[Use.WRITE] == 5 * MIB

@@ -1,6 +1,7 @@
 """Trees go in and come out as they were; what cannot is reported."""
 
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from attrs import frozen
 from tests.faults import (
     MIB,
+    BytesSource,
     MemoryTree,
     assert_sound,
     at,
@@ -31,13 +33,15 @@ from tests.faults import (
     write_tree,
 )
 
-from vaultfs.adapters.files import BATCH, LocalSource, LocalTarget
-from vaultfs.domain.errors import NotAFolder, NotFound
+from vaultfs.adapters.files import BATCH, DiskFull, LocalSource, LocalTarget
+from vaultfs.domain.errors import NotAFolder, NotFound, SourceChanged
+from vaultfs.domain.nodes import UNKNOWN_ORIGIN, Origin
 from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.transfer import GROUP_FILES, Report
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
+from vaultfs.ports.trees import Item
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -285,6 +289,53 @@ async def test_a_get_replaces_files_and_keeps_others(place: Path) -> None:
         "was a file": b"file",
     }
     assert not list(place.rglob(".vaultfs-*"))
+
+
+@pytest.fixture
+def small_files_only() -> Iterator[int]:
+    """Files of so many bytes at most, which is no whole number of pieces."""
+    most, (before, hard) = 3 * MIB - 100, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    yield most
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+
+
+async def test_a_disk_that_is_full_at_the_last_piece_leaves_the_old_file(
+    place: Path, small_files_only: int
+) -> None:
+    write_tree(place, {"large": b"old"})
+    pieces = [random_bytes(MIB, seed) for seed in range(3)]
+    assert small_files_only < 3 * MIB
+    with pytest.raises(DiskFull):
+        async with LocalTarget(place).create(("large",), UNKNOWN_ORIGIN) as sink:
+            await sink.write(pieces)
+    assert read_tree(place) == {"large": b"old"}
+
+
+async def test_a_file_never_comes_out_with_the_rights_of_its_owner(place: Path) -> None:
+    async with open_memory_vault() as vault:
+        for name, size in (("small", 1), ("large", SMALL + 1)):
+            source, origin = BytesSource(random_bytes(size)), Origin(mode=0o7755)
+            await vault.files.put(
+                vault.user, at(f"/tree/{name}"), source, origin=origin, parents=True
+            )
+        await get_tree(vault, place)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in place.iterdir()} == {0o755}
+
+
+async def test_a_small_file_that_changes_behind_its_time_is_refused(place: Path) -> None:
+    write_tree(place, {"longer": b"text", "shorter": b"text", "same": b"text"})
+    source = LocalSource(place)
+    items = [each async for batch in source.walk() for each in batch if isinstance(each, Item)]
+    for item, data in zip(items, (b"longer text", b"te", b"text"), strict=True):
+        path = place.joinpath(*item.path)
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        path.write_bytes(data)
+        os.utime(path, ns=times)
+    longer, shorter, same = await source.load(items)
+    assert isinstance(longer, SourceChanged)
+    assert isinstance(shorter, SourceChanged)
+    assert same == b"text"
 
 
 async def test_a_put_takes_no_folder_for_a_file_and_no_file_for_a_folder(place: Path) -> None:

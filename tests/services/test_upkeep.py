@@ -4,15 +4,27 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.faults import BytesSource, add_user, assert_sound, at, open_memory_vault, put, read
+from tests.faults import (
+    BytesSource,
+    CatalogAround,
+    add_user,
+    assert_sound,
+    at,
+    open_memory_vault,
+    put,
+    read,
+)
 
 from vaultfs.adapters.memory import ManualClock
+from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.domain.lockmodes import READ, WRITE
 from vaultfs.domain.names import Address
-from vaultfs.domain.nodes import NodeId, User, VersionId
+from vaultfs.domain.nodes import NodeId, User, Version, VersionId
+from vaultfs.domain.operations import Delete, Purge, Unit
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.upkeep import Maintained, Plan, Upkeep
+from vaultfs.entrypoints.opening import OWNER
 from vaultfs.entrypoints.vault import Vault
 
 DAY = timedelta(days=1)
@@ -63,6 +75,32 @@ async def test_a_lock_on_a_file_keeps_its_versions_and_nothing_else_from_being_l
             done = await upkeep_of(vault).run(Plan())
             assert (done.pruned, done.backup is None) == (2, False)
         assert await vault.files.prune(me, me.name) == 1
+
+
+class Overtaken(CatalogAround):
+    """A catalog in which a file is purged between a look at its versions and what follows."""
+
+    async def versions(
+        self, node: NodeId, *, before: int | None = None, limit: int = 1000
+    ) -> list[Version]:
+        found = await self.inner.versions(node, before=before, limit=limit)
+        [owner] = await self.inner.users()
+        operations = (Delete(owner.tree, ("purged",)), Purge(owner.tree, node))
+        await self.inner.apply([Unit(owner.id, 1, f"purge-{node}-{before}", operations)])
+        return found
+
+
+async def test_a_file_that_is_purged_meanwhile_keeps_no_others_from_being_pruned() -> None:
+    catalog = await SqliteCatalog.open(None)
+    await add_user(catalog, OWNER)
+    async with open_memory_vault(catalog=Overtaken(catalog)) as vault:
+        for path in ("/purged", "/other"):
+            await put(vault, path, b"one")
+            await put(vault, path, b"two")
+        await vault.files.set_retention(vault.user, vault.user.name, Retention(last=1))
+        assert await vault.files.prune(vault.user, vault.user.name) == 1
+        assert [node.name for node in await vault.files.children(vault.user, at("/"))] == ["other"]
+    await catalog.aclose()
 
 
 async def test_everybody_is_looked_after_and_for_ever_means_that() -> None:

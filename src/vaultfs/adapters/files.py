@@ -338,11 +338,11 @@ class _FileSink:
     """A temporary file that is being written."""
 
     name: str
-    file: AsyncFileIO
+    descriptor: int
 
     async def write(self, pieces: Sequence[Buffer]) -> None:
         with translated(self.name):
-            await self.file.writelines(pieces)
+            await to_thread.run_sync(_write_pieces, self.descriptor, pieces)
 
 
 @define(eq=False)
@@ -415,9 +415,11 @@ class LocalTarget(TargetTree):
             temporary = temporary_name()
             descriptor = _create(folder, temporary)
             try:
-                with FileIO(descriptor, "w") as file:
-                    yield _FileSink(str(where), wrap(file))
-                    finish(file.fileno(), origin)
+                try:
+                    yield _FileSink(str(where), descriptor)
+                    finish(descriptor, origin)
+                finally:
+                    os.close(descriptor)
                 os.rename(temporary, path[-1], src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with suppress(OSError):
@@ -462,9 +464,12 @@ def _create(folder: int, name: str) -> int:
 
 
 def finish(descriptor: int, origin: Origin) -> None:
-    """Give a written file the mode and time that it had where it came from."""
+    """Give a written file the mode and time that it had where it came from.
+
+    But never the rights of whoever writes it: anybody may have put it.
+    """
     if origin.mode is not None:
-        os.fchmod(descriptor, origin.mode)
+        os.fchmod(descriptor, origin.mode & 0o777)
     if origin.mtime_us is not None:
         time = origin.mtime_us * 1000
         os.utime(descriptor, ns=(time, time))
@@ -476,8 +481,7 @@ def _write_whole(folder: int, where: FilePath, pieces: Sequence[Buffer], origin:
         descriptor = _create(folder, temporary)
         try:
             try:
-                for at in range(0, len(pieces), IOV_MAX):
-                    _write_all(descriptor, pieces[at : at + IOV_MAX])
+                _write_pieces(descriptor, pieces)
                 finish(descriptor, origin)
             finally:
                 os.close(descriptor)
@@ -486,6 +490,11 @@ def _write_whole(folder: int, where: FilePath, pieces: Sequence[Buffer], origin:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
             raise
+
+
+def _write_pieces(descriptor: int, pieces: Sequence[Buffer]) -> None:
+    for at in range(0, len(pieces), IOV_MAX):
+        _write_all(descriptor, pieces[at : at + IOV_MAX])
 
 
 def _write_all(descriptor: int, pieces: Sequence[Buffer]) -> None:

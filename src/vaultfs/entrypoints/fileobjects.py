@@ -4,6 +4,7 @@ They work in any thread but the event loop's own.
 """
 
 import io
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -56,6 +57,8 @@ class _Raw(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._version.size}
+        if whence not in base:
+            raise ValueError(f"cannot seek from {whence}")
         at = base[whence] + offset
         if at < 0:
             raise ValueError(f"cannot seek to {at}")
@@ -191,6 +194,7 @@ class WriteFile(io.BufferedIOBase):
         self._put, self._run = put, put.vault.loop.run
         self._held = bytearray()
         self._size = 0
+        self._writing = threading.Lock()
 
     @classmethod
     async def start(
@@ -222,10 +226,11 @@ class WriteFile(io.BufferedIOBase):
         if self.closed:
             raise ValueError("the file is closed")
         size = memoryview(data).nbytes
-        self._held += data
-        self._size += size
-        if len(self._held) >= WRITE_SIZE:
-            self._send()
+        with self._writing:  # as other files: what several threads write stays whole
+            self._held += data
+            self._size += size
+            if len(self._held) >= WRITE_SIZE:
+                self._send()
         return size
 
     def _send(self) -> None:

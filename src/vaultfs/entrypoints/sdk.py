@@ -84,6 +84,10 @@ class Vault(EmbeddedLook, Surface):
         parents: bool = True,
         progress: Progress = no_progress,
     ) -> Stored:
+        if isinstance(content, PathLike):
+            from vaultfs.adapters.files import refuse_inside
+
+            refuse_inside(self.folder, LocalPath(content))
         async with opened_content(content) as (source, size, origin):
             result = await self.vault.files.put(
                 self.user,

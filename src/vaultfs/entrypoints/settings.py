@@ -29,6 +29,8 @@ LEAST_BUDGET: Final = 64 * MIB
 """Four packs: with less, packs would be sealed half full all the time."""
 MOST_BUDGET: Final = 96 * MIB
 """More does not make anything faster on a disk."""
+MOST_DIGITS: Final = 9
+"""Of a number of MiB; no machine has as many."""
 _CGROUP_LIMITS: Final = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -227,8 +229,9 @@ def _budget(given: Mapping[str, str]) -> int:
     text = given.get("VAULTFS_BUDGET_MIB", "")
     if not text:
         return min(MOST_BUDGET, max(LEAST_BUDGET, memory_limit() // 8))
-    if not text.isdecimal() or int(text) < LEAST_BUDGET // MIB:
-        raise InvalidField(f"VAULTFS_BUDGET_MIB={text}: a number from {LEAST_BUDGET // MIB} on")
+    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) < LEAST_BUDGET // MIB:
+        shown = text[:20]
+        raise InvalidField(f"VAULTFS_BUDGET_MIB={shown}: a number from {LEAST_BUDGET // MIB} on")
     return int(text) * MIB
 
 

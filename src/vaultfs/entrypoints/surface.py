@@ -159,12 +159,15 @@ class Surface(Look):
 
         Read, it is seekable. Written, it becomes a version when it is closed, and nothing
         if the `with` block is left by an exception. `xb` is for a file that is not there yet:
-        it raises `Exists`, or when it is closed `Conflict` if somebody else was faster.
+        it raises `Exists`, or when it is closed `Conflict` if somebody else was faster. Any
+        other mode raises `InvalidField`.
         """
         from vaultfs.entrypoints.fileobjects import ReadFile, WriteFile
 
         if mode == "rb":
             return ReadFile(self, path, await self.version(path, version))
+        if mode not in {"wb", "xb"}:  # least of all may one that is not known replace the file
+            raise InvalidField(f"mode {mode!r}: rb, wb and xb are known")
         if mode == "xb" and await self.exists(path):
             raise Exists(f"{path} is there already")
         wanted = Preconditions(if_absent=mode == "xb")
@@ -196,10 +199,13 @@ class Surface(Look):
         """Make the local file what is at `path`; `base` is the version that it is now, if one.
 
         It is replaced at one moment, durable, unless it is not what was `expected` there any
-        more: then `SourceChanged` is raised. From a server only the difference travels.
+        more: then `SourceChanged` is raised. From a server only the difference travels. Raises
+        `Conflict` for a file in the vault's own folder.
         """
+        from vaultfs.adapters.files import refuse_inside
         from vaultfs.entrypoints.pulling import copy_to
 
+        refuse_inside(self.folder, LocalPath(local))
         return await copy_to(self, path, LocalPath(local), base, expected, progress)
 
     async def push(

@@ -82,31 +82,42 @@ _HEIGHT = """
         UNION ALL
         SELECT n.id, below.depth + 1, below.bytes + 1 + LENGTH(CAST(n.name AS BLOB))
             FROM below JOIN nodes n
-            ON n.parent = below.id AND n.kind = 'folder' AND n.trashed IS NULL
+            ON n.parent = below.id AND n.trashed IS NULL
     )
     SELECT MAX(depth), MAX(bytes) FROM below
 """
+_FOLDER_HEIGHT = _HEIGHT.replace("AND n.trashed", "AND n.kind = 'folder' AND n.trashed")
 
 
 def check_height(node: Node, target: Path) -> Program[None]:
     """Refuse a place that would put what is below `node` deeper than paths may go.
 
-    Counts folders alone, however many files are in them; a file in the deepest may be one
-    name deeper.
+    Counts folders alone, however many files are in them, unless a file in the deepest might
+    be too much.
     """
     check_path(target)
-    if node.is_folder:
-        rows = yield Run(_HEIGHT, (node.id,))
-        depth, size = rows[0]
-        size += sum(len(name.encode()) + 1 for name in target)
-        if size + MAX_NAME + 1 > MAX_PATH:
-            raise InvalidField(
-                f"below {format_path(target)} paths would be longer than {MAX_PATH} bytes"
-            )
-        if len(target) + depth >= MAX_DEPTH:
-            raise InvalidField(
-                f"below {format_path(target)} paths would be more than {MAX_DEPTH} names deep"
-            )
+    if not node.is_folder:
+        return
+    depth, size = yield from _reach(_FOLDER_HEIGHT, node, target)
+    if depth < MAX_DEPTH and size + 1 + MAX_NAME <= MAX_PATH:
+        return
+    if depth <= MAX_DEPTH and size <= MAX_PATH:
+        depth, size = yield from _reach(_HEIGHT, node, target)
+    if size > MAX_PATH:
+        raise InvalidField(
+            f"below {format_path(target)} paths would be longer than {MAX_PATH} bytes"
+        )
+    if depth > MAX_DEPTH:
+        raise InvalidField(
+            f"below {format_path(target)} paths would be more than {MAX_DEPTH} names deep"
+        )
+
+
+def _reach(height: str, node: Node, target: Path) -> Program[tuple[int, int]]:
+    """The names, and the bytes, of the deepest and the longest path if `node` was at `target`."""
+    rows = yield Run(height, (node.id,))
+    depth, size = rows[0]
+    return len(target) + depth, size + sum(len(name.encode()) + 1 for name in target)
 
 
 def delete(tx: Transaction, unit: Unit, op: ops.Delete) -> Program[Result]:

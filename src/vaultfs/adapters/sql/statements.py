@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.nodes import DigestState, Node, User, Version
@@ -134,6 +134,10 @@ def to_array(texts: Iterable[str]) -> str:
     return f"[{','.join(map(encode_basestring, texts))}]"
 
 
+_LONGEST: Final = timedelta.max // timedelta(seconds=1)
+"""Seconds; as a float the longest age of all is rounded to one that is none."""
+
+
 def format_retention(retention: Retention) -> str:
     """A retention as the trees' rows keep it."""
     age = None if retention.age is None else retention.age.total_seconds()
@@ -143,5 +147,5 @@ def format_retention(retention: Retention) -> str:
 def parse_retention(text: str) -> Retention:
     """The opposite of `format_retention`."""
     value = json.loads(text)
-    age = None if value["age"] is None else timedelta(seconds=value["age"])
+    age = None if value["age"] is None else timedelta(seconds=min(value["age"], _LONGEST))
     return Retention(value["last"], age)

@@ -8,7 +8,7 @@ twice but manifest pages.
 
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -86,8 +86,7 @@ class Integrity:
         if depth is Depth.FULL:
             await run.index()
         elif run.bad:
-            lost = await self.catalog.chunks_of(list(run.bad))
-            run.lost.update({digest: "its pack is damaged" for digest, _ in lost})
+            run.lose(await self.catalog.chunks_of(list(run.bad)))
         await run.files()
         return evolve(
             run.findings,
@@ -101,8 +100,7 @@ class Integrity:
         if not packs:
             return ()
         run = _Run(self, Depth.DIGESTS, EVERYTHING, no_progress)
-        lost = await self.catalog.chunks_of(packs)
-        run.lost.update({digest: "its pack is damaged" for digest, _ in lost})
+        run.lose(await self.catalog.chunks_of(packs))
         await run.files()
         return tuple(run.hit)
 
@@ -152,14 +150,19 @@ class _Run:
     problems: list[str] = field(factory=list[str])
     bad: dict[Digest, None] = field(factory=dict[Digest, None])
     """Packs with something wrong."""
-    lost: dict[Digest, str] = field(factory=dict[Digest, str])
-    """Chunks that cannot be read back where the index says they are, and why."""
+    lost: dict[tuple[Digest, Digest], str] = field(factory=dict[tuple[Digest, Digest], str])
+    """Chunks, and the packs that they cannot be read back from though the index says so, and why:
+    users may have one in packs of their own."""
     hit: list[DamagedFile] = field(factory=list[DamagedFile])
     findings: Findings = field(factory=Findings)
     sound: "array[int]" = field(factory=lambda: array("q"))
     """Hashes of (digest, place) of all chunks seen to be right: 8 bytes each."""
     seen: set[Digest] = field(factory=set[Digest])
     """Packs that were checked, or are being checked."""
+
+    def lose(self, chunks: Sequence[tuple[Digest, Location]]) -> None:
+        """Count `chunks` as lost with their packs."""
+        self.lost.update({(digest, at.pack): "its pack is damaged" for digest, at in chunks})
 
     async def packs(self) -> None:
         """Check all packs that were not checked before: somebody may be writing meanwhile."""
@@ -212,7 +215,7 @@ class _Run:
             rows += [row async for row in self._wrong_rows(_each(newer), [])]
         wrong = 0
         for digest, place in rows:
-            self.lost[digest] = f"it cannot be read from pack {place.pack.hex()}"
+            self.lost[digest, place.pack] = f"it cannot be read from pack {place.pack.hex()}"
             wrong += place.pack not in self.bad
         if wrong:
             self.problems.append(
@@ -260,21 +263,23 @@ class _Run:
             after = versions[-1].id
             self.findings = evolve(self.findings, versions=self.findings.versions + len(versions))
 
-    async def _located(self, versions: Sequence[VersionRef]) -> set[tuple[UserId, Digest]]:
-        """Whose chunks the index knows, of those that manifests name in line: asked for at once."""
+    async def _located(self, versions: Sequence[VersionRef]) -> dict[tuple[UserId, Digest], Digest]:
+        """In which packs the index knows whose chunks, of those that manifests name in line:
+        asked for at once.
+        """
         wanted: dict[UserId, list[Digest]] = {}
         for version in versions:
             with suppress(Corrupt, Unsupported):
                 entries = version.manifest.entries
                 wanted.setdefault(version.owner, []).extend(digest for digest, _ in entries)
-        known: set[tuple[UserId, Digest]] = set()
+        known: dict[tuple[UserId, Digest], Digest] = {}
         for owner, digests in wanted.items():
             places = await self.integrity.catalog.locate(owner, digests)
-            known.update((owner, digest) for digest in places)
+            known.update(((owner, digest), place.pack) for digest, place in places.items())
         return known
 
     async def _what_is_wrong(
-        self, version: VersionRef, walk: PageWalk, known: set[tuple[UserId, Digest]]
+        self, version: VersionRef, walk: PageWalk, known: Mapping[tuple[UserId, Digest], Digest]
     ) -> str | None:
         try:
             manifest = version.manifest
@@ -290,15 +295,17 @@ class _Run:
         return None
 
     async def _first_lost(
-        self, owner: UserId, digests: list[Digest], known: set[tuple[UserId, Digest]]
+        self, owner: UserId, digests: list[Digest], known: Mapping[tuple[UserId, Digest], Digest]
     ) -> str | None:
         unsure = [digest for digest in digests if (owner, digest) not in known]
         places = await self.integrity.catalog.locate(owner, unsure) if unsure else {}
+        packs = {digest: place.pack for digest, place in places.items()}
         for digest in digests:
-            if (owner, digest) not in known and digest not in places:
+            pack = known.get((owner, digest)) or packs.get(digest)
+            if pack is None:
                 return f"chunk {digest.hex()} is in no pack that the index knows"
-            if digest in self.lost:
-                return f"chunk {digest.hex()}: {self.lost[digest]}"
+            if (digest, pack) in self.lost:
+                return f"chunk {digest.hex()}: {self.lost[digest, pack]}"
         return None
 
     async def _name(self, version: VersionRef, reason: str) -> None:

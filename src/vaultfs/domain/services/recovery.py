@@ -213,11 +213,12 @@ class Recovery:
             now = await self.catalog.placement()
             async with aclosing(self._packs()) as objects:
                 async for info in objects:
-                    entries = await self._entries(info, problems, check=check)
-                    if entries:
-                        stores = await self._stores_with(info, now)
-                        await index.add_pack(self._record(info, entries, stores))
-                        packs, chunks = packs + 1, chunks + len(entries)
+                    with suppress(ObjectNotFound):  # it was deleted since it was listed
+                        entries = await self._entries(info, problems, check=check)
+                        if entries:
+                            stores = await self._stores_with(info, now)
+                            await index.add_pack(self._record(info, entries, stores))
+                            packs, chunks = packs + 1, chunks + len(entries)
                     progress(info.size)
             versions = await self._claim_all(index, problems)
         return Rebuilt(packs, chunks, versions, tuple(problems))
