@@ -26,6 +26,7 @@ from vaultfs.domain.signatures import read_pieces, read_units, write_pieces, wri
 from vaultfs.entrypoints import pushing
 from vaultfs.entrypoints.calling import Calls
 from vaultfs.entrypoints.client import RemoteVault
+from vaultfs.entrypoints.http import deltas
 from vaultfs.entrypoints.local_contents import LocalFile
 from vaultfs.entrypoints.pulling import Pull
 
@@ -242,6 +243,20 @@ async def test_no_block_has_more_steps_than_one_can_have(
     done = await remote.push("/f", local, base=first.id)
     assert await remote.get("/f") == new
     assert done.travelled < len(new) // 4
+
+
+async def test_no_more_ranges_are_asked_for_than_a_request_may_have(
+    remote: RemoteVault, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = [random_bytes(40_000, str(n)) for n in range(100)]
+    first = await pulled(remote, local, b"".join(pieces))
+    changed = b"".join(piece[:9000] + b"!" + piece[9000:] for piece in pieces)
+    local.write_bytes(changed)
+    monkeypatch.setattr(deltas, "MOST_RANGES", 3)
+    monkeypatch.setattr(pushing, "MOST_RANGES", 3)
+    done = await remote.push("/f", local, base=first.id)
+    assert await remote.get("/f") == changed
+    assert done.travelled < len(changed) // 4
 
 
 # Zip files to the server, laid open

@@ -30,7 +30,7 @@ from vaultfs.domain.names import Address
 from vaultfs.domain.operations import Prune
 from vaultfs.domain.services import differ
 from vaultfs.domain.services.rebuilding import is_between_images
-from vaultfs.domain.signatures import pieces_of, read_pieces, read_units
+from vaultfs.domain.signatures import MOST_RANGES, pieces_of, read_pieces, read_units
 from vaultfs.domain.tokens import Scope
 from vaultfs.domain.zipimages import codes_of, image_units, opened, packed_units
 from vaultfs.entrypoints.http import app, deltas
@@ -222,7 +222,7 @@ async def test_signatures(api: Client) -> None:
     for wrong in ([[5, 5]], [[0, 9], [5, 20]], [[0, len(OLD) + 1]], [[-1, 4]]):
         answer = await api("POST", "/v1/signatures/me/f", json={"ranges": wrong})
         assert answer.json()["code"] == "invalid_field"
-    many = {"ranges": [[place, place + 1] for place in range(deltas.MOST_RANGES + 1)]}
+    many = {"ranges": [[place, place + 1] for place in range(MOST_RANGES + 1)]}
     assert (await api("POST", "/v1/signatures/me/f", json=many)).status_code == 413
     stale = await api("GET", "/v1/signatures/me/f", headers={"If-Match": '"v999"'})
     assert stale.status_code == 412

@@ -18,6 +18,8 @@ SHORT: Final = 8
 """Bytes of a chunk's digest that are told."""
 SHORTER: Final = 5
 """And of a piece's: with its length, some 48 bits."""
+MOST_RANGES: Final = 4096
+"""That pieces are asked of with one request: each is read by itself."""
 PIECES: Final = Chunking(0, 128, 512, 4096)
 """How ranges are cut; no manifest names it."""
 _UNIT = struct.Struct(f"<I{SHORT}s")

@@ -34,7 +34,7 @@ from vaultfs.domain.digests import Digest, digest_from_hex, digest_of
 from vaultfs.domain.errors import Corrupt, InvalidField, TooLarge, Unsupported
 from vaultfs.domain.matching import Gap, gaps_of, match_units
 from vaultfs.domain.nodes import Version
-from vaultfs.domain.signatures import PIECES, Unit, pieces_of, read_pieces, read_units
+from vaultfs.domain.signatures import MOST_RANGES, PIECES, Unit, pieces_of, read_pieces, read_units
 from vaultfs.domain.zipimages import MAGIC, MAX_ZIP, codes_against, opened, packed_units
 from vaultfs.entrypoints.answers import conditions, origin_headers, version_of
 from vaultfs.entrypoints.calling import Slices
@@ -280,7 +280,8 @@ class Search:
         for gap in gaps:
             size = gap.base_stop - gap.base_start
             if group and (
-                sum(each.base_stop - each.base_start for each in group) + size > ASKED
+                len(group) == MOST_RANGES
+                or sum(each.base_stop - each.base_start for each in group) + size > ASKED
                 or gap.base_start < group[-1].base_stop
             ):
                 found += await self.there.pieces(group)

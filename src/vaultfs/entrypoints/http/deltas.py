@@ -27,7 +27,7 @@ from vaultfs.domain.errors import (
 from vaultfs.domain.nodes import DigestState, Node, TreeId, Version, owner_of
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.rebuilding import PIECE, Rebuilding, is_between_images
-from vaultfs.domain.signatures import pieces_of, write_pieces, write_units
+from vaultfs.domain.signatures import MOST_RANGES, pieces_of, write_pieces, write_units
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.domain.zipimages import image_units
 from vaultfs.entrypoints.http.calls import IF_MATCH, VERSION, WITH_LOCK, Call, Parameter, Route
@@ -36,8 +36,6 @@ from vaultfs.entrypoints.http.wire import NodeOut, content_etag
 
 MOST_SIGNED: Final = 64 << 20
 """Bytes of ranges whose pieces are told with one request."""
-MOST_RANGES: Final = 4096
-"""Ranges of a request, each read by itself; between two chunks that stay are mostly 32 KiB."""
 MOST_IMAGES: Final = 4 << 20
 """Bytes of a delta between images, which is held in memory."""
 WORK: Final = 5.0
