@@ -256,7 +256,7 @@ async def test_no_more_ranges_are_asked_for_than_a_request_may_have(
     monkeypatch.setattr(pushing, "MOST_RANGES", 3)
     done = await remote.push("/f", local, base=first.id)
     assert await remote.get("/f") == changed
-    assert done.travelled < len(changed) // 4
+    assert done.travelled < 200_000
 
 
 # Zip files to the server, laid open
