@@ -1,7 +1,7 @@
 """A file as the difference to what is on a server, in both directions, whatever goes wrong."""
 
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -218,7 +218,15 @@ async def test_what_is_long_is_not_held(
         most = max(most, stop - start)
         return await read(self, start, stop)
 
+    read_all = LocalFile.read_all
+
+    async def all_counted(self: LocalFile, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        nonlocal most
+        most = max(most, sum(stop - start for start, stop in ranges))
+        return await read_all(self, ranges)
+
     monkeypatch.setattr(LocalFile, "read", counted)
+    monkeypatch.setattr(LocalFile, "read_all", all_counted)
     monkeypatch.setattr(pushing, "ASKED", MIB)
     monkeypatch.setattr(pushing, "STRETCH", MIB)
     monkeypatch.setattr(pushing, "MOST", 2 * MIB)

@@ -1,5 +1,7 @@
 """A new content at hand, which is to be compared with one that a server has."""
 
+import os
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -7,6 +9,7 @@ from anyio import to_thread
 from attrs import define, field
 from blake3 import blake3
 
+from vaultfs.adapters.files import translated
 from vaultfs.domain.chunks import DEFAULT_CHUNKING, Chunker
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import SourceChanged
@@ -31,6 +34,10 @@ class Here(Protocol):
 
     async def read(self, start: int, stop: int) -> bytes:
         """The bytes of a range. Raises `SourceChanged`."""
+        ...
+
+    async def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Those of many short ranges."""
         ...
 
     @property
@@ -99,6 +106,13 @@ class LocalFile:
             filled += read
         return bytes(buffer)
 
+    async def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        with translated(self.source.name):
+            found = await to_thread.run_sync(_read_each, self.source.file.fileno(), ranges)
+        if [*map(len, found)] != [stop - start for start, stop in ranges]:
+            raise self._changed()
+        return found
+
     async def whole(self) -> bytes:
         """All of it, as it was at one time. Raises `SourceChanged`."""
         data = await self.read(0, self.size)
@@ -131,3 +145,10 @@ class LocalImage:
 
     async def read(self, start: int, stop: int) -> bytes:
         return self.data[start:stop]
+
+    async def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self.data[start:stop] for start, stop in ranges]
+
+
+def _read_each(descriptor: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    return [os.pread(descriptor, stop - start, start) for start, stop in ranges]

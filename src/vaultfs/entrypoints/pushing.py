@@ -305,29 +305,27 @@ class Search:
         return b"".join(data)
 
     async def _blocks(self, parts: Sequence[Part]) -> AsyncGenerator["_Placed", None]:
-        making = _Placed()
-        literals: list[bytes] = []
+        making, literals = _Placed(), list[tuple[int, int]]()
         at = size = 0
         for part in parts:
             for piece in _split(part):
                 new = piece.length if isinstance(piece, Literal) else 0
                 if size + new > STRETCH or making.steps >= MOST_PARTS // 3:
-                    yield making.with_literals(literals)
+                    yield making.with_literals(await self.here.read_all(literals))
                     making, literals, size = _Placed(), [], 0
                 if new:
-                    literals.append(await self.here.read(at, at + new))
+                    literals.append((at, at + new))
                     size += new
                 making.add(piece, at)
                 at += piece.length
-        yield making.with_literals(literals)
+        yield making.with_literals(await self.here.read_all(literals))
 
     async def _near(self, placed: "_Placed") -> dict[tuple[int, int], bytes]:
         """The bytes of the base that `placed` is compressed with: what is copied is here too."""
         ranges = prefix_ranges(placed.block.parts)  # one for each region, up to the most
-        return {
-            (start, stop): await self.here.read(at, at + stop - start)
-            for (start, stop), at in zip(ranges, placed.places, strict=False)
-        }
+        places = zip(ranges, placed.places, strict=False)
+        here = [(at, at + stop - start) for (start, stop), at in places]
+        return dict(zip(ranges, await self.here.read_all(here), strict=True))
 
 
 @define(eq=False)
