@@ -70,7 +70,7 @@ class Fetch:
         """Bytes in memory while it is decoded; two blocks, what is left to reads, at the most."""
         return self.stop - self.start + sum(wanted.length for wanted, _ in self.chunks)
 
-    def takes(self, place: Location, most: int = BLOCK) -> bool:
+    def takes(self, place: Location, most: int) -> bool:
         """Whether the chunk at `place` can be read along, in a get of `most` bytes."""
         return (
             place.pack == self.pack
@@ -86,12 +86,20 @@ class Fetch:
 
 def plan_fetches(chunks: Sequence[tuple[Wanted, Location]]) -> list[Fetch]:
     """The spans to read for `chunks`, in their order; neighbours share one."""
-    fetches: list[Fetch] = []
-    for wanted, place in chunks:
-        if not fetches or not fetches[-1].takes(place):
-            fetches.append(Fetch(place.pack, place.offset, place.offset))
-        fetches[-1].add(wanted, place)
+    left, fetches = deque(chunks), list[Fetch]()
+    while left:
+        fetches.append(next_fetch(left))
     return fetches
+
+
+def next_fetch(chunks: deque[tuple[Wanted, Location]], most: int = BLOCK) -> Fetch:
+    """The span to read, in a get of `most` bytes, for those that it takes off `chunks`."""
+    wanted, place = chunks.popleft()
+    fetch = Fetch(place.pack, place.offset, place.offset)
+    fetch.add(wanted, place)
+    while chunks and fetch.takes(chunks[0][1], most):
+        fetch.add(*chunks.popleft())
+    return fetch
 
 
 Take = Callable[[Fetch, bytes], list[Buffer]]
@@ -351,15 +359,8 @@ class _Pieces:
         """The next fetch, unless all are done."""
         if self._planned is None:
             await self._place()
-            most, placed = self.reader.most, self._placed
-            while placed:
-                wanted, place = placed[0]
-                if self._planned is None:
-                    self._planned = Fetch(place.pack, place.offset, place.offset)
-                elif not self._planned.takes(place, most):
-                    break
-                self._planned.add(wanted, place)
-                placed.popleft()
+            if self._placed:
+                self._planned = next_fetch(self._placed, self.reader.most)
         return self._planned
 
     async def _place(self) -> None:
