@@ -37,6 +37,7 @@ from vaultfs.domain.nodes import (
 from vaultfs.domain.operations import RecordDelta
 from vaultfs.domain.services.differ import Differ
 from vaultfs.domain.services.files import Files
+from vaultfs.domain.services.rebuilding import chained
 
 BEGINNING: Final = 4 << 20
 """Bytes of a delta that are made before it is said to be one."""
@@ -100,7 +101,7 @@ class Deltas:
             elif short.data is None:
                 yield Offer(short.plan, None, None)
             else:
-                yield Offer(short.plan, len(short.data), _one(short.data))
+                yield Offer(short.plan, len(short.data), chained(short.data))
 
     async def _short(
         self, key: _Key, making: "_Making", pieces: AsyncGenerator[bytes, None]
@@ -189,10 +190,6 @@ class Deltas:
             *(tree, target.node, base.id, target.id, base.digest, delta.literal, data)
         )
         await self.files.change(caller, operation)
-
-
-async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
-    yield data
 
 
 def _weight(short: _Short) -> int:

@@ -134,7 +134,7 @@ class Rebuilding:
         image = await to_thread.run_sync(opened, whole, self._head.base_codes)
         inner = Rebuilding(_Held(image, digest_of(image)), mean=self.mean)
         target, size = list[bytes](), 0
-        async with aclosing(inner.run(_chained(data[at:], delta))) as made:
+        async with aclosing(inner.run(chained(data[at:], delta))) as made:
             async for piece in made:
                 size += len(piece)
                 if size > MAX_IMAGE:
@@ -236,10 +236,12 @@ class _Held:
         return self.data[start:stop]
 
 
-async def _chained(data: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def chained(data: bytes, *rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """A stream of which the beginning, or all of it, is at hand."""
     yield data
-    async for more in rest:
-        yield more
+    for stream in rest:
+        async for more in stream:
+            yield more
 
 
 def _reading(known: dict[tuple[int, int], bytes]) -> ReadBase:

@@ -26,7 +26,7 @@ from vaultfs.domain.errors import (
 )
 from vaultfs.domain.nodes import DigestState, Node, TreeId, Version, owner_of
 from vaultfs.domain.services.files import Files
-from vaultfs.domain.services.rebuilding import PIECE, Rebuilding, is_between_images
+from vaultfs.domain.services.rebuilding import PIECE, Rebuilding, chained, is_between_images
 from vaultfs.domain.signatures import MOST_RANGES, pieces_of, write_pieces, write_units
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.domain.zipimages import image_units
@@ -109,17 +109,13 @@ async def take_delta(call: Call) -> Response:
 
 async def _rebuilt(call: Call, base: VaultBase) -> AsyncGenerator[bytes, None]:
     """The new content. What is wrong with the delta is wrong with the request."""
-    try:
+    with _as_field():
         async with aclosing(_body(call)) as body:
             began = await anext(body, b"")
             way = _from_image if is_between_images(began) else _from_blocks
-            async with aclosing(way(call, base, _chained(began, body))) as made:
+            async with aclosing(way(call, base, chained(began, body))) as made:
                 async for piece in made:
                     yield piece
-    except DamagedContent:  # of the base
-        raise
-    except Corrupt as error:
-        raise InvalidField(error.message) from error
 
 
 async def _from_blocks(
@@ -147,7 +143,7 @@ async def _from_image(
                 raise TooLarge(f"a delta between images of more than {MOST_IMAGES} bytes")
         rebuilding = Rebuilding(base, images=True, tired=_after(WORK), mean=MEAN)
         async with server.vault.deltas.differ.working:
-            made = [piece async for piece in rebuilding.run(_chained(bytes(data)))]
+            made = [piece async for piece in rebuilding.run(chained(bytes(data)))]
         for piece in made:
             yield piece
     finally:
@@ -165,15 +161,6 @@ def _after(seconds: float) -> Callable[[], bool]:
         return now > ends
 
     return over
-
-
-async def _chained(
-    began: bytes, rest: AsyncIterator[bytes] | None = None
-) -> AsyncGenerator[bytes, None]:
-    yield began
-    if rest is not None:
-        async for piece in rest:
-            yield piece
 
 
 async def _body(call: Call) -> AsyncGenerator[bytes, None]:
@@ -267,7 +254,9 @@ def _signed(data: bytes) -> bytes:
 
 @contextmanager
 def _as_field() -> Generator[None, None, None]:
-    """What is no zip file, or not laid open so, is asked for in vain; nothing is damaged."""
+    """Raise `InvalidField` for a delta that is wrong, for what is no zip file, and for one that
+    is not laid open so: that is the client's, unlike a version that is damaged.
+    """
     try:
         yield
     except DamagedContent:
