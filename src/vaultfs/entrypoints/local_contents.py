@@ -95,16 +95,8 @@ class LocalFile:
         return [(cut.digest[:SHORT], len(cut.data)) for cut in cuts], bytes(left)
 
     async def read(self, start: int, stop: int) -> bytes:
-        await self.source.rewind(start)
-        buffer = bytearray(stop - start)
-        view = memoryview(buffer)
-        filled = 0
-        while filled < len(buffer):
-            read = await self.source.readinto(view[filled : filled + READ])
-            if not read:
-                raise self._changed()
-            filled += read
-        return bytes(buffer)
+        [data] = await self.read_all([(start, stop)])
+        return data
 
     async def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         with translated(self.source.name):
@@ -116,6 +108,7 @@ class LocalFile:
     async def whole(self) -> bytes:
         """All of it, as it was at one time. Raises `SourceChanged`."""
         data = await self.read(0, self.size)
+        await self.source.rewind(self.size)
         if await self.source.readinto(memoryview(bytearray(1))):
             raise self._changed()
         return data
