@@ -70,6 +70,10 @@ class Member(NamedTuple):
     """Bytes of its content."""
 
 
+PackedMember = tuple[Unit, Member, memoryview]
+"""What the packed bytes of a member are known by, where it is, and those bytes."""
+
+
 def members(end: bytes, size: int) -> tuple[Member, ...]:
     """The deflated members of a zip file of `size` bytes that ends with `end`, in order.
 
@@ -121,8 +125,8 @@ def codes_of(base: bytes, target: bytes) -> tuple[bytes, bytes] | None:
     Members that both have as they are stay closed. CPU work: packs what only the target has,
     once if zlib made it. Raises `Corrupt`.
     """
-    olds = _packed_members(base)
-    codes = codes_against([unit for unit, _, _ in olds], target)
+    olds = packed_members(base)
+    codes = codes_against([unit for unit, _, _ in olds], packed_members(target))
     if codes is None or _is_much([member for _, member, _ in olds], codes[0]):
         return None
     return codes
@@ -130,15 +134,17 @@ def codes_of(base: bytes, target: bytes) -> tuple[bytes, bytes] | None:
 
 def packed_units(data: bytes) -> list[Unit]:
     """The members of a zip file as they are packed, in order. CPU work. Raises `Corrupt`."""
-    return [unit for unit, _, _ in _packed_members(data)]
+    return [unit for unit, _, _ in packed_members(data)]
 
 
-def codes_against(olds: Collection[Unit], target: bytes) -> tuple[bytes, bytes] | None:
-    """As `codes_of`, where of the base only its members are known, as `packed_units` has them.
+def codes_against(
+    olds: Collection[Unit], news: Sequence[PackedMember]
+) -> tuple[bytes, bytes] | None:
+    """As `codes_of`, where of the base only its members are known, as `packed_units` has them,
+    and of the target those that `packed_members` gives.
 
-    Whether its image would be too large has to be seen by whoever has it.
+    Whether the base's image would be too large has to be seen by whoever has it.
     """
-    news = _packed_members(target)
     shared = {unit for unit, _, _ in news}.intersection(olds)
     after = bytes(_target_codes([(data, m) for unit, m, data in news if unit not in shared]))
     left = iter(after)
@@ -157,9 +163,9 @@ def _is_much(some: Sequence[Member], codes: bytes) -> bool:
     return opened + MAX_ZIP > MAX_IMAGE
 
 
-def _packed_members(data: bytes) -> list[tuple[Unit, Member, memoryview]]:
-    """The members of a file, with what their packed bytes are known by, and those."""
-    found: list[tuple[Unit, Member, memoryview]] = []
+def packed_members(data: bytes) -> list[PackedMember]:
+    """The members of a zip file, in order. CPU work. Raises `Corrupt`."""
+    found: list[PackedMember] = []
     view = memoryview(data)
     for member in members(data, len(data)):
         at = _data_at(data, member.at)

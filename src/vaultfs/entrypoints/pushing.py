@@ -35,7 +35,7 @@ from vaultfs.domain.errors import Corrupt, InvalidField, TooLarge, Unsupported
 from vaultfs.domain.matching import Gap, gaps_of, match_units
 from vaultfs.domain.nodes import Version
 from vaultfs.domain.signatures import MOST_RANGES, PIECES, Unit, pieces_of, read_pieces, read_units
-from vaultfs.domain.zipimages import MAGIC, MAX_ZIP, codes_against, opened, packed_units
+from vaultfs.domain.zipimages import MAGIC, MAX_ZIP, codes_against, opened, packed_members
 from vaultfs.entrypoints.answers import conditions, origin_headers, version_of
 from vaultfs.entrypoints.calling import Slices
 from vaultfs.entrypoints.local_contents import Here, LocalFile, LocalImage
@@ -142,10 +142,11 @@ def _codes(olds: Sequence[Unit], whole: bytes) -> tuple[bytes, bytes] | None:
     """As `codes_against`, but None too unless the image's signature is little, or sure to pay
     because of what both have.
     """
-    shared = sum(length for _, length in set(olds).intersection(packed_units(whole)))
+    news = packed_members(whole)
+    shared = sum(length for _, length in {unit for unit, _, _ in news}.intersection(olds))
     if len(olds) * IMAGE_UNITS > max(len(whole) // LITTLE, shared // 2):
         return None
-    return codes_against(olds, whole)
+    return codes_against(olds, news)
 
 
 class Signed(NamedTuple):
