@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from vaultfs.domain.services.transfer import Report
     from vaultfs.entrypoints.surface import Content, Surface
 
+Sources = Annotated[
+    list[str],
+    typer.Argument(metavar="/SRC...", show_default=False, help="Files and folders of the vault."),
+]
 Existing = Annotated[
     int | None,
     typer.Option(
@@ -311,12 +315,7 @@ async def _store(
 
 
 def get(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="/SRC...", show_default=False, help="Files and folders of the vault."
-        ),
-    ],
+    sources: Sources,
     destination: Annotated[
         str,
         typer.Argument(

@@ -8,7 +8,7 @@ import typer
 from vaultfs.domain.errors import InvalidField, NotFound
 from vaultfs.domain.names import Address, format_path, parse_path
 from vaultfs.domain.quantities import human
-from vaultfs.entrypoints.cli.contents import Existing, Revision, preconditions
+from vaultfs.entrypoints.cli.contents import Existing, Revision, Sources, preconditions
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import OWN, address, node_json, written
 from vaultfs.entrypoints.cli.session import (
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 Force = Annotated[
     bool, typer.Option("--force", "-f", help="Replace what is there; it goes to the trash.")
+]
+Destination = Annotated[
+    str,
+    typer.Argument(
+        metavar="/DEST", show_default=False, help="Where they go; into it, if it is a folder."
+    ),
 ]
 Paths = Annotated[
     list[str],
@@ -126,18 +132,8 @@ def _demanded(wanted: "Preconditions") -> dict[str, int]:
 
 
 def mv(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="/SRC...", show_default=False, help="Files and folders of the vault."
-        ),
-    ],
-    destination: Annotated[
-        str,
-        typer.Argument(
-            metavar="/DEST", show_default=False, help="Where they go; into it, if it is a folder."
-        ),
-    ],
+    sources: Sources,
+    destination: Destination,
     force: Force = False,
     if_version: Existing = None,
     if_revision: Revision = None,
@@ -167,18 +163,8 @@ def mv(
 
 
 def cp(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="/SRC...", show_default=False, help="Files and folders of the vault."
-        ),
-    ],
-    destination: Annotated[
-        str,
-        typer.Argument(
-            metavar="/DEST", show_default=False, help="Where they go; into it, if it is a folder."
-        ),
-    ],
+    sources: Sources,
+    destination: Destination,
     force: Force = False,
     number: NumberOption = None,
     vault: VaultOption = None,

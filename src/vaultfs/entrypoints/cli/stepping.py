@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 LOOK: Final = 0.5
 """Seconds between two looks at a folder that is watched."""
 
+OneVersion = Annotated[
+    str,
+    typer.Argument(
+        metavar="/PATH[@N]",
+        show_default=False,
+        help="A file, and the number of a version: the newest if missing.",
+    ),
+]
 Local = Annotated[Path, typer.Argument(metavar="LOCAL", show_default=False, help="The file here.")]
 There = Annotated[
     str | None,
@@ -330,22 +338,8 @@ def _tell_summary(call: Session, done: "Summary") -> None:
 
 
 def diff(
-    one: Annotated[
-        str,
-        typer.Argument(
-            metavar="/PATH[@N]",
-            show_default=False,
-            help="A file, and the number of a version: the newest if missing.",
-        ),
-    ],
-    other: Annotated[
-        str,
-        typer.Argument(
-            metavar="/PATH[@N]",
-            show_default=False,
-            help="A file, and the number of a version: the newest if missing.",
-        ),
-    ],
+    one: OneVersion,
+    other: OneVersion,
     stat: Annotated[  # noqa: ARG001 it says what is done anyway
         bool, typer.Option("--stat", help="How much is the same: always shown, and nothing else.")
     ] = False,
