@@ -640,6 +640,18 @@ def assert_between(found: State, before: State, after: State) -> None:
         assert found.get(path) in {before.get(path), after.get(path)}, path
 
 
+ALL: Final = os.environ.get("VAULTFS_CRASH_ALL") == "1"
+"""Whether processes are killed at all effects, not at a sample of them."""
+
+
+def struck(effects: int, seed: str, sample: int) -> list[int]:
+    """The numbers of the effects at which a process is killed: one of each stretch, or all."""
+    if ALL:
+        return list(range(1, effects + 1))
+    random, stretch = Random(seed), effects / sample
+    return [1 + int(stretch * (index + random.random())) for index in range(sample)]
+
+
 def small_files(count: int, *, seed: str = "small", size: int = 3000) -> dict[str, bytes]:
     """Files in a few folders: some compress, some do not, sizes up to twice `size`."""
     random = Random(f"{seed}-{count}")

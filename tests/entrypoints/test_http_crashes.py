@@ -4,20 +4,19 @@ By default at a sample of the effects; at all of them with VAULTFS_CRASH_ALL=1.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from random import Random
 from typing import Final
 
 import anyio
 import pytest
 from attrs import define, frozen
 from tests.faults import (
+    ALL,
     State,
     assert_between,
     assert_sound,
@@ -25,6 +24,7 @@ from tests.faults import (
     random_bytes,
     small_files,
     state_of,
+    struck,
     write_tree,
 )
 
@@ -37,7 +37,6 @@ from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
 
 ROOT: Final = Path(__file__).parents[2]
 SAMPLE: Final = 8
-ALL: Final = os.environ.get("VAULTFS_CRASH_ALL") == "1"
 FIRST: Final = random_bytes(3 * MIB, "first")
 SECOND: Final = FIRST[:MIB] + random_bytes(300_000, "second") + FIRST[MIB:]
 LOCAL: Final = {**small_files(30), "large/one": random_bytes(9 * MIB, "one")}
@@ -192,11 +191,7 @@ async def test_what_a_killed_server_acknowledged_is_there(
         effects = child.effects()
     assert len(states[-1]) > 20
     assert effects > 40
-    numbers = list(range(1, effects + 1))
-    if not ALL:
-        random, stretch = Random("crashes"), effects / SAMPLE
-        numbers = [1 + int(stretch * (index + random.random())) for index in range(SAMPLE)]
-    for number in numbers:
+    for number in struck(effects, "crashes", SAMPLE):
         await _killed_at(number, states, local, place / f"{number}")
 
 

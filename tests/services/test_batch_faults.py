@@ -19,13 +19,13 @@ import pytest
 from tests import batch_child
 from tests.batch_child import batch_of, fifty, open_catalog, prepare
 from tests.contracts.callers import add_user, state_of
+from tests.faults import ALL
 from tests.postgres import Postgres
 
 from vaultfs.adapters.sql import batches
 from vaultfs.ports.catalog import Catalog
 
 ROOT: Final = Path(__file__).parents[2]
-ALL: Final = os.environ.get("VAULTFS_CRASH_ALL") == "1"
 ROUNDS: Final = int(os.environ.get("VAULTFS_ROUNDS", "40"))
 SAMPLE: Final = 8
 PROCESSES: Final = 4

@@ -4,7 +4,6 @@ lost, and the next collection finishes the work.
 Processes are killed at a sample of the effects by default, at all with VAULTFS_CRASH_ALL=1.
 """
 
-import os
 import signal
 import sqlite3
 import subprocess
@@ -13,13 +12,13 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from random import Random
 from typing import Final
 
 import pytest
 from tests.batch_child import open_catalog
 from tests.collect_child import AT_ONCE, furnish, opened
 from tests.faults import (
+    ALL,
     Effects,
     State,
     add_user,
@@ -27,6 +26,7 @@ from tests.faults import (
     open_memory_vault,
     quick_folder,
     state_of,
+    struck,
 )
 from tests.postgres import Postgres
 from tests.services.test_collector import sparse_vault
@@ -44,7 +44,6 @@ from vaultfs.entrypoints.vault import Vault
 from vaultfs.ports.objects import ObjectInfo, ObjectStore, Span
 
 ROOT: Final = Path(__file__).parents[2]
-ALL: Final = os.environ.get("VAULTFS_CRASH_ALL") == "1"
 SAMPLE: Final = 6
 
 
@@ -151,11 +150,7 @@ def _file(folder: Path) -> Generator[tuple[str, Callable[[], object]], None, Non
 @pytest.mark.slow
 async def test_a_collection_whose_process_is_killed_is_finished_by_the_next(place: Place) -> None:
     count = await _killed_at(0, place)
-    numbers = list(range(1, count + 1))
-    if not ALL:
-        random, stretch = Random("collections"), count / SAMPLE
-        numbers = [1 + int(stretch * (index + random.random())) for index in range(SAMPLE)]
-    for number in numbers:
+    for number in struck(count, "collections", SAMPLE):
         await _killed_at(number, place)
 
 

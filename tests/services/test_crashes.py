@@ -19,6 +19,7 @@ import pytest
 from attrs import frozen
 from tests import crash_child
 from tests.faults import (
+    ALL,
     State,
     assert_between,
     assert_sound,
@@ -28,6 +29,7 @@ from tests.faults import (
     random_bytes,
     small_files,
     state_of,
+    struck,
     write_tree,
 )
 
@@ -42,7 +44,6 @@ from vaultfs.entrypoints.vault import MARKER, Vault, init_vault, open_vault
 
 ROOT: Final = Path(__file__).parents[2]
 SAMPLE: Final = 12
-ALL: Final = os.environ.get("VAULTFS_CRASH_ALL") == "1"
 LOCAL = {**small_files(30), "large/one": random_bytes(MIB, "one")}
 
 pytestmark = pytest.mark.slow
@@ -100,12 +101,7 @@ async def test_what_a_killed_process_acknowledged_is_there(
     whole_run: Run, local: Path, place: Path
 ) -> None:
     """And each step that it did not is there whole or not at all; going on converges."""
-    numbers = list(range(1, whole_run.effects + 1))
-    if not ALL:
-        # A sample spread over all steps: one effect of each stretch.
-        random, stretch = Random("crashes"), whole_run.effects / SAMPLE
-        numbers = [1 + int(stretch * (index + random.random())) for index in range(SAMPLE)]
-    for number in numbers:
+    for number in struck(whole_run.effects, "crashes", SAMPLE):
         await _killed_at(number, whole_run, local, place / f"{number}")
 
 

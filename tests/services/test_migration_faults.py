@@ -11,13 +11,22 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from random import Random
 from typing import Final
 
 import anyio
 import pytest
 from tests.batch_child import open_catalog
-from tests.faults import Effects, add_user, assert_sound, put, quick_folder, read, state_of
+from tests.faults import (
+    ALL,
+    Effects,
+    add_user,
+    assert_sound,
+    put,
+    quick_folder,
+    read,
+    state_of,
+    struck,
+)
 from tests.migrate_child import STORES, content_of, has_moved, journey, opened
 from tests.postgres import Postgres
 
@@ -27,7 +36,6 @@ from vaultfs.entrypoints.opening import OWNER
 from vaultfs.entrypoints.vault import Vault, write_marker
 
 ROOT: Final = Path(__file__).parents[2]
-ALL: Final = os.environ.get("VAULTFS_CRASH_ALL") == "1"
 SAMPLE: Final = 6
 FIRST: Final = tuple(f"before-{number}" for number in range(3))
 """Files that are there before the migration."""
@@ -134,10 +142,7 @@ async def numbers(place: Place, seed: str) -> list[int]:
         names, count = told(out)
         await finish(where, folder, *names)
     assert count > 60
-    if ALL:
-        return list(range(1, count + 1))
-    random, stretch = Random(seed), count / SAMPLE
-    return [1 + int(stretch * (index + random.random())) for index in range(SAMPLE)]
+    return struck(count, seed, SAMPLE)
 
 
 async def test_whoever_comes_after_a_killed_process_carries_on(place: Place) -> None:
