@@ -583,7 +583,7 @@ def _first(step: Step) -> bool:
 
 
 def _skipped(each: tuple[str, str]) -> Problem:
-    return Problem(tuple(each[0].split("/")), each[1])
+    return Problem(_path(each[0]), each[1])
 
 
 async def news(syncing: Syncing, every: float) -> None:
