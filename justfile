@@ -12,6 +12,7 @@ default:
 install:
     test -x {{bin}}/python || {{python}} -m venv {{venv}}
     {{bin}}/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+    {{bin}}/python -m compileall -q src
 
 # The same, with all that tests and checks need.
 setup: install
