@@ -1,5 +1,6 @@
 """Rows that are kept: as long as nobody commits, and no longer."""
 
+import asyncio
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,10 @@ from attrs import define, field
 
 from vaultfs.adapters.sql.connections import connect
 from vaultfs.adapters.sql.recent import MOST, Recent
+from vaultfs.adapters.sql.sqlite import SqliteCatalog
+from vaultfs.domain.errors import NotFound
+from vaultfs.domain.nodes import UserId
+from vaultfs.domain.operations import AddUser, Unit
 
 READ = "SELECT value FROM things WHERE value >= $1 ORDER BY value"
 ADD = "INSERT INTO things VALUES (?)"
@@ -102,3 +107,41 @@ def test_no_more_than_so_many_rows_are_kept(reading: Reading) -> None:
     assert reading.queries == different
     reading.rows()
     assert reading.queries == different + 1, "the first is forgotten by now"
+
+
+@pytest.mark.anyio
+async def test_what_another_commits_is_seen_in_the_next_turn_of_the_loop(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    catalog = await SqliteCatalog.open(path, create=True)
+    other = await SqliteCatalog.open(path)
+    try:
+        for number in range(1, 4):
+            with pytest.raises(NotFound):
+                await catalog.user(f"user-{number}")
+            await other.apply(
+                [Unit(UserId(0), 0, f"op-{number}", (AddUser(f"user-{number}", None),))]
+            )
+            assert (await catalog.user(f"user-{number}")).name == f"user-{number}"
+    finally:
+        await catalog.aclose()
+        await other.aclose()
+
+
+@pytest.mark.anyio
+async def test_many_looks_in_a_turn_of_the_loop_ask_once_whether_anybody_wrote(
+    tmp_path: Path,
+) -> None:
+    catalog = await SqliteCatalog.open(tmp_path / "catalog.db", create=True)
+    try:
+        await catalog.apply([Unit(UserId(0), 0, "op", (AddUser("ann", None),))])
+        await catalog.user("ann")
+        asked: list[str] = []
+        assert catalog._near is not None
+        catalog._near.set_trace_callback(asked.append)
+        for turn in range(1, 3):
+            await asyncio.sleep(0)
+            for _ in range(5):
+                await catalog.user("ann")
+            assert sum("data_version" in text for text in asked) == turn
+    finally:
+        await catalog.aclose()

@@ -27,6 +27,10 @@ class Recent:
     )
     _count: int = 0
 
+    def kept(self, sql: str, parameters: tuple[Any, ...]) -> list[Row] | None:
+        """The rows of a query as they were when `fetch` was last called, if they are here."""
+        return self._rows.get((sql, parameters))
+
     def fetch(
         self, sql: str, parameters: tuple[Any, ...], connection: sqlite3.Connection
     ) -> list[Row]:

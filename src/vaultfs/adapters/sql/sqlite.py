@@ -4,6 +4,7 @@ Write-ahead log with `synchronous=FULL`: what `apply` has answered survives a po
 cut. Several processes can open one database; SQLite's own lock decides among writers.
 """
 
+import asyncio  # anyio has no word for what is to be done when the loop comes around again
 import json
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
@@ -83,6 +84,8 @@ class SqliteCatalog(SqlCatalog):
     """For what is asked in the event loop's own thread."""
     _recent: Recent = field(factory=Recent)
     """What `_near` has read."""
+    _fresh: bool = False
+    """Whether it is known, in this turn of the event loop, that nobody has committed since."""
     _locks: "LockStore | None" = None
     _reading: anyio.CapacityLimiter = field(factory=lambda: anyio.CapacityLimiter(READERS))
 
@@ -157,10 +160,22 @@ class SqliteCatalog(SqlCatalog):
 
         A hop to another costs several times as much as such a query, and readers wait for
         nobody in a write-ahead log (`docs/decisions/0008-point-reads.md`).
+
+        Whether anybody has committed is asked once in a turn of the loop. Who is answered in
+        that turn asked before it began: a commit that comes meanwhile comes after them.
         """
         if self._path is None:
             return await self._rows(sql, *parameters)
-        return await self._here(partial(self._recent.fetch, sql, parameters))
+        rows = self._recent.kept(sql, parameters) if self._fresh else None
+        if rows is None:
+            rows = await self._here(partial(self._recent.fetch, sql, parameters))
+            if not self._fresh:
+                self._fresh = True
+                asyncio.get_running_loop().call_soon(self._end_turn)
+        return rows
+
+    def _end_turn(self) -> None:
+        self._fresh = False
 
     async def _here(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """What `query` returns, run at once."""
