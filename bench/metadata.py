@@ -160,9 +160,34 @@ def chunks(shape: Shape) -> Iterator[tuple[Any, ...]]:
         yield digest, USER, 1 + number // 100, 8 + number % 100 * SIZE, SIZE - 48, SIZE
 
 
-def insert(connection: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    width = len(connection.execute(f"SELECT * FROM {table} LIMIT 0").description)
-    connection.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * width)})", rows)
+PACKS = ("id", "key", "size", "cipher", "created")
+LOCATIONS = ("pack", "backend", "state", "verified_level", "attempts")
+"""Columns of `packs` and `pack_locations` that have no default."""
+
+
+def packs(shape: Shape) -> Iterator[tuple[Any, ...]]:
+    """The rows of all packs."""
+    for number in range(1, shape.chunks // 100 + 2):
+        yield number, digest_of(b"pack %d" % number), 16 << 20, 0, NOW
+
+
+def locations(shape: Shape) -> Iterator[tuple[Any, ...]]:
+    """Where they are."""
+    for number, *_ in packs(shape):
+        yield number, "local", "present", 0, 0
+
+
+def insert(
+    connection: sqlite3.Connection,
+    table: str,
+    rows: Iterable[tuple[Any, ...]],
+    columns: Sequence[str] = (),
+) -> None:
+    """Rows of all columns, or of those that are named."""
+    width = len(columns or connection.execute(f"SELECT * FROM {table} LIMIT 0").description)
+    named = f"({','.join(columns)})" if columns else ""
+    marks = ",".join("?" * width)
+    connection.executemany(f"INSERT INTO {table}{named} VALUES ({marks})", rows)
 
 
 def fill(connection: sqlite3.Connection, shape: Shape) -> None:
@@ -171,16 +196,14 @@ def fill(connection: sqlite3.Connection, shape: Shape) -> None:
     connection.execute("PRAGMA cache_size = -262144")
     connection.create_function("encoded", 1, encoded)
     connection.create_function("hashed", 1, digest_number)
-    packs = range(1, shape.chunks // 100 + 2)
     connection.execute("BEGIN")
     insert(connection, "nodes", nodes(shape))
     connection.execute(
         "INSERT INTO versions SELECT id, id, 1, size, hashed(id), 'verified', encoded(id), created,"
         " 1, NULL, NULL FROM nodes WHERE kind = 'file'"
     )
-    keys = ((n, digest_of(b"pack %d" % n), 16 << 20, None, None, None, 0, NOW) for n in packs)
-    insert(connection, "packs", keys)
-    insert(connection, "pack_locations", ((n, "local", "present", 0, 0, None) for n in packs))
+    insert(connection, "packs", packs(shape), PACKS)
+    insert(connection, "pack_locations", locations(shape), LOCATIONS)
     insert(connection, "chunks", chunks(shape))
     connection.execute("UPDATE trees SET used = (SELECT SUM(size) FROM versions)")
     connection.execute("UPDATE counters SET next = next + 100000000")

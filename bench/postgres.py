@@ -28,9 +28,11 @@ from bench.http import AT_ONCE, request, send, serve
 from bench.metadata import (
     DEEP,
     FOLDER,
+    LOCATIONS,
     LOOKUPS,
     METADATA,
     NOW,
+    PACKS,
     SIZE,
     STATS,
     STEPS,
@@ -45,8 +47,10 @@ from bench.metadata import (
     done,
     encoded,
     lists,
+    locations,
     moves,
     nodes,
+    packs,
     puts,
     see,
     timed,
@@ -120,16 +124,14 @@ async def build(url: str, shape: Shape) -> None:
         (*(n, n, 1, SIZE, digest_number(n), "verified", encoded(n), NOW, 1), None, None)
         for n in (row[0] for row in rows if row[5] == "file")
     )
-    packs = range(1, shape.chunks // 100 + 2)
-    keys = [(n, digest_of(b"pack %d" % n), 16 << 20, None, None, None, 0, NOW) for n in packs]
-    for table, records in (
-        ("nodes", rows),
-        ("versions", versions),
-        ("packs", keys),
-        ("pack_locations", [(n, "local", "present", 0, 0, None) for n in packs]),
-        ("chunks", chunks(shape)),
+    for table, records, columns in (
+        ("nodes", rows, None),
+        ("versions", versions, None),
+        ("packs", packs(shape), PACKS),
+        ("pack_locations", locations(shape), LOCATIONS),
+        ("chunks", chunks(shape), None),
     ):
-        await connection.copy_records_to_table(table, records=records)
+        await connection.copy_records_to_table(table, records=records, columns=columns)
     await connection.execute(
         "UPDATE trees SET used = (SELECT SUM(size) FROM versions);"
         " UPDATE counters SET next = next + 100000000"
