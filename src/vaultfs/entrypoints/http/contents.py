@@ -49,6 +49,8 @@ STALLED: Final = 60
 """Seconds that nothing of a download is taken; its next bytes are in memory meanwhile."""
 MOST: Final = 1 << 46
 """Bytes that a body may announce."""
+LIGHT: Final = 128 << 10
+"""Bytes that are hashed in less time than a hop to a thread takes: some 0.1 ms."""
 CHUNK: Final = 256 << 10
 """Bytes that are joined to one message: a message costs as much as copying that."""
 
@@ -300,7 +302,10 @@ class BodySource:
         except SourceChanged as error:
             self._break(error)
         for _, hasher, _ in self._digests:
-            await to_thread.run_sync(hasher.update, view[:filled])
+            if filled <= LIGHT:
+                hasher.update(view[:filled])
+            else:
+                await to_thread.run_sync(hasher.update, view[:filled])
         if filled < len(view) and self.broken is None:
             self._check()
         return filled
