@@ -31,7 +31,7 @@ from vaultfs.domain.nodes import Content, DigestState, UserId
 from vaultfs.domain.packs import Kind, StoredChunk, encode_chunks, raw_chunk
 from vaultfs.domain.services.budget import BLOCK, Budget, Charge, Use
 from vaultfs.domain.services.buffers import Buffers
-from vaultfs.domain.services.packer import Packer, Placed
+from vaultfs.domain.services.packer import TINY, Packer, Placed
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.ports.catalog import Catalog
 from vaultfs.ports.progress import Progress, no_progress
@@ -46,9 +46,6 @@ TRY_EVERY: Final = 16
 GIVE_UP_AFTER: Final = 8
 """So many chunks in a row that did not shrink mean that a stream does not compress."""
 
-
-TINY: Final = 16 << 10
-"""Cutting, hashing or compressing so many bytes takes no longer than a hop to a thread."""
 T = TypeVar("T")
 
 

@@ -41,6 +41,8 @@ ATTEMPTS: Final = 5
 """To record a pack, each under another key or in other stores."""
 GATHERED: Final = 4 * MIB
 """Packs of so many bytes are gathered in one piece of memory before they are hashed and put."""
+TINY: Final = 16 << 10
+"""Cutting, hashing, compressing or sealing so many bytes takes no longer than a hop to a thread."""
 ALONE: Final = 2 * MIB
 """A pack of so many bytes that somebody waits for does not wait for others on their way: with a
 store at the end of a slow link, the last pack of a file would be alone on it.
@@ -258,7 +260,11 @@ class Packer:
 
     async def _sealed_and_put(self, pack: OpenPack) -> "tuple[SealedPack, Stored]":
         """The pack, durable in the store; large ones are gathered, and their blocks let go of."""
-        room = self._rooms.take() if pack.builder.size >= GATHERED else None
+        size = pack.builder.size
+        if size <= TINY:
+            sealed = pack.builder.seal()
+            return sealed, await self.put(sealed)
+        room = self._rooms.take() if size >= GATHERED else None
         if room is None:
             sealed = await to_thread.run_sync(pack.builder.seal, limiter=self.workers)
             return sealed, await self.put(sealed)
