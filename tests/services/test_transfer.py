@@ -38,10 +38,10 @@ from vaultfs.domain.errors import NotAFolder, NotFound, SourceChanged
 from vaultfs.domain.nodes import UNKNOWN_ORIGIN, Origin
 from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.ingest import SMALL
-from vaultfs.domain.services.transfer import GROUP_FILES, Report
+from vaultfs.domain.services.transfer import GROUP_FILES
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
-from vaultfs.ports.trees import Item
+from vaultfs.ports.trees import Item, Report
 
 ROOT: Final = Path(__file__).parents[2]
 

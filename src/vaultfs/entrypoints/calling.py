@@ -18,7 +18,7 @@ from yarl import URL
 
 from vaultfs.domain.names import parse_address
 from vaultfs.entrypoints.answers import LONGEST_WAIT, ServerError, refuse
-from vaultfs.entrypoints.http.calls import LOCK_HEADER
+from vaultfs.entrypoints.http.wire import LOCK_HEADER
 
 TRIES: Final = 5
 FIRST_WAIT: Final = 0.2

@@ -53,7 +53,6 @@ from vaultfs.domain.nodes import (
 )
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.transfer import Report
 from vaultfs.entrypoints.answers import (
     ServerError,
     conditions,
@@ -73,7 +72,7 @@ from vaultfs.entrypoints.http import wire
 from vaultfs.entrypoints.surface import Content, Stored, Surface
 from vaultfs.ports.catalog import Trashed, Usage
 from vaultfs.ports.progress import Progress, no_progress
-from vaultfs.ports.trees import Item, Source
+from vaultfs.ports.trees import Item, Report, Source
 
 if TYPE_CHECKING:
     from vaultfs.domain.access import Role

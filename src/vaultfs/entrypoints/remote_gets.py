@@ -19,12 +19,12 @@ from vaultfs.domain.packs import StoredChunk, contents_of
 from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES, Report
+from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES
 from vaultfs.entrypoints.answers import ServerError, refuse
 from vaultfs.entrypoints.calling import AGAIN, PIECE, TRIES, wait
 from vaultfs.entrypoints.client import RemoteVault
 from vaultfs.ports.progress import Progress
-from vaultfs.ports.trees import Skipped
+from vaultfs.ports.trees import Report, Skipped
 
 PARSED: Final = 2 << 20
 """Bytes that are parsed with one hop to a thread."""

@@ -35,14 +35,14 @@ from vaultfs.domain.services.budget import BLOCK
 from vaultfs.domain.services.ingest import SMALL as SMALL_FILE
 from vaultfs.domain.services.ingest import Compressibility, Cut, cut_content, encode, manifest_of
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES, Report
+from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES
 from vaultfs.entrypoints.answers import error_of
 from vaultfs.entrypoints.calling import Slices
 from vaultfs.entrypoints.client import SMALL, RemoteVault
 from vaultfs.entrypoints.http.wire import FrameOut, FramesOut
 from vaultfs.entrypoints.pulling import Pushed
 from vaultfs.ports.progress import Progress
-from vaultfs.ports.trees import Item, Skipped
+from vaultfs.ports.trees import Item, Report, Skipped
 
 GROUPS: Final = 4
 """Groups of small files that are on their way to a server at the same time."""

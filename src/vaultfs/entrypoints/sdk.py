@@ -34,7 +34,6 @@ from vaultfs.domain.nodes import (
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.recovery import Backup, Rebuilt
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.transfer import Report
 from vaultfs.entrypoints.embedded import EmbeddedLook
 from vaultfs.entrypoints.fileobjects import Loop
 from vaultfs.entrypoints.opening import catalog_file
@@ -44,7 +43,7 @@ from vaultfs.entrypoints.vault import Vault as OpenVault
 from vaultfs.entrypoints.vault import init_vault, open_vault
 from vaultfs.ports.catalog import Usage
 from vaultfs.ports.progress import Progress, no_progress
-from vaultfs.ports.trees import Source
+from vaultfs.ports.trees import Report, Source
 
 if TYPE_CHECKING:
     from vaultfs.entrypoints.batching import BatchMode, Op

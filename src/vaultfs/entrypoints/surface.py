@@ -33,7 +33,6 @@ from vaultfs.ports.trees import Item, Source
 
 if TYPE_CHECKING:
     from vaultfs.domain.access import Role
-    from vaultfs.domain.services.transfer import Report
     from vaultfs.entrypoints.batching import BatchBuilder, BatchMode, Op
     from vaultfs.entrypoints.changes import Changes
     from vaultfs.entrypoints.comparing import Compared
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from vaultfs.entrypoints.http.wire import BatchOut, GrantOut
     from vaultfs.entrypoints.pulling import Expected, Pulled, Pushed
     from vaultfs.entrypoints.syncing import Summary
+    from vaultfs.ports.trees import Report
 
 Content = Buffer | AsyncIterable[bytes] | PathLike[str] | Source
 """What can be put: bytes, an asynchronous stream of them, a local file, or a source."""

@@ -19,11 +19,11 @@ from vaultfs.domain.metadata import Json
 from vaultfs.domain.nodes import NO_PRECONDITIONS, Node, NodeId, Preconditions, Version, VersionId
 from vaultfs.domain.retention import Retention
 from vaultfs.domain.services.recovery import Backup, Rebuilt
-from vaultfs.domain.services.transfer import Report
 from vaultfs.entrypoints.fileobjects import ReadFile, WriteFile
 from vaultfs.entrypoints.sdk import Vault, open_client
 from vaultfs.entrypoints.surface import Surface
 from vaultfs.ports.catalog import Trashed, Usage
+from vaultfs.ports.trees import Report
 
 if TYPE_CHECKING:
     from vaultfs.domain.access import Role

@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
+from attrs import define, field
+
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import Path
@@ -42,6 +44,30 @@ class Skipped(NamedTuple):
 
     where: str
     reason: str
+
+
+@define
+class Report:
+    """What became of a tree."""
+
+    files: int = 0
+    """Files that arrived, changed or not."""
+    folders: int = 0
+    size: int = 0
+    """Bytes of those files."""
+    changed: int = 0
+    """Files that got a new version; only for a put."""
+    travelled: int = 0
+    """Bytes that were sent to a server."""
+    skipped: list[Skipped] = field(factory=list[Skipped])
+    """What was not taken because it is no file that can be, by design."""
+    failed: list[Skipped] = field(factory=list[Skipped])
+    """What went wrong, and how."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything arrived."""
+        return not self.skipped and not self.failed
 
 
 class SourceTree(ABC):

@@ -37,7 +37,7 @@ from vaultfs.domain.services.ingest import SMALL, Ingested
 from vaultfs.domain.services.reader import Reader, Wanted
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.ports.progress import Progress, no_progress
-from vaultfs.ports.trees import Item, Skipped, SourceTree, TargetTree
+from vaultfs.ports.trees import Item, Report, Skipped, SourceTree, TargetTree
 
 GROUP_FILES: Final = 500
 """Files in a group, however small they are."""
@@ -48,30 +48,6 @@ LARGE: Final = 2
 FILE_ERRORS = (Conflict, DamagedContent, Forbidden, InvalidName, NotFound)
 """What can be wrong with one file while all others are fine."""
 T = TypeVar("T")
-
-
-@define
-class Report:
-    """What became of a tree."""
-
-    files: int = 0
-    """Files that arrived, changed or not."""
-    folders: int = 0
-    size: int = 0
-    """Bytes of those files."""
-    changed: int = 0
-    """Files that got a new version; only for a put."""
-    travelled: int = 0
-    """Bytes that were sent to a server."""
-    skipped: list[Skipped] = field(factory=list[Skipped])
-    """What was not taken because it is no file that can be, by design."""
-    failed: list[Skipped] = field(factory=list[Skipped])
-    """What went wrong, and how."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything arrived."""
-        return not self.skipped and not self.failed
 
 
 @define(eq=False)

@@ -40,8 +40,8 @@ from vaultfs.entrypoints.cli.session import (
 
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import Preconditions, Version
-    from vaultfs.domain.services.transfer import Report
     from vaultfs.entrypoints.surface import Content, Surface
+    from vaultfs.ports.trees import Report
 
 Sources = Annotated[
     list[str],

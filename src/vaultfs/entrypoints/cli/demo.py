@@ -22,7 +22,6 @@ from attrs import define, field
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.integrity import Depth
 from vaultfs.domain.quantities import human
-from vaultfs.domain.services.transfer import Report
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.session import Session, table
 from vaultfs.entrypoints.client import connect
@@ -30,6 +29,7 @@ from vaultfs.entrypoints.sdk import as_client
 from vaultfs.entrypoints.settings import read_settings
 from vaultfs.entrypoints.surface import Surface
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
+from vaultfs.ports.trees import Report
 
 SEED: Final = 20
 SMALL: Final = ("asyncio", "email", "encodings", "html", "http", "json", "logging", "xml")

@@ -23,11 +23,11 @@ from vaultfs.domain.services.browse import PAGE
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Identity, Scope
+from vaultfs.entrypoints.http.wire import LOCK_HEADER
 
 if TYPE_CHECKING:
     from vaultfs.entrypoints.http.app import Server
 
-LOCK_HEADER: Final = "VaultFS-Lock-Token"
 _LOCK_HEADER: Final = LOCK_HEADER.lower()
 MAX_JSON: Final = 1 << 20
 """Bytes of a JSON body."""

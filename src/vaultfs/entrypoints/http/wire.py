@@ -16,6 +16,9 @@ from vaultfs.ports.catalog import Audited, Granted, Trashed
 ERROR_HEADER: Final = "Vaultfs-Error"
 """The code of a problem, for answers to HEAD, which have no body."""
 
+LOCK_HEADER: Final = "VaultFS-Lock-Token"
+"""A lock that covers what a request writes; as often as there are locks."""
+
 
 class Problem(msgspec.Struct, omit_defaults=True):
     """An error, as `application/problem+json` (RFC 9457)."""
