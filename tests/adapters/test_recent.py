@@ -136,8 +136,9 @@ async def test_many_looks_in_a_turn_of_the_loop_ask_once_whether_anybody_wrote(
         await catalog.apply([Unit(UserId(0), 0, "op", (AddUser("ann", None),))])
         await catalog.user("ann")
         asked: list[str] = []
-        assert catalog._near is not None
-        catalog._near.set_trace_callback(asked.append)
+        near = catalog._near  # pyright: ignore[reportPrivateUsage]
+        assert near is not None
+        near.set_trace_callback(asked.append)
         for turn in range(1, 3):
             await asyncio.sleep(0)
             for _ in range(5):
