@@ -7,7 +7,7 @@ from random import Random
 
 import anyio
 import pytest
-from attrs import define
+from attrs import define, evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.domain.test_matching import edited
@@ -30,14 +30,17 @@ from vaultfs.domain.deltas import Copy, Literal, delta_of, encode
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Corrupt, Unsupported, VaultError, VersionMismatch
 from vaultfs.domain.matching import Difference
-from vaultfs.domain.nodes import Node, Version
-from vaultfs.domain.operations import Prune, RecordDelta
+from vaultfs.domain.nodes import DigestState, Node, Version
+from vaultfs.domain.operations import Prune, PutFile, RecordDelta, Refused
 from vaultfs.domain.retention import Retention
-from vaultfs.domain.services import differ
+from vaultfs.domain.services import deltas, differ
 from vaultfs.domain.services.deltas import Offer
+from vaultfs.domain.services.digests import Digests
+from vaultfs.domain.services.packer import pack_key
 from vaultfs.domain.services.rebuilding import Rebuilding
 from vaultfs.domain.services.upkeep import Plan
 from vaultfs.entrypoints.vault import Vault
+from vaultfs.ports.catalog import Unverified
 
 
 @define
@@ -109,6 +112,98 @@ EDITS: dict[str, Callable[[bytes], bytes]] = {
         each ^ 1 if place % 4001 == 17 else each for place, each in enumerate(old)
     ),
 }
+
+
+async def named(
+    vault: Vault, *contents: bytes, claimed: Digest | None = None
+) -> tuple[Node, list[Version]]:
+    """Versions whose chunks were named, not sent: nobody has seen their bytes in order."""
+    state = DigestState.ABSENT if claimed is None else DigestState.CLAIMED
+    for content in contents:
+        ingested = await vault.files.ingest.stream(vault.user.id, BytesSource(content))
+        as_named = evolve(ingested.content, digest=claimed, digest_state=state)
+        put = PutFile(vault.user.tree, ("f",), as_named)
+        [outcome] = await vault.files.commit(
+            vault.user, [(put, evolve(ingested, content=as_named))]
+        )
+        assert not isinstance(outcome, Refused)
+    found = [
+        await vault.files.version(vault.user, at("/f"), number + 1)
+        for number in range(len(contents))
+    ]
+    assert all(version.digest_state is state for _, version in found)
+    return found[-1][0], [version for _, version in found]
+
+
+@pytest.mark.parametrize("claimed", [None, digest_of(b"something else")])
+async def test_digests_that_nobody_has_found_yet_are_found_for_a_delta(
+    claimed: Digest | None,
+) -> None:
+    old = noise(3 * MIB)
+    new = sparse(old)
+    async with open_memory_vault() as vault:
+        node, (one, two) = await named(vault, old, new, claimed=claimed)
+        offer, delta = await told(vault, node, one, two)
+        assert offer.plan.way is Way.DIRECT
+        assert delta is not None
+        assert len(delta) < 10_000
+        assert await rebuilt(old, delta) == new
+        for number, content in ((1, old), (2, new)):
+            _, version = await vault.files.version(vault.user, at("/f"), number)
+            assert (version.digest, version.digest_state) == (
+                digest_of(content),
+                DigestState.VERIFIED,
+            )
+        assert await vault.catalog.unverified() == []
+
+
+async def test_a_digest_is_found_once_for_all_who_want_a_delta(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = noise(2 * MIB)
+    news = [old + noise(1000, str(number)) for number in range(3)]
+    read: list[int] = []
+    original = Digests._digest  # pyright: ignore[reportPrivateUsage]
+
+    async def counted(self: Digests, version: Unverified) -> Digest:
+        read.append(version.id)
+        return await original(self, version)
+
+    monkeypatch.setattr(Digests, "_digest", counted)
+    async with open_memory_vault() as vault:
+        node, all_of_them = await named(vault, *news, old)
+        target = all_of_them[-1]
+        async with anyio.create_task_group() as tasks:
+            for base in (*all_of_them[:-1], *all_of_them[:-1]):
+                tasks.start_soon(told, vault, node, base, target)
+        assert sorted(read) == sorted(version.id for version in all_of_them)
+
+
+async def test_a_digest_that_takes_long_to_find_is_left_to_the_upkeep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deltas, "FOUND_AT_ONCE", MIB)
+    old = noise(2 * MIB)
+    async with open_memory_vault() as vault:
+        node, (one, two) = await named(vault, old, sparse(old))
+        offer, delta = await told(vault, node, one, two)
+        assert (offer.plan.reason, delta) == (Reason.UNVERIFIED, None)
+        await vault.upkeep().run(Plan(backup=None, collect=None, scrub=None))
+        _, two = await vault.files.version(vault.user, at("/f"), 2)
+        offer, delta = await told(vault, node, one, two)
+        assert offer.plan.way is not Way.FULL
+        assert delta is not None
+
+
+async def test_a_digest_is_not_found_where_the_content_is_damaged() -> None:
+    old = noise(2 * MIB)
+    async with open_memory_vault() as vault:
+        node, (one, two) = await named(vault, old, noise(MIB, "lost"))
+        for pack in await vault.catalog.packs():
+            for info in [info async for info in vault.objects.list(pack_key(pack.key))]:
+                await vault.objects.delete(info.key)
+        offer, delta = await told(vault, node, one, two)
+        assert (offer.plan.reason, delta) == (Reason.UNVERIFIED, None)
 
 
 @pytest.mark.parametrize("edit", EDITS)

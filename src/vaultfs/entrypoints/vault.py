@@ -141,8 +141,11 @@ class LateDeltas:
         if self._deltas is None:
             from vaultfs.domain.services.deltas import Deltas
             from vaultfs.domain.services.differ import Differ
+            from vaultfs.domain.services.digests import Digests
 
-            self._deltas = Deltas(self._files, Differ(self._files.reader, self._workers))
+            files = self._files
+            digests = Digests(files.catalog, files.reader, files.clock)
+            self._deltas = Deltas(files, Differ(files.reader, self._workers), digests)
         return self._deltas
 
 
@@ -191,7 +194,6 @@ class Vault:
 
     def upkeep(self) -> "Upkeep":
         """What is to be done from time to time."""
-        from vaultfs.domain.services.digests import Digests
         from vaultfs.domain.services.linking import Linking
         from vaultfs.domain.services.upkeep import Upkeep
 
@@ -200,7 +202,7 @@ class Vault:
             self.catalog,
             self.recovery,
             self.uploads,
-            Digests(self.catalog, self.reader, self.clock),
+            self.deltas.digests,
             Linking(self.deltas),
             self.collector(),
             self.scrubber(),

@@ -14,7 +14,6 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Final, NamedTuple
 
-import anyio
 from attrs import define, field
 
 from vaultfs.domain.chains import MAX_CHAIN_DEPTH, Edge, Plan, Reason, Way, choose
@@ -36,8 +35,10 @@ from vaultfs.domain.nodes import (
 )
 from vaultfs.domain.operations import RecordDelta
 from vaultfs.domain.services.differ import Differ
+from vaultfs.domain.services.digests import Digests
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.rebuilding import chained
+from vaultfs.domain.services.tasks import OneByOne
 
 BEGINNING: Final = 4 << 20
 """Bytes of a delta that are made before it is said to be one."""
@@ -47,6 +48,10 @@ WORTH_IT: Final = 0.9
 """A long delta whose beginning is this share of what it stands for is none."""
 MOST_STEPS: Final = 4 << 20
 """Bytes of an edge's steps; one that has more is not recorded."""
+FOUND_AT_ONCE: Final = 1 << 30
+"""Bytes that are read to find a digest that a delta needs, which is less work than to send them;
+the upkeep finds those of larger versions.
+"""
 _Key = tuple[VersionId, VersionId]
 
 
@@ -57,6 +62,8 @@ class Offer(NamedTuple):
     """A way to a version; `pieces` are the bytes of the delta, if it is one."""
 
     plan: Plan
+    target: Version
+    """With its digest, if that is known by now."""
     size: int | None
     """Bytes of the delta, if all of it is there."""
     pieces: AsyncGenerator[bytes, None] | None
@@ -66,6 +73,7 @@ class _Short(NamedTuple):
     """A delta that is there as a whole, or none."""
 
     plan: Plan
+    target: Version
     data: bytes | None
 
 
@@ -75,11 +83,12 @@ class Deltas:
 
     files: Files
     differ: Differ
+    digests: Digests
     max_depth: int = MAX_CHAIN_DEPTH
     """Links of the longest chain that is composed."""
     _kept: OrderedDict[_Key, _Short] = field(factory=OrderedDict[_Key, _Short])
     _size: int = 0
-    _under_way: dict[_Key, anyio.Lock] = field(factory=dict[_Key, anyio.Lock])
+    _under_way: OneByOne[_Key] = field(factory=OneByOne[_Key])
 
     @asynccontextmanager
     async def offer(
@@ -97,17 +106,17 @@ class Deltas:
         async with aclosing(making.pieces()) as pieces:
             short = await self._short((base, target.id), making, pieces)
             if short is None:
-                yield Offer(making.plan, None, making.rest(pieces))
+                yield Offer(making.plan, making.target, None, making.rest(pieces))
             elif short.data is None:
-                yield Offer(short.plan, None, None)
+                yield Offer(short.plan, short.target, None, None)
             else:
-                yield Offer(short.plan, len(short.data), chained(short.data))
+                yield Offer(short.plan, short.target, len(short.data), chained(short.data))
 
     async def _short(
         self, key: _Key, making: "_Making", pieces: AsyncGenerator[bytes, None]
     ) -> _Short | None:
         """The delta as a whole, or the news that there is none; None if it is long."""
-        async with self._alone(key):
+        async with self._under_way.turn(key):
             short = self._kept.get(key)
             if short is not None:
                 self._kept.move_to_end(key)
@@ -117,17 +126,6 @@ class Deltas:
                 self._keep(key, short)
             return short
 
-    @asynccontextmanager
-    async def _alone(self, key: _Key) -> AsyncGenerator[None, None]:
-        """One at a time for each key."""
-        lock = self._under_way.setdefault(key, anyio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.statistics().tasks_waiting and not lock.locked():
-                self._under_way.pop(key, None)
-
     async def _begin(self, making: "_Making", pieces: AsyncGenerator[bytes, None]) -> _Short | None:
         size = making.target.size
         async for piece in pieces:
@@ -135,13 +133,13 @@ class Deltas:
             making.made += len(piece)
             worth_it = making.made < making.laid_out * WORTH_IT
             if making.made >= size or (making.made >= BEGINNING and not worth_it):
-                return _Short(Plan(Way.FULL, Reason.NOT_SMALLER), None)
+                return _Short(Plan(Way.FULL, Reason.NOT_SMALLER), making.target, None)
             if making.made >= BEGINNING:
                 return None
         if making.plan.way is Way.FULL:
-            return _Short(making.plan, None)
+            return _Short(making.plan, making.target, None)
         await making.record()
-        return _Short(making.plan, b"".join(making.held))
+        return _Short(making.plan, making.target, b"".join(making.held))
 
     def _keep(self, key: _Key, short: _Short) -> None:
         if short.data is None and short.plan.reason is not Reason.NOT_SMALLER:
@@ -221,7 +219,7 @@ class _Making:
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The bytes of the delta; none if the file is to be sent, and `plan` says why."""
-        target = self.target
+        target = self.target = await self._known(self.target)
         if target.digest is None or target.digest_state is not DigestState.VERIFIED:
             self.plan = Plan(Way.FULL, Reason.UNVERIFIED)
             return
@@ -289,10 +287,17 @@ class _Making:
         while found := await catalog.versions(self.node, before=before):
             for version in found:
                 if version.id == number:
-                    known = version.digest_state is DigestState.VERIFIED
-                    return version if known else None
+                    known = await self._known(version)
+                    return known if known.digest_state is DigestState.VERIFIED else None
             before = found[-1].number
         return None
+
+    async def _known(self, version: Version) -> Version:
+        """`version` with its digest, unless it is damaged, or too large to be read for that now."""
+        if version.digest_state is not DigestState.VERIFIED and version.size <= FOUND_AT_ONCE:
+            with suppress(Corrupt, Unsupported):
+                return await self.deltas.digests.find(version)
+        return version
 
     async def _composed(self, path: Sequence[Edge]) -> tuple[Digest, Delta] | None:
         """The digest of the base of a path of edges, and the one delta that it is.

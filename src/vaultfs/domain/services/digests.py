@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from anyio import to_thread
-from attrs import define, frozen
+from attrs import define, field, frozen
 from blake3 import blake3
 
 from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import Corrupt, Unsupported
-from vaultfs.domain.nodes import TreeId, UserId, micros
+from vaultfs.domain.nodes import DigestState, TreeId, UserId, Version, VersionId, micros
 from vaultfs.domain.operations import Refused, SetDigest, Unit
 from vaultfs.domain.services.reader import Reader
+from vaultfs.domain.services.tasks import OneByOne
 from vaultfs.ports.catalog import Catalog, Unverified
 from vaultfs.ports.clock import Clock
 
@@ -42,6 +43,25 @@ class Digests:
     catalog: Catalog
     reader: Reader
     clock: Clock
+    _finding: OneByOne[VersionId] = field(factory=OneByOne[VersionId])
+
+    async def find(self, version: Version) -> Version:
+        """`version` with its digest verified: found now, unless somebody has it by then.
+
+        As it was if it is gone. Raises `Corrupt` and `Unsupported` for what cannot be read, and
+        failures of the vault.
+        """
+        async with self._finding.turn(version.id):
+            for each in await self.catalog.unverified(after=version.id - 1, limit=1):
+                if each.id == version.id:
+                    digest = await self._digest(each)
+                    await self._set(each, digest)
+                    return version._replace(digest=digest, digest_state=DigestState.VERIFIED)
+            before = version.number + 1
+            for now in await self.catalog.versions(version.node, before=before, limit=1):
+                if now.id == version.id:
+                    return now
+            return version
 
     async def run(self, most: int = MOST) -> Found:
         """Find digests until about `most` bytes are read. What cannot be read is passed over."""

@@ -1,11 +1,15 @@
-"""Task groups whose callers want to see the error, not a group of one."""
+"""Task groups whose callers want to see the error, not a group of one; and turns."""
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Hashable, Iterator
 from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
+from attrs import define, field
+
+K = TypeVar("K", bound=Hashable)
 
 
 @asynccontextmanager
@@ -30,3 +34,21 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield from _leaves(error)  # pyright: ignore[reportUnknownArgumentType]
         else:
             yield error
+
+
+@define(eq=False)
+class OneByOne(Generic[K]):
+    """Those who work on the same thing do so one after the other."""
+
+    _locks: dict[K, anyio.Lock] = field(factory=dict[K, anyio.Lock])
+
+    @asynccontextmanager
+    async def turn(self, key: K) -> AsyncGenerator[None, None]:
+        """Nobody else has the turn of `key` meanwhile."""
+        lock = self._locks.setdefault(key, anyio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._locks.pop(key, None)

@@ -173,7 +173,8 @@ async def _changed(
     stack = AsyncExitStack()
     try:
         offer = await stack.enter_async_context(deltas.offer(call.user, node, base, version))
-        plan, pieces = offer.plan, offer.pieces
+        plan, version, pieces = offer.plan, offer.target, offer.pieces
+        headers |= digest_header(version)
         headers["Vary"] = "A-IM, If-None-Match"
         headers["Vaultfs-Delta"] = f"{plan.way}; depth={plan.depth}; reason={plan.reason}"
         if pieces is None:
@@ -222,9 +223,14 @@ def headers_of(node: Node, version: Version, etag: str) -> dict[str, str]:
         found["Vaultfs-Mtime"] = str(version.mtime_us)
     if version.mode is not None:
         found["Vaultfs-Mode"] = f"{version.mode:o}"
-    if version.digest is not None and version.digest_state is DigestState.VERIFIED:
-        found["Repr-Digest"] = f"blake3=:{b64encode(version.digest).decode()}:"
-    return found
+    return found | digest_header(version)
+
+
+def digest_header(version: Version) -> dict[str, str]:
+    """`Repr-Digest`, if the digest of a version is verified."""
+    if version.digest is None or version.digest_state is not DigestState.VERIFIED:
+        return {}
+    return {"Repr-Digest": f"blake3=:{b64encode(version.digest).decode()}:"}
 
 
 def _check_match(call: Call, etag: str) -> None:
