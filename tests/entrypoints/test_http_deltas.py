@@ -2,15 +2,18 @@
 
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, closing
 from itertools import pairwise
+from random import Random
 
 import anyio
 import httpx
 import pytest
+from anyio.abc import TaskGroup
 from tests.domain.test_zipimages import zipped
 from tests.entrypoints.http_calls import Client, open_api
-from tests.faults import random_bytes
-from tests.services.test_deltas import CHANGED, DOCUMENT, rebuilt, sparse
+from tests.faults import MIB, random_bytes
+from tests.services.test_deltas import CHANGED, DOCUMENT, named, rebuilt, sparse
 
 from vaultfs.domain.deltacodec import (
     MEDIA_TYPE,
@@ -24,16 +27,20 @@ from vaultfs.domain.deltacodec import (
     write_images,
 )
 from vaultfs.domain.deltas import Copy
-from vaultfs.domain.digests import digest_of
+from vaultfs.domain.digests import Buffer, digest_of
 from vaultfs.domain.errors import DamagedContent
 from vaultfs.domain.names import Address
+from vaultfs.domain.nodes import TreeId, Version
 from vaultfs.domain.operations import Prune
 from vaultfs.domain.services import differ
+from vaultfs.domain.services.files import Files
+from vaultfs.domain.services.packer import pack_key
 from vaultfs.domain.services.rebuilding import is_between_images
 from vaultfs.domain.signatures import MOST_RANGES, pieces_of, read_pieces, read_units
 from vaultfs.domain.tokens import Scope
 from vaultfs.domain.zipimages import codes_of, image_units, opened, packed_units
-from vaultfs.entrypoints.http import app, deltas
+from vaultfs.entrypoints.http import app, bases, deltas
+from vaultfs.entrypoints.http.wire import content_etag
 
 OLD = random_bytes(400_000, "http delta")
 NEW = sparse(OLD)
@@ -354,6 +361,82 @@ async def test_a_base_that_is_damaged_is_not_the_clients_fault(
     async def damaged(*_: object) -> bytes:
         raise DamagedContent("a chunk is damaged", digest=bytes(32))
 
-    monkeypatch.setattr(deltas.VaultBase, "read", damaged)
+    monkeypatch.setattr(bases.VaultBase, "read", damaged)
     answer = await send(api, data, If_Match=one)
     assert (answer.status_code, answer.json()["code"]) == (500, "damaged_content")
+
+
+async def test_a_base_whose_digest_nobody_has_found_yet_will_do(api: Client) -> None:
+    data = await delta_of(api, OLD, NEW)
+    _, [version] = await named(api.vault, OLD)
+    answer = await send(api, data, If_Match=content_etag(version.id))
+    assert answer.status_code == 200
+    assert (await api("GET", URL)).content == NEW
+
+
+LARGE = random_bytes(9 * MIB + 12_345, "a base that is read ahead")
+
+
+async def based(api: Client, tasks: TaskGroup) -> bases.VaultBase:
+    await put(api, LARGE)
+    node, version = await api.vault.files.version(api.vault.user, Address("me", ("f",)))
+    return bases.VaultBase(api.vault.files, node.tree, version, digest_of(LARGE), tasks)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_a_base_is_read_in_whatever_order(api: Client, seed: int) -> None:
+    random = Random(seed)
+    async with anyio.create_task_group() as tasks:
+        with closing(await based(api, tasks)) as base:
+            at = 0
+            for _ in range(60):
+                at = random.choice([at, at, at, random.randrange(len(LARGE))])
+                stop = min(len(LARGE), at + random.choice([1, 1000, MIB, 3 * MIB]))
+                assert await base.read(at, stop) == LARGE[at:stop]
+                at = 0 if stop == len(LARGE) else stop
+
+
+async def test_a_base_that_is_read_through_is_opened_once(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened_at: list[int] = []
+    original = Files.read
+
+    def counted(
+        self: Files, tree: TreeId, version: Version, start: int = 0, stop: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[list[Buffer]]]:
+        opened_at.append(start)
+        return original(self, tree, version, start, stop)
+
+    async with anyio.create_task_group() as tasks:
+        with closing(await based(api, tasks)) as base:
+            monkeypatch.setattr(Files, "read", counted)
+            for at in range(0, len(LARGE), 70_000):
+                await base.read(at, min(at + 70_000, len(LARGE)))
+            assert opened_at == [0]
+            await base.read(MIB + 5, MIB + 6)
+            assert opened_at == [0, MIB]
+
+
+async def test_damage_that_is_found_ahead_is_told_where_it_is_met(api: Client) -> None:
+    longer = LARGE + b"more"
+    data = await delta_of(api, LARGE, longer)
+    [one] = await put(api, LARGE)
+    largest = max(await api.vault.catalog.packs(), key=lambda pack: pack.size)
+    await api.vault.objects.delete(pack_key(largest.key))
+    answer = await send(api, data, If_Match=one)
+    assert (answer.status_code, answer.json()["code"]) == (500, "damaged_content")
+    assert len((await api("GET", "/v1/versions/me/f")).json()["entries"]) == 1
+
+
+async def test_a_delta_that_is_refused_in_the_middle_leaves_nobody_reading(api: Client) -> None:
+    data = await delta_of(api, LARGE, LARGE + b"more")
+    [one] = await put(api, LARGE)
+    wrong = bytearray(data)
+    wrong[-40] ^= 1
+    for _ in range(3):
+        answer = await send(api, bytes(wrong), If_Match=one)
+        assert answer.status_code == 400
+    answer = await send(api, data, If_Match=one)
+    assert answer.status_code == 200
+    assert (await api("GET", URL)).content == LARGE + b"more"

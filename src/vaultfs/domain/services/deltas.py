@@ -150,6 +150,13 @@ class Deltas:
             _, gone = self._kept.popitem(last=False)
             self._size -= _weight(gone)
 
+    async def known(self, version: Version) -> Version:
+        """`version` with its digest, unless it is damaged, or too large to be read for that now."""
+        if version.digest_state is not DigestState.VERIFIED and version.size <= FOUND_AT_ONCE:
+            with suppress(Corrupt, Unsupported):
+                return await self.digests.find(version)
+        return version
+
     @asynccontextmanager
     async def between(
         self, caller: User, tree: TreeId, base: Version, target: Version
@@ -219,7 +226,7 @@ class _Making:
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The bytes of the delta; none if the file is to be sent, and `plan` says why."""
-        target = self.target = await self._known(self.target)
+        target = self.target = await self.deltas.known(self.target)
         if target.digest is None or target.digest_state is not DigestState.VERIFIED:
             self.plan = Plan(Way.FULL, Reason.UNVERIFIED)
             return
@@ -287,17 +294,10 @@ class _Making:
         while found := await catalog.versions(self.node, before=before):
             for version in found:
                 if version.id == number:
-                    known = await self._known(version)
+                    known = await self.deltas.known(version)
                     return known if known.digest_state is DigestState.VERIFIED else None
             before = found[-1].number
         return None
-
-    async def _known(self, version: Version) -> Version:
-        """`version` with its digest, unless it is damaged, or too large to be read for that now."""
-        if version.digest_state is not DigestState.VERIFIED and version.size <= FOUND_AT_ONCE:
-            with suppress(Corrupt, Unsupported):
-                return await self.deltas.digests.find(version)
-        return version
 
     async def _composed(self, path: Sequence[Edge]) -> tuple[Digest, Delta] | None:
         """The digest of the base of a path of edges, and the one delta that it is.

@@ -1,21 +1,18 @@
 """`/v1/deltas` and `/v1/signatures`: a new version as the difference to the newest one."""
 
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from functools import partial
 from typing import Final
 
 import anyio
 import msgspec
 from anyio import to_thread
-from attrs import define, field
 from starlette.responses import Response
 
 from vaultfs.adapters.files import IterableSource
 from vaultfs.domain.deltacodec import MEDIA_TYPE
-from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import (
     Corrupt,
     DamagedContent,
@@ -24,12 +21,13 @@ from vaultfs.domain.errors import (
     Unsupported,
     VersionMismatch,
 )
-from vaultfs.domain.nodes import DigestState, Node, TreeId, Version, owner_of
-from vaultfs.domain.services.files import Files
+from vaultfs.domain.nodes import DigestState, Node, Version, owner_of
 from vaultfs.domain.services.rebuilding import PIECE, Rebuilding, chained, is_between_images
+from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.signatures import MOST_RANGES, pieces_of, write_pieces, write_units
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.domain.zipimages import image_units
+from vaultfs.entrypoints.http.bases import VaultBase
 from vaultfs.entrypoints.http.calls import IF_MATCH, VERSION, WITH_LOCK, Call, Parameter, Route
 from vaultfs.entrypoints.http.contents import BodySource, headers_of, origin_of, stored
 from vaultfs.entrypoints.http.wire import NodeOut, content_etag
@@ -42,47 +40,6 @@ WORK: Final = 5.0
 """Seconds of a processor that it may take to pack an image."""
 MEAN: Final = 16
 """Bytes that the steps of a delta lead to in the mean, at the least."""
-WINDOWS: Final = 6
-"""Pieces of the base that are kept: what a delta copies is mostly near what it copied last."""
-
-
-@define(eq=False)
-class VaultBase:
-    """A version in the vault as the base of a delta."""
-
-    files: Files
-    tree: TreeId
-    version: Version
-    digest: Digest
-    _windows: OrderedDict[int, bytes] = field(factory=OrderedDict[int, bytes])
-
-    @property
-    def size(self) -> int:
-        return self.version.size
-
-    async def read(self, start: int, stop: int) -> bytes:
-        """Raises `DamagedContent` and failures of the store."""
-        parts: list[bytes] = []
-        at = start
-        while at < stop:
-            number, offset = divmod(at, PIECE)
-            window = await self._window(number)
-            parts.append(window[offset : offset + stop - at])
-            at += len(parts[-1])
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def _window(self, number: int) -> bytes:
-        window = self._windows.get(number)
-        if window is None:
-            start = number * PIECE
-            async with self.files.read(self.tree, self.version, start, start + PIECE) as parts:
-                window = b"".join([piece async for part in parts for piece in part])
-            self._windows[number] = window
-            if len(self._windows) > WINDOWS:
-                self._windows.popitem(last=False)
-        else:
-            self._windows.move_to_end(number)
-        return window
 
 
 async def take_delta(call: Call) -> Response:
@@ -93,17 +50,20 @@ async def take_delta(call: Call) -> Response:
     node, version = await call.files.version(call.user, call.address)
     if version.id != wanted.if_version:
         raise _changed(call, version)
+    version = await call.server.vault.deltas.known(version)
     if version.digest is None or version.digest_state is not DigestState.VERIFIED:
         raise Unsupported("the digest of the base is not known yet: send the whole file")
-    base = VaultBase(call.files, node.tree, version, version.digest)
-    async with aclosing(_rebuilt(call, base)) as pieces, call.server.share_of(call.user.id):
-        result = await call.files.put(
-            call.user,
-            call.address,
-            IterableSource(pieces),
-            origin=origin_of(call),
-            preconditions=wanted,
-        )
+    async with task_group() as tasks, call.server.share_of(call.user.id):
+        with closing(VaultBase(call.files, node.tree, version, version.digest, tasks)) as base:
+            async with aclosing(_rebuilt(call, base)) as pieces:
+                result = await call.files.put(
+                    call.user,
+                    call.address,
+                    IterableSource(pieces),
+                    origin=origin_of(call),
+                    preconditions=wanted,
+                )
+        tasks.cancel_scope.cancel()  # nobody waits for what is read ahead
     return stored(call, result)
 
 
