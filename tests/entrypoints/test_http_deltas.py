@@ -3,6 +3,7 @@
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, closing
+from functools import partial
 from itertools import pairwise
 from random import Random
 
@@ -36,7 +37,7 @@ from vaultfs.domain.services import differ
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.packer import pack_key
 from vaultfs.domain.services.rebuilding import is_between_images
-from vaultfs.domain.signatures import MOST_RANGES, pieces_of, read_pieces, read_units
+from vaultfs.domain.signatures import MEDIUM, MOST_RANGES, pieces_of, read_pieces, read_units
 from vaultfs.domain.tokens import Scope
 from vaultfs.domain.zipimages import codes_of, image_units, opened, packed_units
 from vaultfs.entrypoints.http import app, bases, deltas
@@ -44,6 +45,7 @@ from vaultfs.entrypoints.http.wire import content_etag
 
 OLD = random_bytes(400_000, "http delta")
 NEW = sparse(OLD)
+LARGE = random_bytes(9 * MIB + 12_345, "larger than what is read at a time")
 URL = "/v1/files/me/f"
 
 
@@ -226,6 +228,11 @@ async def test_signatures(api: Client) -> None:
     ranges = {"ranges": [[0, 5000], [100_000, 200_000]]}
     finer = await api("POST", "/v1/signatures/me/f", json=ranges, headers={"If-Match": one})
     assert read_pieces(finer.content) == [*pieces_of(OLD[:5000]), *pieces_of(OLD[100_000:200_000])]
+    larger = await api("POST", "/v1/signatures/me/f", json={**ranges, "mean": 4096})
+    cut = partial(pieces_of, cut=MEDIUM)
+    assert read_pieces(larger.content) == [*cut(OLD[:5000]), *cut(OLD[100_000:200_000])]
+    other = await api("POST", "/v1/signatures/me/f", json={**ranges, "mean": 1024})
+    assert other.json()["code"] == "invalid_field"
     for wrong in ([[5, 5]], [[0, 9], [5, 20]], [[0, len(OLD) + 1]], [[-1, 4]]):
         answer = await api("POST", "/v1/signatures/me/f", json={"ranges": wrong})
         assert answer.json()["code"] == "invalid_field"
@@ -235,6 +242,18 @@ async def test_signatures(api: Client) -> None:
     assert stale.status_code == 412
     bob = await api.new_user("bob")
     assert (await api("GET", "/v1/signatures/me/f", token=bob)).status_code == 404
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_signatures_are_of_their_ranges_however_these_lie(api: Client, seed: int) -> None:
+    random = Random(seed)
+    await put(api, LARGE)
+    places = sorted(random.sample(range(len(LARGE) + 1), 2 * random.choice((1, 9, 200))))
+    ranges = list(zip(places[::2], places[1::2], strict=True))
+    ranges += [(places[-1] + 1, places[-1] + 2)] if places[-1] + 2 <= len(LARGE) else []
+    answer = await api("POST", "/v1/signatures/me/f", json={"ranges": ranges})
+    wanted = [unit for start, stop in ranges for unit in pieces_of(LARGE[start:stop])]
+    assert read_pieces(answer.content) == wanted
 
 
 # Between images of zip files
@@ -372,9 +391,6 @@ async def test_a_base_whose_digest_nobody_has_found_yet_will_do(api: Client) -> 
     answer = await send(api, data, If_Match=content_etag(version.id))
     assert answer.status_code == 200
     assert (await api("GET", URL)).content == NEW
-
-
-LARGE = random_bytes(9 * MIB + 12_345, "a base that is read ahead")
 
 
 async def based(api: Client, tasks: TaskGroup) -> bases.VaultBase:

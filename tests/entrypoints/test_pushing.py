@@ -14,6 +14,7 @@ from tests.faults import random_bytes
 
 from vaultfs.domain.errors import Unsupported
 from vaultfs.domain.signatures import Unit, write_pieces, write_units
+from vaultfs.entrypoints import pushing
 from vaultfs.entrypoints.client import connect
 from vaultfs.entrypoints.pulling import Pushed
 
@@ -93,20 +94,24 @@ async def pushed(
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("much", [pushing.MUCH, 0])
 @pytest.mark.parametrize("make", [edited, archived])
 async def test_whatever_was_changed_arrives_and_costs_no_more_than_the_file(
-    tmp_path: Path, make: Make
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, much: int
 ) -> None:
+    monkeypatch.setattr(pushing, "MUCH", much)
     async with aclosing(pushed(tmp_path, make, 28)) as pushes:
         async for new, done in pushes:
             assert done.travelled <= len(new) * 1.02 + 500
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("much", [pushing.MUCH, 0])
 @pytest.mark.parametrize("make", [edited, archived])
 async def test_signatures_that_lie_lead_to_the_file_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, much: int
 ) -> None:
+    monkeypatch.setattr(pushing, "MUCH", much)
     random = Random(1)
 
     def lying(write: Callable[[list[Unit]], bytes]) -> Callable[[Iterable[Unit]], bytes]:
@@ -125,6 +130,20 @@ async def test_signatures_that_lie_lead_to_the_file_all_the_same(
         monkeypatch.setattr(f"vaultfs.entrypoints.http.deltas.{name}", lying(write))
     async with aclosing(pushed(tmp_path, make, 25)) as pushes:
         assert len([new async for new, _ in pushes]) == 25
+
+
+async def test_scattered_edits_cost_few_pieces_each(tmp_path: Path) -> None:
+    def scattered(random: Random) -> tuple[bytes, bytes]:
+        old = random_bytes(8 << 20, str(random.random()))
+        new = bytearray(old)
+        for _ in range(40):
+            place = random.randrange(len(new) - 10)
+            new[place : place + 10] = random.randbytes(10)
+        return old, bytes(new)
+
+    async with aclosing(pushed(tmp_path, scattered, 2)) as pushes:
+        async for _, done in pushes:  # pieces of half a KiB of all 40 chunks take 80 KB
+            assert done.travelled < 40_000
 
 
 async def test_a_delta_that_is_refused_is_counted_and_the_whole_file_goes(

@@ -14,6 +14,7 @@ import msgspec
 from anyio import to_thread
 from attrs import define, evolve, field
 
+from vaultfs.domain.chunks import Chunking
 from vaultfs.domain.deltacodec import (
     MEDIA_TYPE,
     MOST_PARTS,
@@ -29,12 +30,20 @@ from vaultfs.domain.deltacodec import (
     write_header,
     write_images,
 )
-from vaultfs.domain.deltas import Copy, Delta, Literal, delta_of
+from vaultfs.domain.deltas import Copy, Delta, Literal, Step, delta_of
 from vaultfs.domain.digests import Digest, digest_from_hex, digest_of
 from vaultfs.domain.errors import Corrupt, InvalidField, TooLarge, Unsupported
 from vaultfs.domain.matching import Gap, gaps_of, match_units
 from vaultfs.domain.nodes import Version
-from vaultfs.domain.signatures import MOST_RANGES, PIECES, Unit, pieces_of, read_pieces, read_units
+from vaultfs.domain.signatures import (
+    FINE,
+    MEDIUM,
+    MOST_RANGES,
+    Unit,
+    pieces_of,
+    read_pieces,
+    read_units,
+)
 from vaultfs.domain.zipimages import MAGIC, MAX_ZIP, codes_against, opened, packed_members
 from vaultfs.entrypoints.answers import conditions, origin_headers, version_of
 from vaultfs.entrypoints.calling import Slices
@@ -67,6 +76,8 @@ MUCH_LESS: Final = 4
 """Of a zip file so many times as long as the new one, members alone may take as much as that."""
 IMAGE_UNITS: Final = 24
 """Bytes of an image's signature for each member, at the least."""
+MUCH: Final = 1 << 20
+"""Bytes of gaps of which so many small pieces are not asked for at once."""
 LITTLE: Final = 50
 """What part of a file may be asked for in vain."""
 
@@ -180,19 +191,19 @@ class There:
         except (KeyError, ValueError) as error:
             raise Corrupt("a signature does not say of which image it is") from error
 
-    async def pieces(self, gaps: Sequence[Gap]) -> list[list[Unit]]:
+    async def pieces(self, gaps: Sequence[Gap], cut: Chunking = FINE) -> list[list[Unit]]:
         """The pieces of each gap's stretch; none of what is too long, or would be one piece.
 
         Raises `Corrupt`.
         """
         ranges = [
-            (gap.base_start, gap.base_stop if _holds_pieces(gap) else gap.base_start)
+            (gap.base_start, gap.base_stop if _holds_pieces(gap, cut) else gap.base_start)
             for gap in gaps
         ]
         asked = [each for each in ranges if 0 < each[1] - each[0] <= ASKED]
         if not asked:
             return [[] for _ in gaps]
-        wanted = {"ranges": asked, "codes": self.codes}
+        wanted = {"ranges": asked, "mean": cut.average, "codes": self.codes}
         answer = await self._ask("POST", {}, msgspec.json.encode(wanted))
         units = iter(read_pieces(answer.data))
         found: list[list[Unit]] = []
@@ -226,12 +237,19 @@ class Search:
 
     async def delta(self, signed: Signed) -> bytes | None:
         """The delta from one to the other; None if it is not promising, or too long."""
-        here = await self.here.units()
-        steps, size = match_units(signed.units, here)
-        coarse = delta_of(size, steps)
+        matched, size = match_units(signed.units, await self.here.units())
+        coarse = delta_of(size, matched)
         if size != signed.size or not await self._promising(coarse):
             return None
-        return await self._encoded(signed, await self._parts(coarse))
+        steps: Sequence[Step] = coarse.steps
+        for cut in self._cuts(coarse):
+            steps = await self._refined(steps, coarse.base, cut)
+        return await self._encoded(signed, steps)
+
+    def _cuts(self, coarse: Delta) -> tuple[Chunking, ...]:
+        """How gaps are looked into: where there is much of them, for larger pieces first."""
+        large = coarse.literal > MUCH and self.there.codes is None
+        return (MEDIUM, FINE) if large else (FINE,)
 
     async def _promising(self, coarse: Delta) -> bool:
         """Whether it is worth asking on: where few chunks are the same, a sample decides."""
@@ -249,13 +267,13 @@ class Search:
         here = await to_thread.run_sync(pieces_of, await self.here.read(*near))
         return not set(units).isdisjoint(here)
 
-    async def _parts(self, coarse: Delta) -> list[Part]:
+    async def _refined(self, steps: Sequence[Step], base: int, cut: Chunking) -> Sequence[Step]:
         """The steps, with the gaps looked into."""
-        gaps = gaps_of(coarse.steps, coarse.base, context=0)
-        signed = await self._finer(gaps)
-        found: list[Part] = []
+        gaps = gaps_of(steps, base, context=0)
+        signed = await self._finer(gaps, cut)
+        found: list[Step] = []
         each = iter(zip(gaps, signed, strict=True))
-        for step in coarse.steps:
+        for step in steps:
             if isinstance(step, Copy):
                 found.append(step)
                 continue
@@ -266,29 +284,23 @@ class Search:
             for start in range(gap.start, gap.stop, ASKED):
                 data = await self.here.read(start, min(gap.stop, start + ASKED))
                 fine, _ = match_units(
-                    _keyed(units), _keyed(await to_thread.run_sync(pieces_of, data))
+                    _keyed(units), _keyed(await to_thread.run_sync(pieces_of, data, cut))
                 )
                 found += (
                     Copy(part.at + gap.base_start, part.length) if isinstance(part, Copy) else part
                     for part in fine
                 )
-        return list(_joined(found))
+        return _joined(found)
 
-    async def _finer(self, gaps: Sequence[Gap]) -> list[list[Unit]]:
+    async def _finer(self, gaps: Sequence[Gap], cut: Chunking) -> list[list[Unit]]:
         """The pieces of each gap's stretch of the version there; none of what was too long."""
-        found: list[list[Unit]] = []
-        group: list[Gap] = []
-        for gap in gaps:
-            size = gap.base_stop - gap.base_start
-            if group and (
-                len(group) == MOST_RANGES
-                or sum(each.base_stop - each.base_start for each in group) + size > ASKED
-                or gap.base_start < group[-1].base_stop
-            ):
-                found += await self.there.pieces(group)
-                group = []
-            group.append(gap)
-        return found + await self.there.pieces(group)
+        found = dict[int, list[Unit]]()
+        left = sorted(range(len(gaps)), key=lambda index: gaps[index].base_start)
+        while left:
+            group, left = _together([(index, gaps[index]) for index in left])
+            pieces = await self.there.pieces([gaps[index] for index in group], cut)
+            found |= zip(group, pieces, strict=True)
+        return [found[index] for index in range(len(gaps))]
 
     async def _encoded(self, base: Signed, parts: Sequence[Part]) -> bytes | None:
         """The delta, whole; None if it is not short."""
@@ -377,10 +389,9 @@ class _Placed:
         return self
 
 
-def _joined(parts: Sequence[Part]) -> Sequence[Part]:
-    plain = [part for part in parts if isinstance(part, Copy | Literal)]
-    size = max((part.at + part.length for part in plain if isinstance(part, Copy)), default=0)
-    return delta_of(size, plain).steps
+def _joined(steps: Sequence[Step]) -> Sequence[Step]:
+    size = max((step.at + step.length for step in steps if isinstance(step, Copy)), default=0)
+    return delta_of(size, steps).steps
 
 
 def _keyed(units: Sequence[Unit]) -> list[tuple[Unit, int]]:
@@ -399,9 +410,26 @@ def _reading(near: Mapping[tuple[int, int], bytes]) -> ReadBase:
     return lambda start, stop: near[start, stop]
 
 
-def _holds_pieces(gap: Gap) -> bool:
+def _holds_pieces(gap: Gap, cut: Chunking) -> bool:
     """Whether both sides are long enough for a piece that is not all of them."""
-    return min(gap.stop - gap.start, gap.base_stop - gap.base_start) > PIECES.minimum
+    return min(gap.stop - gap.start, gap.base_stop - gap.base_start) > cut.minimum
+
+
+def _together(gaps: Sequence[tuple[int, Gap]]) -> tuple[list[int], list[int]]:
+    """The numbers of those of `gaps`, by where they begin in the base, that are asked about with
+    one request, in which stretches do not overlap; and those of the others.
+    """
+    group, left = list[int](), list[int]()
+    size = end = 0
+    for index, gap in gaps:
+        length = gap.base_stop - gap.base_start
+        fits = not group or (len(group) < MOST_RANGES and size + length <= ASKED)
+        if fits and gap.base_start >= end:
+            group.append(index)
+            size, end = size + length, max(end, gap.base_stop)
+        else:
+            left.append(index)
+    return group, left
 
 
 def _length(gap: Gap) -> int:

@@ -1,10 +1,19 @@
 """`/v1/deltas` and `/v1/signatures`: a new version as the difference to the newest one."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing, closing, contextmanager
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 import anyio
 import msgspec
@@ -13,6 +22,7 @@ from starlette.responses import Response
 
 from vaultfs.adapters.files import IterableSource
 from vaultfs.domain.deltacodec import MEDIA_TYPE
+from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import (
     Corrupt,
     DamagedContent,
@@ -21,10 +31,11 @@ from vaultfs.domain.errors import (
     Unsupported,
     VersionMismatch,
 )
-from vaultfs.domain.nodes import DigestState, Node, Version, owner_of
+from vaultfs.domain.nodes import DigestState, Node, TreeId, Version, owner_of
+from vaultfs.domain.services.reader import Wanted
 from vaultfs.domain.services.rebuilding import PIECE, Rebuilding, chained, is_between_images
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.signatures import MOST_RANGES, pieces_of, write_pieces, write_units
+from vaultfs.domain.signatures import MOST_RANGES, PIECES, pieces_of, write_pieces, write_units
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.domain.zipimages import image_units
 from vaultfs.entrypoints.http.bases import VaultBase
@@ -34,6 +45,10 @@ from vaultfs.entrypoints.http.wire import NodeOut, content_etag
 
 MOST_SIGNED: Final = 64 << 20
 """Bytes of ranges whose pieces are told with one request."""
+BETWEEN: Final = 512 << 10
+"""Bytes that are read with two ranges that they stand between."""
+SPAN: Final = 4 << 20
+"""Bytes of ranges that are read together."""
 MOST_IMAGES: Final = 4 << 20
 """Bytes of a delta between images, which is held in memory."""
 WORK: Final = 5.0
@@ -137,6 +152,8 @@ class RangesIn(msgspec.Struct, forbid_unknown_fields=True):
     """Ranges of bytes, `[start, stop)`, in order."""
 
     ranges: list[tuple[int, int]] = []
+    mean: Literal[512, 4096] = 512
+    """Bytes of a piece in the mean."""
     codes: bytes | None = None
     """How the version, a zip file, is laid open: the ranges are those of its image then, and
     without some it is the units of the whole image that are told."""
@@ -152,6 +169,7 @@ async def signature(call: Call) -> Response:
         with _as_field():
             units = await call.server.vault.deltas.differ.members(owner, version.manifest)
         return Response(write_units(units), headers=_headers(node, version))
+    version = await call.server.vault.deltas.known(version)  # nobody makes a delta without
     entries = call.server.vault.reader.entries(owner, version.manifest, 0, version.size)
     async with aclosing(entries):
         async for _, (digest, length) in entries:
@@ -160,21 +178,62 @@ async def signature(call: Call) -> Response:
 
 
 async def finer_signature(call: Call) -> Response:
-    """The same of pieces of about half a KiB, in some ranges of a version."""
+    """The same of pieces of about half a KiB or 4 KiB, in some ranges of a version."""
     body = await call.body(RangesIn)
     node, version = await call.files.version(call.user, call.address, call.number("version"))
     _must_match(call, version)
     if body.codes is not None:
-        return await _image_signature(call, node, version, body.codes, body.ranges)
+        return await _image_signature(call, node, version, body)
     if len(body.ranges) > MOST_RANGES:
         raise TooLarge(f"{len(body.ranges)} ranges: {MOST_RANGES} is the most")
     _check_ranges(body.ranges, version.size)
     found = bytearray()
-    for start, stop in body.ranges:
-        async with call.files.read(node.tree, version, start, stop) as parts:
-            data = b"".join([piece async for part in parts for piece in part])
-        found += await to_thread.run_sync(_signed, data)
+    async with aclosing(_read_ranges(call, node.tree, version, body.ranges)) as groups:
+        async for group in groups:
+            found += await to_thread.run_sync(_signed, group, body.mean)
     return Response(bytes(found), headers=_headers(node, version))
+
+
+async def _read_ranges(
+    call: Call, tree: TreeId, version: Version, ranges: Sequence[tuple[int, int]]
+) -> AsyncGenerator[list[bytes], None]:
+    """The bytes of ranges of a version, some at a time.
+
+    All are read as one stream; what stands between two that are near each other is read too,
+    rather than the chunk that both are in twice.
+    """
+    reader, owner = call.server.vault.reader, owner_of(tree)
+    spans = list(_spans(ranges))
+
+    async def wanted() -> AsyncGenerator[Wanted, None]:
+        for span in spans:
+            async for each in reader.wanted(owner, version.manifest, span[0][0], span[-1][1]):
+                yield each
+
+    async with reader.chunks(owner, wanted()) as parts:
+        left, held, size = deque(spans), list[Buffer](), 0
+        async for part in parts:
+            for piece in part:
+                held.append(piece)
+                size += len(piece)
+                begun = left[0][0][0]
+                if size == left[0][-1][1] - begun:  # no piece is of two spans
+                    data = b"".join(held)
+                    yield [data[start - begun : stop - begun] for start, stop in left.popleft()]
+                    held.clear()
+                    size = 0
+
+
+def _spans(ranges: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Neighbours among `ranges`, together."""
+    span: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if span and (start - span[-1][1] > BETWEEN or stop - span[0][0] > SPAN):
+            yield span
+            span = []
+        span.append((start, stop))
+    if span:
+        yield span
 
 
 def _check_ranges(ranges: Sequence[tuple[int, int]], size: int) -> None:
@@ -187,10 +246,9 @@ def _check_ranges(ranges: Sequence[tuple[int, int]], size: int) -> None:
         raise TooLarge(f"ranges of {total} bytes: {MOST_SIGNED} is the most")
 
 
-async def _image_signature(
-    call: Call, node: Node, version: Version, codes: bytes, ranges: Sequence[tuple[int, int]]
-) -> Response:
-    sign = partial(_sign_image, ranges, codes, version.size)
+async def _image_signature(call: Call, node: Node, version: Version, asked: RangesIn) -> Response:
+    codes = asked.codes or b""
+    sign = partial(_sign_image, asked, version.size)
     differ = call.server.vault.deltas.differ
     with _as_field():
         digest, size, units = await differ.signed_image(
@@ -201,15 +259,16 @@ async def _image_signature(
     return Response(units, headers=headers)
 
 
-def _sign_image(ranges: Sequence[tuple[int, int]], codes: bytes, size: int, image: bytes) -> bytes:
-    _check_ranges(ranges, len(image))
-    if ranges:
-        return b"".join(_signed(image[start:stop]) for start, stop in ranges)
-    return write_units(image_units(image, codes, size))
+def _sign_image(asked: RangesIn, size: int, image: bytes) -> bytes:
+    _check_ranges(asked.ranges, len(image))
+    if asked.ranges:
+        return _signed([image[start:stop] for start, stop in asked.ranges], asked.mean)
+    return write_units(image_units(image, asked.codes or b"", size))
 
 
-def _signed(data: bytes) -> bytes:
-    return write_pieces(pieces_of(data))
+def _signed(ranges: Sequence[bytes], mean: int) -> bytes:
+    cut = PIECES[mean]
+    return b"".join(write_pieces(pieces_of(data, cut)) for data in ranges)
 
 
 @contextmanager
