@@ -1,7 +1,7 @@
 """Signatures: what a content is made of, told to somebody who has another one.
 
-A unit is a chunk, or a piece of about 4 KiB or half a KiB that is cut by content inside a
-range: its length, and the first bytes of its digest. So a client that has only the new file
+A unit is a chunk, or a piece of about 4 KiB or half a KiB or less that is cut by content inside
+a range: its length, and the first bytes of its digest. So a client that has only the new file
 finds out which of its bytes the server has. Short digests may lead it astray once in a
 great while; the digest of the whole, which the server computes itself, tells.
 """
@@ -20,10 +20,11 @@ SHORTER: Final = 5
 """And of a piece's: with its length, some 48 bits."""
 MOST_RANGES: Final = 4096
 """That pieces are asked of with one request: each is read by itself."""
+FINEST: Final = Chunking(0, 64, 256, 2 << 10)
 FINE: Final = Chunking(0, 128, 512, 4 << 10)
 MEDIUM: Final = Chunking(0, 1 << 10, 4 << 10, 32 << 10)
 """How ranges are cut; no manifest names it."""
-PIECES: Final = {each.average: each for each in (FINE, MEDIUM)}
+PIECES: Final = {each.average: each for each in (FINEST, FINE, MEDIUM)}
 _UNIT = struct.Struct(f"<I{SHORT}s")
 _PIECE = struct.Struct(f"<H{SHORTER}s")
 

@@ -37,6 +37,7 @@ from vaultfs.domain.matching import Gap, gaps_of, match_units
 from vaultfs.domain.nodes import Version
 from vaultfs.domain.signatures import (
     FINE,
+    FINEST,
     MEDIUM,
     MOST_RANGES,
     Unit,
@@ -76,7 +77,9 @@ MUCH_LESS: Final = 4
 """Of a zip file so many times as long as the new one, members alone may take as much as that."""
 IMAGE_UNITS: Final = 24
 """Bytes of an image's signature for each member, at the least."""
-MUCH: Final = 1 << 20
+FEW: Final = 2 << 10
+"""Bytes of gaps that are worth the smallest pieces, and no sample."""
+MUCH: Final = 64 << 10
 """Bytes of gaps of which so many small pieces are not asked for at once."""
 LITTLE: Final = 50
 """What part of a file may be asked for in vain."""
@@ -242,18 +245,23 @@ class Search:
         if size != signed.size or not await self._promising(coarse):
             return None
         steps: Sequence[Step] = coarse.steps
-        for cut in self._cuts(coarse):
-            steps = await self._refined(steps, coarse.base, cut)
+        cuts = self._cuts(coarse)
+        for cut in cuts:
+            steps = await self._refined(steps, gaps_of(steps, coarse.base, context=0), cut)
+        if len(cuts) > 1:
+            steps = await self._refined(steps, _gaps_in_front(steps), cuts[-1])
         return await self._encoded(signed, steps)
 
     def _cuts(self, coarse: Delta) -> tuple[Chunking, ...]:
         """How gaps are looked into: where there is much of them, for larger pieces first."""
+        if coarse.literal <= FEW:
+            return (FINEST,)
         large = coarse.literal > MUCH and self.there.codes is None
         return (MEDIUM, FINE) if large else (FINE,)
 
     async def _promising(self, coarse: Delta) -> bool:
         """Whether it is worth asking on: where few chunks are the same, a sample decides."""
-        if coarse.literal * 10 <= coarse.target * 9:
+        if coarse.literal * 10 <= coarse.target * 9 or coarse.literal <= FEW:
             return True
         gap = max(gaps_of(coarse.steps, coarse.base, context=0), key=_length)
         size = gap.base_stop - gap.base_start
@@ -267,9 +275,10 @@ class Search:
         here = await to_thread.run_sync(pieces_of, await self.here.read(*near))
         return not set(units).isdisjoint(here)
 
-    async def _refined(self, steps: Sequence[Step], base: int, cut: Chunking) -> Sequence[Step]:
+    async def _refined(
+        self, steps: Sequence[Step], gaps: Sequence[Gap], cut: Chunking
+    ) -> Sequence[Step]:
         """The steps, with the gaps looked into."""
-        gaps = gaps_of(steps, base, context=0)
         signed = await self._finer(gaps, cut)
         found: list[Step] = []
         each = iter(zip(gaps, signed, strict=True))
@@ -413,6 +422,29 @@ def _reading(near: Mapping[tuple[int, int], bytes]) -> ReadBase:
 def _holds_pieces(gap: Gap, cut: Chunking) -> bool:
     """Whether both sides are long enough for a piece that is not all of them."""
     return min(gap.stop - gap.start, gap.base_stop - gap.base_start) > cut.minimum
+
+
+def _gaps_in_front(steps: Sequence[Step]) -> list[Gap]:
+    """The literals, each with what in the base stands in front of the copy that comes next.
+
+    Nothing where that is what follows the copy before it, which `gaps_of` gives. Where content
+    was moved, the beginning of it is no piece that both cut the same way.
+    """
+    gaps: list[Gap] = []
+    at = pointer = 0
+    for index, step in enumerate(steps):
+        stop = at + step.length
+        if isinstance(step, Copy):
+            pointer = step.at + step.length
+        else:
+            after = steps[index + 1] if index + 1 < len(steps) else None
+            size = step.length + FINE.average
+            if isinstance(after, Copy) and not pointer <= after.at <= pointer + size:
+                gaps.append(Gap(at, stop, max(0, after.at - size), after.at))
+            else:
+                gaps.append(Gap(at, stop, 0, 0))
+        at = stop
+    return gaps
 
 
 def _together(gaps: Sequence[tuple[int, Gap]]) -> tuple[list[int], list[int]]:

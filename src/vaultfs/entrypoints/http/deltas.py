@@ -152,7 +152,7 @@ class RangesIn(msgspec.Struct, forbid_unknown_fields=True):
     """Ranges of bytes, `[start, stop)`, in order."""
 
     ranges: list[tuple[int, int]] = []
-    mean: Literal[512, 4096] = 512
+    mean: Literal[256, 512, 4096] = 512
     """Bytes of a piece in the mean."""
     codes: bytes | None = None
     """How the version, a zip file, is laid open: the ranges are those of its image then, and
