@@ -183,6 +183,15 @@ async def test_what_is_repeated_is_asked_about_once(
     assert travelled < 100_000
 
 
+async def test_a_short_file_is_not_compared_with_much_of_a_long_one(tmp_path: Path) -> None:
+    def replaced(random: Random) -> tuple[bytes, bytes]:
+        return random.randbytes(67_000), random.randbytes(1400)
+
+    async with aclosing(pushed(tmp_path, replaced, 3)) as pushes:
+        async for new, done in pushes:
+            assert done.travelled <= len(new) * 1.02 + 500
+
+
 async def test_a_delta_that_is_refused_is_counted_and_the_whole_file_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,9 @@ MUCH_LESS: Final = 4
 IMAGE_UNITS: Final = 24
 """Bytes of an image's signature for each member, at the least."""
 FEW: Final = 2 << 10
-"""Bytes of gaps that are worth the smallest pieces, and no sample."""
+"""Bytes of gaps that are worth the smallest pieces, and no sample, if what stands in their place
+is not much longer.
+"""
 MUCH: Final = 64 << 10
 """Bytes of gaps of which so many small pieces are not asked for at once."""
 LITTLE: Final = 50
@@ -256,14 +258,14 @@ class Search:
 
     def _cuts(self, coarse: Delta) -> tuple[Chunking, ...]:
         """How gaps are looked into: where there is much of them, for larger pieces first."""
-        if coarse.literal <= FEW:
+        if _is_little(coarse):
             return (FINEST,)
         large = coarse.literal > MUCH and self.there.codes is None
         return (MEDIUM, FINE) if large else (FINE,)
 
     async def _promising(self, coarse: Delta) -> bool:
         """Whether it is worth asking on: where few chunks are the same, a sample decides."""
-        if coarse.literal * 10 <= coarse.target * 9 or coarse.literal <= FEW:
+        if coarse.literal * 10 <= coarse.target * 9 or _is_little(coarse):
             return True
         gap = max(gaps_of(coarse.steps, coarse.base, context=0), key=_length)
         size = gap.base_stop - gap.base_start
@@ -495,6 +497,14 @@ def _together(
         else:
             left.append(each)
     return group, left
+
+
+def _is_little(coarse: Delta) -> bool:
+    """Whether it takes little to ask for the smallest pieces, whatever comes of it."""
+    if coarse.literal > FEW:
+        return False
+    gaps = gaps_of(coarse.steps, coarse.base, context=0)
+    return sum(gap.base_stop - gap.base_start for gap in gaps) <= 4 * FEW
 
 
 def _length(gap: Gap) -> int:
