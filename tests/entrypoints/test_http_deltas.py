@@ -1,7 +1,8 @@
 """RFC 3229 over HTTP: who asks for a delta gets one, or the file, and is told why."""
 
+import tracemalloc
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from functools import partial
 from itertools import pairwise
@@ -16,6 +17,7 @@ from tests.entrypoints.http_calls import Client, open_api
 from tests.faults import MIB, random_bytes
 from tests.services.test_deltas import CHANGED, DOCUMENT, named, rebuilt, sparse
 
+from vaultfs.domain.chunks import Chunking
 from vaultfs.domain.deltacodec import (
     MEDIA_TYPE,
     MOST_PARTS,
@@ -37,7 +39,7 @@ from vaultfs.domain.services import differ
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.packer import pack_key
 from vaultfs.domain.services.rebuilding import is_between_images
-from vaultfs.domain.signatures import MEDIUM, MOST_RANGES, pieces_of, read_pieces, read_units
+from vaultfs.domain.signatures import MEDIUM, MOST_RANGES, Unit, pieces_of, read_pieces, read_units
 from vaultfs.domain.tokens import Scope
 from vaultfs.domain.zipimages import codes_of, image_units, opened, packed_units
 from vaultfs.entrypoints.http import app, bases, deltas
@@ -254,6 +256,28 @@ async def test_signatures_are_of_their_ranges_however_these_lie(api: Client, see
     answer = await api("POST", "/v1/signatures/me/f", json={"ranges": ranges})
     wanted = [unit for start, stop in ranges for unit in pieces_of(LARGE[start:stop])]
     assert read_pieces(answer.content) == wanted
+
+
+async def test_a_long_range_is_in_memory_once_while_it_is_cut(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(api, random_bytes(16 * MIB, "one long range"))
+    held: list[int] = []
+    cut = pieces_of
+
+    def measured(data: bytes, how: Chunking) -> Sequence[Unit]:
+        held.append(tracemalloc.get_traced_memory()[0])
+        return cut(data, how)
+
+    monkeypatch.setattr(deltas, "pieces_of", measured)
+    tracemalloc.start()
+    try:
+        ranges = {"ranges": [[0, 16 * MIB]], "mean": 4096}
+        assert (await api("POST", "/v1/signatures/me/f", json=ranges)).status_code == 200
+    finally:
+        tracemalloc.stop()
+    assert len(held) == 1
+    assert held[0] < 24 * MIB
 
 
 # Between images of zip files
