@@ -487,11 +487,12 @@ def _together(
     """Those that are asked about with one request, in which none overlap; and the others."""
     group, left = list[tuple[Gap, list[int]]](), list[tuple[Gap, list[int]]]()
     size = end = 0
-    for each in stretches:
+    for index, each in enumerate(stretches):
         gap = each[0]
         length = gap.base_stop - gap.base_start
-        fits = not group or (len(group) < MOST_RANGES and size + length <= ASKED)
-        if fits and gap.base_start >= end:
+        if group and (len(group) == MOST_RANGES or size + length > ASKED):
+            return group, [*left, *stretches[index:]]
+        if gap.base_start >= end:
             group.append(each)
             size, end = size + length, gap.base_stop
         else:
