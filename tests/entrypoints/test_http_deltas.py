@@ -1,7 +1,8 @@
 """RFC 3229 over HTTP: who asks for a delta gets one, or the file, and is told why."""
 
+import tracemalloc
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from functools import partial
 from itertools import pairwise
@@ -16,6 +17,7 @@ from tests.entrypoints.http_calls import Client, open_api
 from tests.faults import MIB, random_bytes
 from tests.services.test_deltas import CHANGED, DOCUMENT, named, rebuilt, sparse
 
+from vaultfs.domain.chunks import Chunking
 from vaultfs.domain.deltacodec import (
     MEDIA_TYPE,
     MOST_PARTS,
@@ -31,13 +33,14 @@ from vaultfs.domain.deltas import Copy
 from vaultfs.domain.digests import Buffer, digest_of
 from vaultfs.domain.errors import DamagedContent
 from vaultfs.domain.names import Address
-from vaultfs.domain.nodes import TreeId, Version
+from vaultfs.domain.nodes import TreeId, UserId, Version
 from vaultfs.domain.operations import Prune
 from vaultfs.domain.services import differ
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.packer import pack_key
+from vaultfs.domain.services.reader import Fetch, Reader, Take
 from vaultfs.domain.services.rebuilding import is_between_images
-from vaultfs.domain.signatures import MEDIUM, MOST_RANGES, pieces_of, read_pieces, read_units
+from vaultfs.domain.signatures import MEDIUM, MOST_RANGES, Unit, pieces_of, read_pieces, read_units
 from vaultfs.domain.tokens import Scope
 from vaultfs.domain.zipimages import codes_of, image_units, opened, packed_units
 from vaultfs.entrypoints.http import app, bases, deltas
@@ -256,6 +259,28 @@ async def test_signatures_are_of_their_ranges_however_these_lie(api: Client, see
     assert read_pieces(answer.content) == wanted
 
 
+async def test_a_long_range_is_in_memory_once_while_it_is_cut(
+    api: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(api, random_bytes(16 * MIB, "one long range"))
+    held: list[int] = []
+    cut = pieces_of
+
+    def measured(data: bytes, how: Chunking) -> Sequence[Unit]:
+        held.append(tracemalloc.get_traced_memory()[0])
+        return cut(data, how)
+
+    monkeypatch.setattr(deltas, "pieces_of", measured)
+    tracemalloc.start()
+    try:
+        ranges = {"ranges": [[0, 16 * MIB]], "mean": 4096}
+        assert (await api("POST", "/v1/signatures/me/f", json=ranges)).status_code == 200
+    finally:
+        tracemalloc.stop()
+    assert len(held) == 1
+    assert held[0] < 24 * MIB
+
+
 # Between images of zip files
 
 ONE, OTHER = zipped(DOCUMENT), zipped(CHANGED)
@@ -393,10 +418,10 @@ async def test_a_base_whose_digest_nobody_has_found_yet_will_do(api: Client) -> 
     assert (await api("GET", URL)).content == NEW
 
 
-async def based(api: Client, tasks: TaskGroup) -> bases.VaultBase:
-    await put(api, LARGE)
+async def based(api: Client, tasks: TaskGroup, content: bytes = LARGE) -> bases.VaultBase:
+    await put(api, content)
     node, version = await api.vault.files.version(api.vault.user, Address("me", ("f",)))
-    return bases.VaultBase(api.vault.files, node.tree, version, digest_of(LARGE), tasks)
+    return bases.VaultBase(api.vault.files, node.tree, version, digest_of(content), tasks)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -432,6 +457,31 @@ async def test_a_base_that_is_read_through_is_opened_once(
             assert opened_at == [0]
             await base.read(MIB + 5, MIB + 6)
             assert opened_at == [0, MIB]
+
+
+@pytest.mark.parametrize("row", [1, 2, 3, 6])
+async def test_a_base_of_which_parts_were_moved_is_not_read_many_times(
+    api: Client, monkeypatch: pytest.MonkeyPatch, row: int
+) -> None:
+    content = random_bytes(30 * MIB, "in another order")
+    got: list[int] = []
+    original = Reader.fetch
+
+    async def counted(
+        self: Reader, user: UserId, fetch: Fetch, take: Take | None = None
+    ) -> list[Buffer]:
+        got.append(fetch.stop - fetch.start)
+        return await original(self, user, fetch, take)
+
+    places = list(range(0, 30, row))
+    Random(1).shuffle(places)
+    async with anyio.create_task_group() as tasks:
+        with closing(await based(api, tasks, content)) as base:
+            monkeypatch.setattr(Reader, "fetch", counted)
+            for start in (place * MIB for place in places):
+                stop = start + row * MIB
+                assert await base.read(start, stop) == content[start:stop]
+    assert sum(got) < 2.2 * len(content)
 
 
 async def test_damage_that_is_found_ahead_is_told_where_it_is_met(api: Client) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from random import Random
@@ -12,8 +12,10 @@ from tests.domain.test_zipimages import Unseekable, words, zipped
 from tests.entrypoints.test_client import served
 from tests.faults import random_bytes
 
+from vaultfs.domain.chunks import Chunking
 from vaultfs.domain.errors import Unsupported
-from vaultfs.domain.signatures import Unit, write_pieces, write_units
+from vaultfs.domain.matching import Gap
+from vaultfs.domain.signatures import FINE, Unit, write_pieces, write_units
 from vaultfs.entrypoints import pushing
 from vaultfs.entrypoints.client import connect
 from vaultfs.entrypoints.pulling import Pushed
@@ -151,6 +153,43 @@ async def test_scattered_edits_cost_few_pieces_each(
     two_steps = await cost("two")
     monkeypatch.setattr(pushing, "MUCH", 1 << 30)
     assert two_steps < await cost("one") / 2
+
+
+async def test_what_is_repeated_is_asked_about_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repeated(random: Random) -> tuple[bytes, bytes]:
+        old = random_bytes(2 << 20, "of which a part is repeated")
+        parts: list[bytes] = []
+        for _ in range(150):
+            part = bytearray(old[1 << 20 : (1 << 20) + 20_000])
+            part[10_000:10_010] = random.randbytes(10)
+            parts += [bytes(part), random.randbytes(300)]
+        return old, b"".join(parts)
+
+    asked: list[int] = []
+    original = pushing.There.pieces
+
+    async def counted(
+        self: pushing.There, gaps: Sequence[Gap], cut: Chunking = FINE
+    ) -> list[list[Unit]]:
+        asked.append(len(gaps))
+        return await original(self, gaps, cut)
+
+    monkeypatch.setattr(pushing.There, "pieces", counted)
+    async with aclosing(pushed(tmp_path, repeated, 1)) as pushes:
+        [travelled] = [done.travelled async for _, done in pushes]
+    assert len(asked) <= 4
+    assert travelled < 100_000
+
+
+async def test_a_short_file_is_not_compared_with_much_of_a_long_one(tmp_path: Path) -> None:
+    def replaced(random: Random) -> tuple[bytes, bytes]:
+        return random.randbytes(67_000), random.randbytes(1400)
+
+    async with aclosing(pushed(tmp_path, replaced, 3)) as pushes:
+        async for new, done in pushes:
+            assert done.travelled <= len(new) * 1.02 + 500
 
 
 async def test_a_delta_that_is_refused_is_counted_and_the_whole_file_goes(

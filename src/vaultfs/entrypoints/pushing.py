@@ -6,8 +6,10 @@ What the server has is known by short digests; it rebuilds the file and compares
 Of two zip files it is the images that are compared, with what differs laid open.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -78,7 +80,9 @@ MUCH_LESS: Final = 4
 IMAGE_UNITS: Final = 24
 """Bytes of an image's signature for each member, at the least."""
 FEW: Final = 2 << 10
-"""Bytes of gaps that are worth the smallest pieces, and no sample."""
+"""Bytes of gaps that are worth the smallest pieces, and no sample, if what stands in their place
+is not much longer.
+"""
 MUCH: Final = 64 << 10
 """Bytes of gaps of which so many small pieces are not asked for at once."""
 LITTLE: Final = 50
@@ -254,14 +258,14 @@ class Search:
 
     def _cuts(self, coarse: Delta) -> tuple[Chunking, ...]:
         """How gaps are looked into: where there is much of them, for larger pieces first."""
-        if coarse.literal <= FEW:
+        if _is_little(coarse):
             return (FINEST,)
         large = coarse.literal > MUCH and self.there.codes is None
         return (MEDIUM, FINE) if large else (FINE,)
 
     async def _promising(self, coarse: Delta) -> bool:
         """Whether it is worth asking on: where few chunks are the same, a sample decides."""
-        if coarse.literal * 10 <= coarse.target * 9 or coarse.literal <= FEW:
+        if coarse.literal * 10 <= coarse.target * 9 or _is_little(coarse):
             return True
         gap = max(gaps_of(coarse.steps, coarse.base, context=0), key=_length)
         size = gap.base_stop - gap.base_start
@@ -279,9 +283,8 @@ class Search:
         self, steps: Sequence[Step], gaps: Sequence[Gap], cut: Chunking
     ) -> Sequence[Step]:
         """The steps, with the gaps looked into."""
-        signed = await self._finer(gaps, cut)
         found: list[Step] = []
-        each = iter(zip(gaps, signed, strict=True))
+        each = iter(await self._finer(gaps, cut))
         for step in steps:
             if isinstance(step, Copy):
                 found.append(step)
@@ -301,15 +304,25 @@ class Search:
                 )
         return _joined(found)
 
-    async def _finer(self, gaps: Sequence[Gap], cut: Chunking) -> list[list[Unit]]:
-        """The pieces of each gap's stretch of the version there; none of what was too long."""
-        found = dict[int, list[Unit]]()
-        left = sorted(range(len(gaps)), key=lambda index: gaps[index].base_start)
+    async def _finer(self, gaps: Sequence[Gap], cut: Chunking) -> list[tuple[Gap, Sequence[Unit]]]:
+        """Each gap, and the pieces of its stretch of the version there, from the first on that is
+        all inside it; none of what was too long.
+        """
+        found: list[tuple[Gap, Sequence[Unit]]] = [(gap, ()) for gap in gaps]
+        left = _stretches(gaps, cut)
         while left:
-            group, left = _together([(index, gaps[index]) for index in left])
-            pieces = await self.there.pieces([gaps[index] for index in group], cut)
-            found |= zip(group, pieces, strict=True)
-        return [found[index] for index in range(len(gaps))]
+            group, left = _together(left)
+            pieces = await self.there.pieces([stretch for stretch, _ in group], cut)
+            for (stretch, numbers), units in zip(group, pieces, strict=True):
+                lengths = (length for _, length in units)
+                places = list(accumulate(lengths, initial=stretch.base_start))
+                for number in numbers:
+                    gap = gaps[number]
+                    first = bisect_left(places, gap.base_start)
+                    last = bisect_right(places, gap.base_stop) - 1
+                    if first < last:
+                        found[number] = (gap._replace(base_start=places[first]), units[first:last])
+        return found
 
     async def _encoded(self, base: Signed, parts: Sequence[Part]) -> bytes | None:
         """The delta, whole; None if it is not short."""
@@ -447,21 +460,52 @@ def _gaps_in_front(steps: Sequence[Step]) -> list[Gap]:
     return gaps
 
 
-def _together(gaps: Sequence[tuple[int, Gap]]) -> tuple[list[int], list[int]]:
-    """The numbers of those of `gaps`, by where they begin in the base, that are asked about with
-    one request, in which stretches do not overlap; and those of the others.
+def _stretches(gaps: Sequence[Gap], cut: Chunking) -> list[tuple[Gap, list[int]]]:
+    """What of the base is asked about, in order, with the numbers of the gaps that it is for.
+
+    Stretches that overlap are one: where content is repeated, many gaps have the same.
     """
-    group, left = list[int](), list[int]()
+    found: list[tuple[Gap, list[int]]] = []
+    for number in sorted(range(len(gaps)), key=lambda number: gaps[number].base_start):
+        gap, numbers = gaps[number], [number]
+        if not _holds_pieces(gap, cut):
+            continue
+        if found:
+            last, others = found[-1]
+            both = last._replace(base_stop=max(last.base_stop, gap.base_stop))
+            if gap.base_start < last.base_stop and both.base_stop - both.base_start <= ASKED:
+                found.pop()
+                others.append(number)
+                gap, numbers = both, others
+        found.append((gap, numbers))
+    return found
+
+
+def _together(
+    stretches: Sequence[tuple[Gap, list[int]]],
+) -> tuple[list[tuple[Gap, list[int]]], list[tuple[Gap, list[int]]]]:
+    """Those that are asked about with one request, in which none overlap; and the others."""
+    group, left = list[tuple[Gap, list[int]]](), list[tuple[Gap, list[int]]]()
     size = end = 0
-    for index, gap in gaps:
+    for index, each in enumerate(stretches):
+        gap = each[0]
         length = gap.base_stop - gap.base_start
-        fits = not group or (len(group) < MOST_RANGES and size + length <= ASKED)
-        if fits and gap.base_start >= end:
-            group.append(index)
-            size, end = size + length, max(end, gap.base_stop)
+        if group and (len(group) == MOST_RANGES or size + length > ASKED):
+            return group, [*left, *stretches[index:]]
+        if gap.base_start >= end:
+            group.append(each)
+            size, end = size + length, gap.base_stop
         else:
-            left.append(index)
+            left.append(each)
     return group, left
+
+
+def _is_little(coarse: Delta) -> bool:
+    """Whether it takes little to ask for the smallest pieces, whatever comes of it."""
+    if coarse.literal > FEW:
+        return False
+    gaps = gaps_of(coarse.steps, coarse.base, context=0)
+    return sum(gap.base_stop - gap.base_start for gap in gaps) <= 4 * FEW
 
 
 def _length(gap: Gap) -> int:

@@ -37,18 +37,27 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 
 @define(eq=False)
+class _Turn:
+    lock: anyio.Lock = field(factory=anyio.Lock)
+    wanted: int = 0
+    """How many have it or wait for it."""
+
+
+@define(eq=False)
 class OneByOne(Generic[K]):
     """Those who work on the same thing do so one after the other."""
 
-    _locks: dict[K, anyio.Lock] = field(factory=dict[K, anyio.Lock])
+    _turns: dict[K, _Turn] = field(factory=dict[K, _Turn])
 
     @asynccontextmanager
     async def turn(self, key: K) -> AsyncGenerator[None, None]:
         """Nobody else has the turn of `key` meanwhile."""
-        lock = self._locks.setdefault(key, anyio.Lock())
+        turn = self._turns.setdefault(key, _Turn())
+        turn.wanted += 1
         try:
-            async with lock:
+            async with turn.lock:
                 yield
         finally:
-            if not lock.statistics().tasks_waiting and not lock.locked():
-                self._locks.pop(key, None)
+            turn.wanted -= 1
+            if not turn.wanted:
+                del self._turns[key]

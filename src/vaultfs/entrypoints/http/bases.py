@@ -19,6 +19,8 @@ WINDOWS: Final = 6
 """Pieces of the base that are kept: what a delta copies is mostly near what it copied last."""
 AHEAD: Final = 2
 """Pieces that wait to be asked for, beside those that are on their way from the store."""
+ALL: Final = 1 << 42
+"""Pieces, more than any version has."""
 
 
 @define(eq=False)
@@ -26,7 +28,8 @@ class VaultBase:
     """`version` in `tree`, in windows of a MiB.
 
     Where one window follows the last, those behind it are read before anybody asks: a delta
-    mostly goes through its base from the front. A task of `tasks` does so until `close`.
+    mostly goes through its base from the front. Where it does not, as many are as were read one
+    behind the other, for it may go on anywhere. A task of `tasks` does so until `close`.
     """
 
     files: Files
@@ -38,6 +41,10 @@ class VaultBase:
     _ahead: MemoryObjectReceiveStream[bytes] | None = None
     _next: int = 0
     """The window behind the last that was read."""
+    _row: int = ALL
+    """How many are read ahead."""
+    _until: int = 0
+    """The window in front of which reading ahead ends."""
     _error: VaultError | None = None
     """Why there is nothing more ahead."""
 
@@ -80,34 +87,41 @@ class VaultBase:
     async def _alone(self, number: int) -> bytes:
         """A window after which the delta may go on anywhere."""
         self.close()
+        self._row = 1
         start = number * PIECE
         async with self.files.read(self.tree, self.version, start, start + PIECE) as parts:
             return b"".join([piece async for part in parts for piece in part])
 
     async def _following(self, number: int) -> bytes:
         """The window behind the last."""
-        if self._ahead is None:
+        if self._ahead is None or number == self._until:
+            self.close()
+            self._until = number + self._row
             send, self._ahead = anyio.create_memory_object_stream[bytes](AHEAD)
-            self.tasks.start_soon(self._read_on, number, send)
+            self.tasks.start_soon(self._read_on, number, self._until, send)
         try:
-            return await self._ahead.receive()
+            window = await self._ahead.receive()
         except anyio.EndOfStream:
             assert self._error is not None
             raise self._error from None
+        self._row += 1
+        return window
 
-    async def _read_on(self, number: int, windows: MemoryObjectSendStream[bytes]) -> None:
-        """Give the windows from `number` on, until there are no more or nobody takes them."""
+    async def _read_on(
+        self, number: int, until: int, windows: MemoryObjectSendStream[bytes]
+    ) -> None:
+        """Give the windows from `number` to `until`, as long as there are more, and taken."""
         with suppress(anyio.BrokenResourceError):
             async with windows:
                 try:
-                    await self._give(number * PIECE, windows)
+                    await self._give(number * PIECE, until * PIECE, windows)
                 except VaultError as error:  # whoever asks for the next raises it
                     self._error = error
 
-    async def _give(self, start: int, windows: MemoryObjectSendStream[bytes]) -> None:
+    async def _give(self, start: int, stop: int, windows: MemoryObjectSendStream[bytes]) -> None:
         held: list[Buffer] = []
         size = 0
-        async with self.files.read(self.tree, self.version, start) as parts:
+        async with self.files.read(self.tree, self.version, start, stop) as parts:
             async for part in parts:
                 for piece in part:
                     held.append(piece)

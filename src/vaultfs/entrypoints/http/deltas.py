@@ -219,9 +219,8 @@ async def _read_ranges(
                 begun = left[0][0][0]
                 if size == left[0][-1][1] - begun:  # no piece is of two spans
                     data = b"".join(held)
+                    held, size = [], 0
                     yield [data[start - begun : stop - begun] for start, stop in left.popleft()]
-                    held.clear()
-                    size = 0
 
 
 def _spans(ranges: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
