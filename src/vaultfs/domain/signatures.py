@@ -19,7 +19,7 @@ SHORT: Final = 8
 SHORTER: Final = 5
 """And of a piece's: with its length, some 48 bits."""
 MOST_RANGES: Final = 4096
-"""That pieces are asked of with one request: each is read by itself."""
+"""That pieces are asked of with one request."""
 FINEST: Final = Chunking(0, 64, 256, 2 << 10)
 FINE: Final = Chunking(0, 128, 512, 4 << 10)
 MEDIUM: Final = Chunking(0, 1 << 10, 4 << 10, 32 << 10)
