@@ -291,7 +291,9 @@ async def test_retries_get_a_put_through() -> None:
         faulty.plan["put", done + 2] = After()
         faulty.plan["put", done + 4] = After()
         await put(vault, "/file", NEW)
-        assert len(waits) >= 3
+        # Of the two packs either may meet the second fault; if it is the other one, it is found to
+        # be there when the fourth call would tell of it.
+        assert len(waits) >= 2
         assert await read(vault, "/file") == NEW
         await assert_sound(vault)
 
