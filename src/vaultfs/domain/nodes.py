@@ -136,6 +136,11 @@ class Version(NamedTuple):
     """Its permission bits there."""
 
     @property
+    def verified(self) -> Digest | None:
+        """The digest, if the vault has seen itself that it is right."""
+        return self.digest if self.digest_state is DigestState.VERIFIED else None
+
+    @property
     def origin(self) -> Origin:
         return Origin(self.mtime_us, self.mode)
 

@@ -44,7 +44,6 @@ from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.names import parse_address
 from vaultfs.domain.nodes import (
     NO_PRECONDITIONS,
-    DigestState,
     Node,
     NodeId,
     Preconditions,
@@ -246,7 +245,7 @@ class RemoteVault(Surface):
                     broke = f"{self.place} broke off at byte {at}: {error}"
                     raise ServerError(broke) from error
                 await anyio.sleep(wait(tries))
-        if whole is not None and version.digest_state is DigestState.VERIFIED:
+        if whole is not None and version.verified is not None:
             check_digest(whole.digest(), version)
 
     # Locks

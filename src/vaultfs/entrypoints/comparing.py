@@ -9,7 +9,7 @@ from vaultfs.domain.deltacodec import Parser, Part
 from vaultfs.domain.deltas import Literal
 from vaultfs.domain.errors import Unsupported
 from vaultfs.domain.matching import Difference
-from vaultfs.domain.nodes import DigestState, Version
+from vaultfs.domain.nodes import Version
 
 if TYPE_CHECKING:
     from vaultfs.domain.nodes import TreeId, User
@@ -91,7 +91,7 @@ async def compare_there(
         answer.close()
         if "not-smaller" in why:
             return unlike(version.size)
-        unknown = one.digest_state is not DigestState.VERIFIED or "unverified" in why
+        unknown = one.verified is None or "unverified" in why
         raise Unsupported(
             "the server does not know the digest of one of them yet: wait for its upkeep"
             if unknown

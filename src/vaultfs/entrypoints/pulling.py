@@ -11,7 +11,7 @@ from attrs import define
 from blake3 import blake3
 
 from vaultfs.domain.errors import Corrupt, NotFound, Unsupported, VersionMismatch
-from vaultfs.domain.nodes import DigestState, Node, Version, VersionId
+from vaultfs.domain.nodes import Node, Version, VersionId
 from vaultfs.ports.progress import Progress
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Pull:
                     self._told = told
             if told != version.size:
                 raise Corrupt("what came has another length than the version")
-            if version.digest_state is DigestState.VERIFIED:
+            if version.verified is not None:
                 check_digest(whole.digest(), version)
         return target.status
 

@@ -23,7 +23,6 @@ from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import Corrupt, Unsupported, VaultError
 from vaultfs.domain.matching import gaps_of
 from vaultfs.domain.nodes import (
-    DigestState,
     Node,
     NodeId,
     TreeId,
@@ -152,7 +151,7 @@ class Deltas:
 
     async def known(self, version: Version) -> Version:
         """`version` with its digest, unless it is damaged, or too large to be read for that now."""
-        if version.digest_state is not DigestState.VERIFIED and version.size <= FOUND_AT_ONCE:
+        if version.verified is None and version.size <= FOUND_AT_ONCE:
             with suppress(Corrupt, Unsupported):
                 return await self.digests.find(version)
         return version
@@ -185,14 +184,14 @@ class Deltas:
         self, caller: User, tree: TreeId, base: Version, target: Version, steps: Sequence[Step]
     ) -> None:
         """Keep the exact steps between two versions, if the base is known to the last byte."""
-        if base.digest is None or base.digest_state is not DigestState.VERIFIED:
+        if base.verified is None:
             return
         delta = delta_of(base.size, steps)
         data = encode(delta)
         if len(data) > MOST_STEPS:
             return
         operation = RecordDelta(
-            *(tree, target.node, base.id, target.id, base.digest, delta.literal, data)
+            *(tree, target.node, base.id, target.id, base.verified, delta.literal, data)
         )
         await self.files.change(caller, operation)
 
@@ -227,7 +226,8 @@ class _Making:
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The bytes of the delta; none if the file is to be sent, and `plan` says why."""
         target = self.target = await self.deltas.known(self.target)
-        if target.digest is None or target.digest_state is not DigestState.VERIFIED:
+        vouched = target.verified
+        if vouched is None:
             self.plan = Plan(Way.FULL, Reason.UNVERIFIED)
             return
         self.old = await self._version(self.base)
@@ -250,13 +250,13 @@ class _Making:
                 self.plan = choosing([])
         if composed is not None:
             digest, coarse = composed
-        elif self.plan.way is Way.DIRECT and self.old is not None and self.old.digest is not None:
-            digest = self.old.digest
+        elif self.plan.way is Way.DIRECT and self.old is not None and self.old.verified is not None:
+            digest = self.old.verified
         else:
             return
         assert coarse is not None
-        async with aclosing(self.encoded(digest, target.digest, coarse)) as encoded:
-            if (images := await self._between_images(digest, target.digest)) is None:
+        async with aclosing(self.encoded(digest, vouched, coarse)) as encoded:
+            if (images := await self._between_images(digest, vouched)) is None:
                 async for piece in encoded:
                     yield piece
             else:
@@ -295,7 +295,7 @@ class _Making:
             for version in found:
                 if version.id == number:
                     known = await self.deltas.known(version)
-                    return known if known.digest_state is DigestState.VERIFIED else None
+                    return None if known.verified is None else known
             before = found[-1].number
         return None
 

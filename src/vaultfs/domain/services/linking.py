@@ -16,7 +16,7 @@ from vaultfs.domain.chains import Edge
 from vaultfs.domain.deltas import Delta, compose, decode
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import Corrupt, DamagedContent, Unsupported
-from vaultfs.domain.nodes import DigestState, NodeId, User, Version, VersionId
+from vaultfs.domain.nodes import NodeId, User, Version, VersionId
 from vaultfs.domain.services.deltas import Deltas
 
 MOST: Final = 4 << 30
@@ -110,4 +110,4 @@ class Linking:
 
 
 def _linkable(base: Version, target: Version) -> bool:
-    return base.digest_state is DigestState.VERIFIED and target.size > 0
+    return base.verified is not None and target.size > 0

@@ -22,7 +22,7 @@ from vaultfs.domain.frames import HEAD, End, write_end, write_entry
 from vaultfs.domain.frames import Entry as EntryFrame
 from vaultfs.domain.manifests import Entry
 from vaultfs.domain.names import Address, Path, format_path, key_of
-from vaultfs.domain.nodes import DigestState, Node, NodeId, User, UserId, Version, owner_of
+from vaultfs.domain.nodes import Node, NodeId, User, UserId, Version, owner_of
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.reader import Reader, Wanted, stored
@@ -164,5 +164,4 @@ def _entry(found: _Found) -> EntryFrame:
     version, path = found.version, format_path(found.path)
     if version is None:
         return EntryFrame(path, None)
-    known = version.digest if version.digest_state is DigestState.VERIFIED else None
-    return EntryFrame(path, version.manifest, version.origin, known)
+    return EntryFrame(path, version.manifest, version.origin, version.verified)

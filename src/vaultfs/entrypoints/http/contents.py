@@ -25,7 +25,7 @@ from vaultfs.domain.errors import (
     VaultError,
     VersionMismatch,
 )
-from vaultfs.domain.nodes import DigestState, Node, Origin, Version, VersionId
+from vaultfs.domain.nodes import Node, Origin, Version, VersionId
 from vaultfs.domain.operations import Result
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.tasks import task_group
@@ -228,9 +228,9 @@ def headers_of(node: Node, version: Version, etag: str) -> dict[str, str]:
 
 def digest_header(version: Version) -> dict[str, str]:
     """`Repr-Digest`, if the digest of a version is verified."""
-    if version.digest is None or version.digest_state is not DigestState.VERIFIED:
+    if version.verified is None:
         return {}
-    return {"Repr-Digest": f"blake3=:{b64encode(version.digest).decode()}:"}
+    return {"Repr-Digest": f"blake3=:{b64encode(version.verified).decode()}:"}
 
 
 def _check_match(call: Call, etag: str) -> None:

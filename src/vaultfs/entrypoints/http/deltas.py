@@ -31,7 +31,7 @@ from vaultfs.domain.errors import (
     Unsupported,
     VersionMismatch,
 )
-from vaultfs.domain.nodes import DigestState, Node, TreeId, Version, owner_of
+from vaultfs.domain.nodes import Node, TreeId, Version, owner_of
 from vaultfs.domain.services.reader import Wanted
 from vaultfs.domain.services.rebuilding import PIECE, Rebuilding, chained, is_between_images
 from vaultfs.domain.services.tasks import task_group
@@ -66,10 +66,10 @@ async def take_delta(call: Call) -> Response:
     if version.id != wanted.if_version:
         raise _changed(call, version)
     version = await call.server.vault.deltas.known(version)
-    if version.digest is None or version.digest_state is not DigestState.VERIFIED:
+    if version.verified is None:
         raise Unsupported("the digest of the base is not known yet: send the whole file")
     async with task_group() as tasks, call.server.share_of(call.user.id):
-        with closing(VaultBase(call.files, node.tree, version, version.digest, tasks)) as base:
+        with closing(VaultBase(call.files, node.tree, version, version.verified, tasks)) as base:
             async with aclosing(_rebuilt(call, base)) as pieces:
                 result = await call.files.put(
                     call.user,
