@@ -23,7 +23,7 @@ from vaultfs.domain.errors import Unsupported
 from vaultfs.domain.nodes import Version
 from vaultfs.domain.services import rebuilding
 from vaultfs.domain.signatures import read_pieces, read_units, write_pieces, write_units
-from vaultfs.entrypoints import pushing
+from vaultfs.entrypoints import searching
 from vaultfs.entrypoints.calling import Calls
 from vaultfs.entrypoints.client import RemoteVault
 from vaultfs.entrypoints.http import deltas
@@ -227,9 +227,9 @@ async def test_what_is_long_is_not_held(
 
     monkeypatch.setattr(LocalFile, "read", counted)
     monkeypatch.setattr(LocalFile, "read_all", all_counted)
-    monkeypatch.setattr(pushing, "ASKED", MIB)
-    monkeypatch.setattr(pushing, "STRETCH", MIB)
-    monkeypatch.setattr(pushing, "MOST", 2 * MIB)
+    monkeypatch.setattr(searching, "ASKED", MIB)
+    monkeypatch.setattr(searching, "STRETCH", MIB)
+    monkeypatch.setattr(searching, "MOST", 2 * MIB)
     done = await remote.push("/f", local, base=first.id)
     assert await remote.get("/f") == new
     assert done.travelled < 7 * MIB
@@ -245,7 +245,7 @@ async def test_no_block_has_more_steps_than_one_can_have(
     Random(1).shuffle(pieces)
     new = b"".join(pieces)
     monkeypatch.setattr(deltacodec, "MAX_NUMBERS", 1000)
-    monkeypatch.setattr(pushing, "MOST_PARTS", 50)
+    monkeypatch.setattr(searching, "MOST_PARTS", 50)
     first = await pulled(remote, local, old)
     local.write_bytes(new)
     done = await remote.push("/f", local, base=first.id)
@@ -261,7 +261,7 @@ async def test_no_more_ranges_are_asked_for_than_a_request_may_have(
     changed = b"".join(piece[:9000] + b"!" + piece[9000:] for piece in pieces)
     local.write_bytes(changed)
     monkeypatch.setattr(deltas, "MOST_RANGES", 3)
-    monkeypatch.setattr(pushing, "MOST_RANGES", 3)
+    monkeypatch.setattr(searching, "MOST_RANGES", 3)
     done = await remote.push("/f", local, base=first.id)
     assert await remote.get("/f") == changed
     assert done.travelled < 200_000

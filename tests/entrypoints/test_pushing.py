@@ -14,9 +14,8 @@ from tests.faults import random_bytes
 
 from vaultfs.domain.chunks import Chunking
 from vaultfs.domain.errors import Unsupported
-from vaultfs.domain.matching import Gap
-from vaultfs.domain.signatures import FINE, Unit, write_pieces, write_units
-from vaultfs.entrypoints import pushing
+from vaultfs.domain.signatures import Unit, write_pieces, write_units
+from vaultfs.entrypoints import pushing, searching
 from vaultfs.entrypoints.client import connect
 from vaultfs.entrypoints.pulling import Pushed
 
@@ -97,24 +96,24 @@ async def pushed(
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("much", [pushing.MUCH, 0])
+@pytest.mark.parametrize("much", [searching.MUCH, 0])
 @pytest.mark.parametrize("make", [edited, archived])
 async def test_whatever_was_changed_arrives_and_costs_no_more_than_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, much: int
 ) -> None:
-    monkeypatch.setattr(pushing, "MUCH", much)
+    monkeypatch.setattr(searching, "MUCH", much)
     async with aclosing(pushed(tmp_path, make, 28)) as pushes:
         async for new, done in pushes:
             assert done.travelled <= len(new) * 1.02 + 500
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("much", [pushing.MUCH, 0])
+@pytest.mark.parametrize("much", [searching.MUCH, 0])
 @pytest.mark.parametrize("make", [edited, archived])
 async def test_signatures_that_lie_lead_to_the_file_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, much: int
 ) -> None:
-    monkeypatch.setattr(pushing, "MUCH", much)
+    monkeypatch.setattr(searching, "MUCH", much)
     random = Random(1)
 
     def lying(write: Callable[[list[Unit]], bytes]) -> Callable[[Iterable[Unit]], bytes]:
@@ -151,7 +150,7 @@ async def test_scattered_edits_cost_few_pieces_each(
             return sum([done.travelled async for _, done in pushes])
 
     two_steps = await cost("two")
-    monkeypatch.setattr(pushing, "MUCH", 1 << 30)
+    monkeypatch.setattr(searching, "MUCH", 1 << 30)
     assert two_steps < await cost("one") / 2
 
 
@@ -171,10 +170,10 @@ async def test_what_is_repeated_is_asked_about_once(
     original = pushing.There.pieces
 
     async def counted(
-        self: pushing.There, gaps: Sequence[Gap], cut: Chunking = FINE
+        self: pushing.There, ranges: Sequence[tuple[int, int]], cut: Chunking
     ) -> list[list[Unit]]:
-        asked.append(len(gaps))
-        return await original(self, gaps, cut)
+        asked.append(len(ranges))
+        return await original(self, ranges, cut)
 
     monkeypatch.setattr(pushing.There, "pieces", counted)
     async with aclosing(pushed(tmp_path, repeated, 1)) as pushes:
