@@ -33,6 +33,7 @@ from vaultfs.domain.deltas import Copy, Literal
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import Corrupt, VersionMismatch
 from vaultfs.domain.matching import Difference, total
+from vaultfs.domain.services import hashing
 from vaultfs.domain.zipimages import MAX_IMAGE, MAX_ZIP, Tired, closed, never, opened
 
 PIECE: Final = 1 << 20
@@ -143,7 +144,7 @@ class Rebuilding:
         codes = self._head.target_codes
         packing = (b"".join(target), codes, header.target_size, self.tired)
         data = await to_thread.run_sync(closed, *packing)
-        await to_thread.run_sync(self._whole.update, data)
+        await hashing.see(self._whole, data)
         self._size = len(data)
         for start in range(0, len(data), PIECE):
             yield data[start : start + PIECE]
@@ -183,10 +184,7 @@ class Rebuilding:
             self._size += len(piece)
             if self._size > header.target_size:
                 raise Corrupt("a delta leads to more bytes than it says")
-            if len(piece) > PIECE // 4:
-                await to_thread.run_sync(self._whole.update, piece)
-            else:
-                self._whole.update(piece)
+            await hashing.see(self._whole, piece)
             yield piece
 
     async def _laid_out(self, block: Block) -> AsyncGenerator[bytes, None]:

@@ -15,7 +15,7 @@ import json
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import anyio
 from anyio import to_thread
@@ -69,6 +69,7 @@ from vaultfs.domain.operations import (
     Result,
     Unit,
 )
+from vaultfs.domain.services import hashing
 from vaultfs.domain.services.arrivals import Arrival, Arriving, Part, Parts
 from vaultfs.domain.services.budget import BLOCK, Use
 from vaultfs.domain.services.files import Files
@@ -103,19 +104,11 @@ LAST_GASP: Final = 5.0
 """Seconds that a call which is cancelled may take to make durable what has arrived."""
 
 
-class Hasher(Protocol):
-    """What a checksum is made with."""
-
-    def update(self, data: Any, /) -> object: ...
-
-    def digest(self) -> bytes: ...
-
-
 class Checksum(NamedTuple):
     """What the bytes of an append are to come to."""
 
     name: str
-    hasher: Hasher
+    hasher: hashing.Hasher
     wanted: bytes
 
 
@@ -494,7 +487,7 @@ class _Summed:
 
     async def readinto(self, view: memoryview) -> int:
         filled = await self.source.readinto(view)
-        await to_thread.run_sync(self.checksum.hasher.update, view[:filled])
+        await hashing.see(self.checksum.hasher, view[:filled])
         return filled
 
     def check(self) -> None:

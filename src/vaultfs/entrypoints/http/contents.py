@@ -6,11 +6,10 @@ from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, nullcontext
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import quote
 
 import anyio
-from anyio import to_thread
 from blake3 import blake3
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -27,6 +26,7 @@ from vaultfs.domain.errors import (
 )
 from vaultfs.domain.nodes import Node, Origin, Version, VersionId
 from vaultfs.domain.operations import Result
+from vaultfs.domain.services import hashing
 from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Scope as TokenScope
@@ -49,8 +49,6 @@ STALLED: Final = 60
 """Seconds that nothing of a download is taken; its next bytes are in memory meanwhile."""
 MOST: Final = 1 << 46
 """Bytes that a body may announce."""
-LIGHT: Final = 128 << 10
-"""Bytes that are hashed in less time than a hop to a thread takes: some 0.1 ms."""
 CHUNK: Final = 256 << 10
 """Bytes that are joined to one message: a message costs as much as copying that."""
 
@@ -274,11 +272,6 @@ def _out_of_range(call: Call, size: int) -> Response:
 # Taking in
 
 
-class _Hasher(Protocol):
-    def update(self, data: Any, /) -> Any: ...
-    def digest(self) -> bytes: ...
-
-
 class BodySource:
     """The body of a request as a `Source`; its digests are checked before its end is told."""
 
@@ -308,10 +301,7 @@ class BodySource:
         except SourceChanged as error:
             self._break(error)
         for _, hasher, _ in self._digests:
-            if filled <= LIGHT:
-                hasher.update(view[:filled])
-            else:
-                await to_thread.run_sync(hasher.update, view[:filled])
+            await hashing.see(hasher, view[:filled])
         if filled < len(view) and self.broken is None:
             self._check()
         return filled
@@ -343,12 +333,12 @@ class UploadBody(BodySource):
         self.broken, self._more = error, False
 
 
-_HASHERS: Final[dict[str, Callable[[], _Hasher]]] = {"sha-256": sha256, "blake3": blake3}
+_HASHERS: Final[dict[str, Callable[[], hashing.Hasher]]] = {"sha-256": sha256, "blake3": blake3}
 
 
-def _wanted_digests(header: str | None) -> list[tuple[str, _Hasher, bytes]]:
+def _wanted_digests(header: str | None) -> list[tuple[str, hashing.Hasher, bytes]]:
     """The digests that `Content-Digest` (RFC 9530) names and this release knows."""
-    found: list[tuple[str, _Hasher, bytes]] = []
+    found: list[tuple[str, hashing.Hasher, bytes]] = []
     for item in (header or "").split(","):
         name, _, value = item.strip().partition("=")
         if name.lower() in _HASHERS:

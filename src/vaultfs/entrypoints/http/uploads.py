@@ -31,8 +31,9 @@ from vaultfs.domain.errors import (
 from vaultfs.domain.frames import MEDIA_TYPE
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import NO_PRECONDITIONS, Origin, moment
+from vaultfs.domain.services.hashing import Hasher
 from vaultfs.domain.services.ingest import SMALL
-from vaultfs.domain.services.uploads import MAX_HAVE, Checksum, Hasher, Purpose, said
+from vaultfs.domain.services.uploads import MAX_HAVE, Checksum, Purpose, said
 from vaultfs.domain.tokens import Scope
 from vaultfs.domain.uploads import Upload, UploadState
 from vaultfs.entrypoints.http.calls import (
