@@ -178,7 +178,7 @@ async def signature(call: Call) -> Response:
 
 
 async def finer_signature(call: Call) -> Response:
-    """The same of pieces of about half a KiB or 4 KiB, in some ranges of a version."""
+    """The same of small pieces, in some ranges of a version."""
     body = await call.body(RangesIn)
     node, version = await call.files.version(call.user, call.address, call.number("version"))
     _must_match(call, version)
@@ -216,8 +216,8 @@ async def _read_ranges(
             for piece in part:
                 held.append(piece)
                 size += len(piece)
-                begun = left[0][0][0]
-                if size == left[0][-1][1] - begun:  # no piece is of two spans
+                (begun, _), (_, end) = left[0][0], left[0][-1]
+                if size == end - begun:  # no piece is of two spans
                     data = b"".join(held)
                     held, size = [], 0
                     yield [data[start - begun : stop - begun] for start, stop in left.popleft()]
