@@ -95,25 +95,29 @@ async def pushed(
             yield new, done
 
 
+@pytest.fixture(params=[searching.MUCH, 0])
+def much(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of how much large pieces are asked for first: as it is, and always."""
+    monkeypatch.setattr(searching, "MUCH", request.param)
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("much", [searching.MUCH, 0])
+@pytest.mark.usefixtures("much")
 @pytest.mark.parametrize("make", [edited, archived])
 async def test_whatever_was_changed_arrives_and_costs_no_more_than_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, much: int
+    tmp_path: Path, make: Make
 ) -> None:
-    monkeypatch.setattr(searching, "MUCH", much)
     async with aclosing(pushed(tmp_path, make, 28)) as pushes:
         async for new, done in pushes:
             assert done.travelled <= len(new) * 1.02 + 500
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("much", [searching.MUCH, 0])
+@pytest.mark.usefixtures("much")
 @pytest.mark.parametrize("make", [edited, archived])
 async def test_signatures_that_lie_lead_to_the_file_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, much: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
-    monkeypatch.setattr(searching, "MUCH", much)
     random = Random(1)
 
     def lying(write: Callable[[list[Unit]], bytes]) -> Callable[[Iterable[Unit]], bytes]:
