@@ -100,6 +100,14 @@ STEPS: Final[dict[str, Step]] = {
 
 
 @define
+class DiedAtStart(Exception):
+    """It ended before it told its address."""
+
+    code: int
+    errors: str
+
+
+@define
 class Child:
     """A server that dies at an effect; `process` says how many there were if it does not."""
 
@@ -141,7 +149,11 @@ def serving(folder: Path, number: int = 0, token: str = "") -> Generator[Child, 
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, text=True) as process:
         try:
             assert process.stdout is not None
-            told = json.loads(process.stdout.readline())
+            line = process.stdout.readline()
+            if not line:
+                errors = process.communicate(timeout=40)[1]
+                raise DiedAtStart(process.returncode, errors)
+            told = json.loads(line)
             yield Child(process, told["address"], told["token"] or token)
         finally:
             process.kill()
@@ -195,6 +207,18 @@ async def test_what_a_killed_server_acknowledged_is_there(
         await _killed_at(number, states, local, place / f"{number}")
 
 
+async def _ask_until_it_dies(
+    child: Child, local: Path, done: Callable[[], Awaitable[object]]
+) -> None:
+    try:
+        await child.ask(local, done)
+    except (VaultError, ExceptionGroup):
+        assert child.process.wait(timeout=10) == -signal.SIGKILL
+    else:  # it dies while it stops; or there were fewer effects this time
+        child.process.terminate()
+        child.process.communicate(timeout=40)
+
+
 async def _killed_at(number: int, states: list[State], local: Path, folder: Path) -> None:
     where = await fresh(folder)
     count = 0
@@ -203,14 +227,12 @@ async def _killed_at(number: int, states: list[State], local: Path, folder: Path
         nonlocal count
         count += 1
 
-    with where.serve(number) as child:
-        try:
-            await child.ask(local, note)
-        except (VaultError, ExceptionGroup):
-            assert child.process.wait(timeout=10) == -signal.SIGKILL
-        else:  # it dies while it stops; or there were fewer packs this time
-            child.process.terminate()
-            child.process.communicate(timeout=40)
+    try:
+        with where.serve(number) as child:
+            await _ask_until_it_dies(child, local, note)
+    except DiedAtStart as died:
+        if died.code != -signal.SIGKILL:
+            raise
     async with opened(folder) as vault:
         found = await state_of(vault)
         before, after = states[count], states[min(count + 1, len(STEPS))]
