@@ -29,6 +29,7 @@ from vaultfs.domain.packs import (
     crc32c_of,
     decode_chunk,
     encode_chunk,
+    encode_chunks,
     parse_pack,
     parse_table,
     raw_chunk,
@@ -243,6 +244,43 @@ def test_what_does_not_compress_is_stored_as_it_is() -> None:
     assert encode_chunk(digest_of(data), data) == StoredChunk(
         digest_of(data), 1000, Codec.RAW, Kind.DATA, data
     )
+
+
+def nothing(_: bytes) -> bytes:
+    return b""
+
+
+def cut_short(frame: bytes) -> bytes:
+    return frame[:-1]
+
+
+def flipped(frame: bytes) -> bytes:
+    return frame[:-4] + bytes([frame[-4] ^ 1]) + frame[-3:]
+
+
+def other_content(_: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(b"not to be or to be " * 20)
+
+
+@pytest.mark.parametrize("size", [380, 100_000])
+@pytest.mark.parametrize("fault", [nothing, cut_short, flipped, other_content])
+def test_what_a_faulty_compressor_made_is_stored_as_it_is(
+    size: int, fault: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, hit = ((word * size)[:size] for word in (b"to be or not to be ", b"to have or not to "))
+    pieces = [(digest_of(data), data, Kind.DATA) for data in (good, hit, good)]
+    frames = [zstandard.ZstdCompressor().compress(data) for _, data, _ in pieces]
+    frames[1] = fault(frames[1])
+
+    def compress(_: object) -> list[memoryview]:
+        return [memoryview(frame) for frame in frames]
+
+    monkeypatch.setattr("vaultfs.domain.packs._coders.compress", compress)
+    chunks = encode_chunks(pieces)
+    assert [chunk.codec for chunk in chunks] == [Codec.ZSTD, Codec.RAW, Codec.ZSTD]
+    assert [chunk.stored for chunk in chunks] == [frames[0], hit, frames[2]]
+    believed = encode_chunks(pieces, prove=False)
+    assert [chunk.stored for chunk in believed] == frames
 
 
 def test_another_chunk_is_not_taken_for_the_one_wanted() -> None:

@@ -12,6 +12,7 @@ is sealed, is decided by `domain.services.packer`.
 
 import struct
 from collections.abc import Iterable, Iterator, KeysView, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from threading import local
 from typing import Final, NamedTuple
@@ -128,20 +129,19 @@ Piece = tuple[Digest, Buffer, Kind]
 """A chunk of content: its digest, its bytes, and what they are."""
 
 
-def encode_chunks(pieces: Sequence[Piece]) -> list[StoredChunk]:
+def encode_chunks(pieces: Sequence[Piece], *, prove: bool = True) -> list[StoredChunk]:
     """`pieces` compressed and proved to decompress to themselves, or raw where that is no longer.
 
     None of them is empty. All in one call: for small chunks the interpreter's lock costs as
-    much as the work.
+    much as the work. Without `prove` somebody else has to, before a pack is sealed.
     """
     if not pieces:
         return []
     frames = _segments(_coders.compress([data for _, data, _ in pieces]))
+    goods = _proved(pieces, frames) if prove else [True] * len(frames)
     chunks: list[StoredChunk] = []
-    for (digest, data, kind), frame, good in zip(
-        pieces, frames, _good(pieces, frames), strict=True
-    ):
-        if good:
+    for (digest, data, kind), frame, good in zip(pieces, frames, goods, strict=True):
+        if good and len(frame) < len(data):
             chunks.append(StoredChunk(digest, len(data), Codec.ZSTD, kind, frame))
         else:
             chunks.append(raw_chunk(digest, data, kind))
@@ -153,18 +153,19 @@ def _segments(results: zstandard.BufferWithSegmentsCollection) -> list[bytes]:
     return [results[index].tobytes() for index in range(len(results))]
 
 
-def _good(pieces: Sequence[Piece], frames: Sequence[bytes]) -> list[bool]:
-    """Which of `frames` are shorter than their pieces and decompress to them."""
-    if sum(len(data) for _, data, _ in pieces) >= LARGE * len(pieces):
-        return [
-            len(frame) < len(data) and _holds(frame, data)
-            for (_, data, _), frame in zip(pieces, frames, strict=True)
-        ]
-    given: list[Buffer] = [*frames]
-    proofs = _segments(_coders.expand(given))
+def _proved(pieces: Sequence[Piece], frames: Sequence[bytes]) -> list[bool]:
+    """Which of `frames` decompress to their pieces; not said of those that are no shorter."""
+    if sum(len(data) for _, data, _ in pieces) < LARGE * len(pieces):
+        given: list[Buffer] = [*frames]
+        with suppress(zstandard.ZstdError, ValueError):  # which it is, is found one by one
+            proofs = _segments(_coders.expand(given))
+            return [
+                len(data) == len(proof) and proof.startswith(data)
+                for (_, data, _), proof in zip(pieces, proofs, strict=True)
+            ]
     return [
-        len(frame) < len(data) == len(proof) and proof.startswith(data)
-        for (_, data, _), frame, proof in zip(pieces, frames, proofs, strict=True)
+        len(frame) < len(data) and _holds(frame, data)
+        for (_, data, _), frame in zip(pieces, frames, strict=True)
     ]
 
 
@@ -177,7 +178,10 @@ def _holds(frame: bytes, data: Buffer) -> bool:
     scratch = _coders.scratch
     if len(scratch) <= len(data):
         scratch = _coders.scratch = bytearray(len(data) + 1)
-    size = _coders.read(frame).readinto(scratch)  # pyright: ignore[reportUnknownMemberType]
+    try:
+        size = _coders.read(frame).readinto(scratch)  # pyright: ignore[reportUnknownMemberType]
+    except zstandard.ZstdError:
+        return False
     # `startswith` compares memory; `==` of a view would go byte by byte.
     return size == len(data) and scratch.startswith(data)
 

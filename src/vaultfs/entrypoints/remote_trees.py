@@ -276,7 +276,8 @@ def _framed(
     parts: list[Buffer] = [HEAD]
     count = 0
     lacking = list(_lacking(pieces, known))
-    encoded = iter(encode([cut for cuts in lacking for cut in cuts], Compressibility()))
+    sent = [cut for cuts in lacking for cut in cuts]
+    encoded = iter(encode(sent, Compressibility(), prove=False))
     for (item, data), (cuts, digest), wanted in zip(items, pieces, lacking, strict=True):
         for _ in wanted:
             parts += write_chunk(next(encoded))

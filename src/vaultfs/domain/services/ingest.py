@@ -91,10 +91,16 @@ class Compressibility:
         self.failures = 0 if shrank else self.failures + 1
 
 
-def encode(chunks: Sequence[Cut], stream: Compressibility) -> list[StoredChunk]:
-    """`chunks` as they go into a pack. CPU work: call it in a thread."""
+def encode(
+    chunks: Sequence[Cut], stream: Compressibility, *, prove: bool = True
+) -> list[StoredChunk]:
+    """`chunks` as they go into a pack. CPU work: call it in a thread.
+
+    Without `prove` for one who verifies them before they do, as `Intake` and uploads do.
+    """
     tried = [stream.worth_it() for _ in chunks]
-    encoded = iter(encode_chunks([cut for cut, worth in zip(chunks, tried, strict=True) if worth]))
+    worthy = [cut for cut, worth in zip(chunks, tried, strict=True) if worth]
+    encoded = iter(encode_chunks(worthy, prove=prove))
     stored: list[StoredChunk] = []
     for cut, worth in zip(chunks, tried, strict=True):
         if worth:
