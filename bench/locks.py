@@ -1,8 +1,9 @@
 """Claim: hierarchical locks in one process cost little more than flat ones.
 
-Everything in one process and one run, each figure next to `asyncio.Lock` doing the same with
-the same tasks. Peers, where they are installed: `aiorwlock` (three nested locks, as a path of
-three names takes), `readerwriterlock` and `fasteners` (in threads, so only uncontended).
+Everything in one process and one run, which collects garbage as rarely as every command of
+vaultfs does; each figure next to `asyncio.Lock` doing the same with the same tasks. Peers, where
+they are installed: `aiorwlock` (three nested locks, as a path of three names takes),
+`readerwriterlock` and `fasteners` (in threads, so only uncontended).
 
 - pair: an exclusive lock on a path of three names through `hold()`, taken and given back; the
   nodes made and collected each time, or with the folders held by somebody else
@@ -32,6 +33,7 @@ from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.locknodes import Owner
 from vaultfs.domain.nodes import TreeId
 from vaultfs.domain.services.locks import Locks, open_locks
+from vaultfs.entrypoints.cli.session import tune
 
 TREE = TreeId(1)
 PAIRS = 20_000
@@ -205,6 +207,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs
+    tune()
     clock = SystemClock()
     async with open_locks(MemoryLockStore(clock), clock) as locks:
         for _ in range(runs):

@@ -232,7 +232,7 @@ def _tokens_are_made_anew(patch: pytest.MonkeyPatch) -> None:
 
 
 def _an_upgrade_goes_to_the_end(patch: pytest.MonkeyPatch) -> None:
-    def enter(node: Node, request: Waiting, want: Mode) -> None:
+    def enter(node: Node, request: Waiting, want: Mode, _: Mode | None) -> None:
         if node.queue is None:
             node.queue = OrderedDict()
         node.queue[request] = want

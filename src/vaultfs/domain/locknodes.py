@@ -117,8 +117,7 @@ class OwnerBusy:
     request: int
 
 
-@frozen
-class Passed:
+class Passed(NamedTuple):
     """What became of requests that waited."""
 
     granted: tuple[tuple[int, Grant], ...] = ()
@@ -180,15 +179,15 @@ class Node:
         hold = self.holds.get(owner)
         return None if hold is None else hold[1]
 
-    def enter(self, request: Waiting, want: Mode) -> None:
-        """Take a place: last, but in front of those who clash with what its owner has here."""
-        if self.queue is None:
-            self.queue = OrderedDict()
-        mine = self.has(request.owner)
+    def enter(self, request: Waiting, want: Mode, mine: Mode | None) -> None:
+        """Take a place: last, but in front of those who clash with `mine`, which its owner has."""
+        queue = self.queue
+        if queue is None:
+            queue = self.queue = OrderedDict()
         before = None
         if mine is not None and self.wanted & CLASH[mine]:
-            before = next((other for other, mode in self.queue.items() if clash(mode, mine)), None)
-        self.queue[request] = want
+            before = next((other for other, mode in queue.items() if clash(mode, mine)), None)
+        queue[request] = want
         self.wanted += FIELD[want]
         if before is not None:
             self.move(request, before)
@@ -207,10 +206,16 @@ class Node:
 
     def leave(self, request: Waiting) -> None:
         """Give up a place."""
-        if self.queue is not None:
-            self.wanted -= FIELD[self.queue.pop(request)]
-            if not self.queue:
+        queue = self.queue
+        if queue is not None:
+            self.wanted -= FIELD[queue.pop(request)]
+            if not queue:
                 self.queue = None
+
+    @property
+    def first(self) -> Waiting | None:
+        """Who waits at the head of the queue."""
+        return None if self.queue is None else next(iter(self.queue))
 
     def ahead(self, request: Waiting) -> Iterator[tuple[Waiting, Mode]]:
         """Who is in front of `request`."""

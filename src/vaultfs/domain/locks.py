@@ -252,13 +252,15 @@ class LockTable:
     def _enter(self, request: Waiting, *, wait: bool) -> Answer:
         """Grant `request` if it can be, or let it wait if that can end."""
         self.line_up(request)
-        if self._grantable(request):
+        # Of one that holds nothing it is known by now that it clashes, and nobody waits for it.
+        holds = request.owner in self.owned
+        if (holds or request.ranges) and self._grantable(request):
             return self._admit(request)
         if not wait:
             blockers = tuple(self.blockers(request))
             self._leave(request)
             return Blocked(blockers)
-        deadlock = self._untangle(request)
+        deadlock = self._untangle(request) if holds else None
         if deadlock is not None:
             self._leave(request)
             return deadlock
@@ -270,13 +272,14 @@ class LockTable:
 
     def line_up(self, request: Waiting) -> None:
         """Give `request` its places in the queues of all its nodes."""
+        nodes, wants, holds = self.nodes, request.wants, request.owner in self.owned
         for resource, mode in request.plan.items():
-            node = self.nodes.get(resource)
+            node = nodes.get(resource)
             if node is None:
-                node = self.nodes[resource] = Node(resource)
-            mine = node.has(request.owner)
-            want = request.wants[resource] = mode if mine is None else LUB[mine][mode]
-            node.enter(request, want)
+                node = nodes[resource] = Node(resource)
+            mine = node.has(request.owner) if holds else None
+            want = wants[resource] = mode if mine is None else LUB[mine][mode]
+            node.enter(request, want, mine)
         self.waiting[request.id] = self.waits[request.owner] = request
         self._leases += request.expires is not None
 
@@ -292,6 +295,8 @@ class LockTable:
                 held = node.held if hold is None else node.held - FIELD[hold[1]]
                 if not (held + node.wanted - FIELD[want]) & CLASH[want]:
                     continue
+                if hold is None and not held & CLASH[want] and node.first is request:
+                    continue
             if next(node.holders_against(request, want), None) is not None:
                 return False
             if next(node.waiters_against(request, want), None) is not None:
@@ -300,17 +305,19 @@ class LockTable:
 
     def _admit(self, request: Waiting) -> Grant:
         """Turn a request that nothing blocks into its grant."""
-        self._leave(request, collect=False)
+        self._forget_waiting(request)
+        nodes = self.nodes
+        for resource in request.wants:
+            nodes[resource].leave(request)
         grant = request.converts
         if grant is None:
             request_of = (request.owner, request.items, request.plan)
-            grant = self.admit(self._made(*request_of, request.ranges, request.expires))
-        else:
-            self._replace(grant, grant.items | request.items, grant.ranges)
+            return self.admit(self._made(*request_of, request.ranges, request.expires))
+        self._replace(grant, grant.items | request.items, grant.ranges)
         for resource in request.wants:
-            node = self.nodes.get(resource)
+            node = nodes.get(resource)
             if node is not None and node.unused():
-                del self.nodes[resource]
+                del nodes[resource]
         return grant
 
     def _made(
@@ -451,13 +458,16 @@ class LockTable:
         What it held covered a part of its request, which may now stand behind others in a
         queue: soft edges, which can be opened.
         """
-        request = self.waits.get(owner) if self.waits else None
+        request = self.waits.get(owner)
         if request is not None:
             self._untangle(request)
 
     def _drop(self, held: Grant) -> None:
-        self._wake(self._forget(held))
-        self._reconsider(held.owner)
+        loosened = self._forget(held)
+        if loosened:
+            self._wake(loosened)
+        if self.waits:
+            self._reconsider(held.owner)
 
     def _forget(self, held: Grant) -> list[tuple[Node, Mode]]:
         """Take a grant out of the table; where somebody may go on by that."""
@@ -480,19 +490,22 @@ class LockTable:
             self._have_ranges(owner, held.ranges)
         return loosened
 
-    def _leave(self, request: Waiting, *, collect: bool = True) -> list[tuple[Node, Mode]]:
-        """Take a request out of its queues; where others may go on by that."""
+    def _forget_waiting(self, request: Waiting) -> None:
         del self.waiting[request.id]
         del self.waits[request.owner]
         if request.expires is not None:
             self._leases -= 1
+
+    def _leave(self, request: Waiting) -> list[tuple[Node, Mode]]:
+        """Take a request out of its queues; where others may go on by that."""
+        self._forget_waiting(request)
         loosened: list[tuple[Node, Mode]] = []
         for resource, want in request.wants.items():
             node = self.nodes[resource]
             node.leave(request)
             if node.queue is not None:
                 loosened.append((node, Mode.X if request.ranges else want))
-            elif collect and node.unused():
+            elif node.unused():
                 del self.nodes[resource]
         return loosened
 

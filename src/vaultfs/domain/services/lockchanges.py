@@ -38,7 +38,11 @@ def normal(tree: TreeId, items: Mapping[Path, T], both: Callable[[T, T], T]) -> 
 
 def modes_of(tree: TreeId, items: Mapping[Path, Mode]) -> dict[Resource, Mode]:
     """The modes by resource. Raises `InvalidName`."""
-    return normal(tree, items, lambda one, other: LUB[one][other])
+    return normal(tree, items, _stronger)
+
+
+def _stronger(one: Mode, other: Mode) -> Mode:
+    return LUB[one][other]
 
 
 def ranges_of(

@@ -118,7 +118,7 @@ class Locks(LockWaits):
         ranges), with nothing done; `WouldBlock`, `LockTimedOut`, `DeadlockFound`,
         `LockOwnerBusy`, and `LeaseExpired` if the lease ran out while it was waited for.
         """
-        wanted, spans = modes_of(tree, items), ranges_of(tree, ranges)
+        wanted, spans = modes_of(tree, items), ranges_of(tree, ranges) if ranges else {}
         count = len(wanted) + sum(map(len, spans.values())) if spans else len(wanted)
         if not 0 < count <= MAX_LOCKS:
             raise LockMisuse(f"{count} paths and ranges: 1 to {MAX_LOCKS} can be locked")
@@ -171,8 +171,9 @@ class Locks(LockWaits):
         """Tell those who wait in this process, which has the table alone, what they got."""
         passed = table.take_passed()
         if passed is not NOTHING:
-            dropped = ((request, None) for request in passed.dropped)
-            self._hear(tree, (*((request, got.id) for request, got in passed.granted), *dropped))
+            granted = [(request, got.id) for request, got in passed.granted]
+            dropped = [(request, None) for request in passed.dropped]
+            self._hear(tree, (*granted, *dropped))
 
     async def _begin_lease(self, owner: Owner, tree: TreeId, token: int, ttl: float) -> None:
         """Count the time of a lease that was waited for from now on."""

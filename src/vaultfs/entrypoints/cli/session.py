@@ -198,7 +198,7 @@ def _code_of(call: Session, work: Callable[[], Coroutine[Any, Any, ExitCode | No
     try:
         import anyio
 
-        _tune()
+        tune()
         code = anyio.run(_interruptible, work)
         return _stop(call) if code is None else code
     except VaultError as error:
@@ -240,7 +240,7 @@ async def _interruptible(
     return code
 
 
-def _tune() -> None:
+def tune() -> None:
     """What is loaded stays, and little garbage comes in circles: collect it rarely.
 
     What a short command loads while it works is fewer objects than this: a look at them all
