@@ -85,10 +85,14 @@ def _wanted(
     trees = dict.fromkeys(others) | dict.fromkeys(
         tree for op in operations for tree in _trees_of(op)
     )
-    tokens = {token for op in operations if (token := _token_of(op)) is not None}
-    packs = {_number_of(op) for op in operations if isinstance(op, ops.RecordPack)}
+    kinds = set(map(type, operations))  # few, where operations may be a thousand
+    tokens, packs = set[str](), set[int]()
+    if kinds & _OF_TOKENS:
+        tokens = {token for op in operations if (token := _token_of(op)) is not None}
+    if ops.RecordPack in kinds:
+        packs = {_number_of(op) for op in operations if isinstance(op, ops.RecordPack)}
     numbers = packs if len(packs) > 1 else set[int]()  # one alone waits in no circle
-    if any(isinstance(op, ops.AddUser) for op in operations):
+    if ops.AddUser in kinds:
         numbers.add(_USERS)
     numbers.update(_number(sha256(key.encode()).digest()) for key in keys)
     wanted: dict[str, tuple[Any, ...]] = {"epochs": ()}
@@ -98,15 +102,16 @@ def _wanted(
         wanted["tokens"] = (sorted(tokens),)
     if numbers:
         wanted["numbers"] = (sorted(numbers),)
-    if any(isinstance(op, _AUDITED) for op in operations):
+    if kinds & _AUDITED:
         wanted["audit"] = ()
     return wanted
 
 
-_AUDITED: Final = (
+_OF_TOKENS: Final = {ops.AddToken, ops.RotateToken, ops.RevokeToken, ops.TouchToken}
+_AUDITED: Final = {
     *(ops.AddUser, ops.SetRetention, ops.SetQuota, ops.Grant, ops.Revoke),
     *(ops.AddToken, ops.RotateToken, ops.RevokeToken, ops.BreakLock, ops.SetDigest),
-)
+}
 
 
 def _trees_of(op: Operation) -> Iterable[int]:
