@@ -69,6 +69,7 @@ from vaultfs.domain.manifests import Manifest
 from vaultfs.domain.nodes import Content, DigestState, UserId
 from vaultfs.domain.operations import AddUser, PutFile, RecordPack, Unit
 from vaultfs.domain.packs import Codec, Kind, PackEntry
+from vaultfs.entrypoints.cli.session import tune
 
 if TYPE_CHECKING:
     from vaultfs.adapters.sql.postgres_connections import Connection
@@ -301,6 +302,7 @@ def main() -> int:
     options = parser(__doc__, runs=3)
     options.add_argument("--scale", type=float, default=1.0, help="1 for a million nodes (1)")
     chosen = options.parse_args()
+    tune()  # garbage is collected as rarely as in every command
     shape = Shape(round(1_000_000 * chosen.scale))
     runs: list[Run] = []
     with serving(durable=True) as postgres:

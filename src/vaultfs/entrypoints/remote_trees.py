@@ -44,14 +44,18 @@ from vaultfs.entrypoints.pulling import Pushed
 from vaultfs.ports.progress import Progress
 from vaultfs.ports.trees import Item, Report, Skipped
 
-GROUPS: Final = 4
-"""Groups of small files that are on their way to a server at the same time."""
+GROUPS: Final = 6
+"""Groups of small files that are on their way to a server at the same time. At one of them this
+process works; two would get in each other's way, as the interpreter does one thing at a time.
+"""
 LARGE: Final = 4
 """Large files."""
 MOST_ASKED: Final = 8192
 """Chunks that a server is asked for at once."""
 MOST_IN_VAIN: Final = 7
 """Groups that are sent without asking, after so many in a row of which the server had nothing."""
+_Found = tuple[Item, bytes | None]
+"""A file and its content, or a folder, which has none."""
 _Pieces = tuple[list[Cut], Digest]
 """The chunks of a file, and its own digest."""
 
@@ -70,6 +74,7 @@ class PutTree:
     progress: Progress
     report: Report = field(factory=Report)
     groups: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(GROUPS))
+    computing: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(1))
     large: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(LARGE))
     top: Address = field(init=False)
     _sent: int = 0
@@ -135,39 +140,50 @@ class PutTree:
 
     async def _send_group(self, items: Sequence[Item]) -> None:
         try:
-            files = [item for item in items if item.kind == "file"]
-            found: list[tuple[Item, bytes | None]] = [
-                (item, None) for item in items if item.kind == "folder"
-            ]
-            for item, data in zip(files, await self.source.load(files), strict=True):
-                if isinstance(data, VaultError):
-                    self._fail(item.path, data)
-                else:
-                    found.append((item, data))
+            found, body = await self._framed_group(items)
             if found:
-                contents = [b"" if data is None else data for _, data in found]
-                pieces = await to_thread.run_sync(_cut_each, contents)
-                known = await self._known(pieces)
-                body = await to_thread.run_sync(_framed, self.top.path, found, pieces, known)
                 self.report.travelled += len(body)
-                for (item, _), out in zip(
-                    found, await _post(self.vault, self.top, body), strict=True
-                ):
+                outs = await _post(self.vault, self.top, body)
+                for (item, _), out in zip(found, outs, strict=True):
                     self._note(item, out)
         finally:
             self.groups.release()
 
-    async def _known(self, pieces: Sequence[_Pieces]) -> set[Digest]:
-        """Chunks that need not be sent. Where they all had to be, it is asked more rarely."""
-        self._sent += 1
-        if self.top.tree != self.vault.user:  # of another's, all is sent
-            return set()
-        if self._sent % (1 + self._in_vain):
-            return set()
+    async def _framed_group(self, items: Sequence[Item]) -> tuple[list[_Found], bytes]:
+        """What of `items` could be read, and its frames."""
+        async with self.computing:
+            found = await self._loaded(items)
+            contents = [b"" if data is None else data for _, data in found]
+            pieces = await to_thread.run_sync(_cut_each, contents)
+            if not self._to_be_asked():
+                return found, await self._frames(found, pieces, set())
         digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
         known = await self.vault.have(list(digests)[:MOST_ASKED])
         self._in_vain = 0 if known else min(self._in_vain + 1, MOST_IN_VAIN)
-        return known
+        async with self.computing:
+            return found, await self._frames(found, pieces, known)
+
+    async def _frames(
+        self, found: Sequence[_Found], pieces: Sequence[_Pieces], known: set[Digest]
+    ) -> bytes:
+        return await to_thread.run_sync(_framed, self.top.path, found, pieces, known)
+
+    async def _loaded(self, items: Sequence[Item]) -> list[_Found]:
+        """The folders among `items`, and the files that could be read, with what is in them."""
+        files = [item for item in items if item.kind == "file"]
+        found: list[_Found] = [(item, None) for item in items if item.kind == "folder"]
+        for item, data in zip(files, await self.source.load(files), strict=True):
+            if isinstance(data, VaultError):
+                self._fail(item.path, data)
+            else:
+                found.append((item, data))
+        return found
+
+    def _to_be_asked(self) -> bool:
+        """Whether the server may have some of the next group; asked more rarely if it had none."""
+        self._sent += 1
+        own = self.top.tree == self.vault.user  # of another's, all is sent
+        return own and not self._sent % (1 + self._in_vain)
 
     def _note(self, item: Item, out: FrameOut) -> None:
         if out.code is not None:
@@ -267,7 +283,7 @@ def _lacking(pieces: Sequence[_Pieces], known: set[Digest]) -> Iterator[list[Cut
 
 def _framed(
     top: Path,
-    items: Sequence[tuple[Item, bytes | None]],
+    items: Sequence[_Found],
     pieces: Sequence[_Pieces],
     known: set[Digest],
     preconditions: Preconditions = NO_PRECONDITIONS,
