@@ -158,10 +158,10 @@ def _proved(pieces: Sequence[Piece], frames: Sequence[bytes]) -> list[bool]:
     if sum(len(data) for _, data, _ in pieces) < LARGE * len(pieces):
         given: list[Buffer] = [*frames]
         with suppress(zstandard.ZstdError, ValueError):  # which it is, is found one by one
-            proofs = _segments(_coders.expand(given))
-            return [
-                len(data) == len(proof) and proof.startswith(data)
-                for (_, data, _), proof in zip(pieces, proofs, strict=True)
+            proofs = _coders.expand(given)
+            return [  # each copy is gone when the next is made, and costs next to nothing
+                len(data) == len(proofs[index]) and proofs[index].tobytes().startswith(data)
+                for index, (_, data, _) in enumerate(pieces)
             ]
     return [
         len(frame) < len(data) and _holds(frame, data)

@@ -126,6 +126,10 @@ class _Put:
     progress: Progress
     report: Report = field(factory=Report)
     groups: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(GROUPS))
+    loading: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(1))
+    """Reading a small file gives the interpreter's lock away four times: two readers would mostly
+    wait for it.
+    """
     large: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(LARGE))
     taken_in: _Countdown = field(factory=_Countdown)
     owner: UserId = field(init=False)
@@ -206,7 +210,8 @@ class _Put:
         size = sum(item.size for item in items)
         charge = await self.transfer.budget.charge(Use.WRITE, size)
         try:
-            loaded = await self.source.load(items)
+            async with self.loading:
+                loaded = await self.source.load(items)
         except BaseException:
             charge.release()
             raise
