@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -313,16 +314,22 @@ def test_another_kind_of_server(
     assert "vfs_a_b" not in called.errors
 
 
+def made_certificate(folder: Path) -> tuple[Path, Path]:
+    """One for 127.0.0.1 that is signed by itself, and its key."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+    made = (*make, *subject, "-keyout", key, "-out", certificate)
+    subprocess.run(list(map(str, made)), check=True, capture_output=True)
+    return certificate, key
+
+
 def test_tls(hub: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vaultfs.entrypoints.calling.FIRST_WAIT", 0.001)
     env = {"VAULTFS_TOKEN": hub.token}
     plain = call("--vault", hub.address.replace("http://", "https://"), "ls", env={**env})
     assert (plain.code, "is it http://" in plain.errors) == (1, True)
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
-    make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
-    made = (*make, *subject, "-keyout", key, "-out", certificate)
-    subprocess.run(list(map(str, made)), check=True, capture_output=True)
+    certificate, key = made_certificate(tmp_path)
     with serve(tmp_path / "vault", "", "--tls-cert", certificate, "--tls-key", key) as running:
         env = {"VAULTFS_TOKEN": running.token}
         called = call("--vault", running.address, "ls", env={**env})
@@ -351,6 +358,37 @@ def test_a_look_at_a_server_loads_nothing_that_serving_takes(cli: Cli) -> None:
     modules = loaded(*cli.words, "ls", token=cli.token)
     assert "aiohttp" in modules
     assert not modules & {"uvicorn", "prometheus_client", "sqlite3", "rich", "rich.progress"}
+
+
+def test_a_put_to_a_server_loads_nothing_that_putting_into_a_vault_takes(
+    cli: Cli, tmp_path: Path
+) -> None:
+    tree(tmp_path / "local", 2, 0)
+    modules = loaded(*cli.words, "put", str(tmp_path / "local"), "/loads", token=cli.token)
+    assert "vaultfs.domain.cutting" in modules
+    assert not modules & {"vaultfs.domain.operations", "vaultfs.domain.services.transfer"}
+
+
+@pytest.mark.parametrize(("scheme", "count"), [("http", 0), ("https", 1)])
+def test_certificates_are_read_for_https_alone(scheme: str, count: int, tmp_path: Path) -> None:
+    """aiohttp reads them when it is imported. What the environment says of them stays."""
+    certificate, _ = made_certificate(tmp_path)
+    program = (
+        "import os, sys\n"
+        "from vaultfs.entrypoints.cli.session import connected\n"
+        "connected(sys.argv[1])\n"
+        "from aiohttp import connector\n"
+        "found = connector._SSL_CONTEXT_VERIFIED.cert_store_stats()['x509']\n"
+        "print(found, os.environ.get('SSL_CERT_FILE'))\n"
+    )
+    plain = {key: value for key, value in clean_env().items() if key != "SSL_CERT_FILE"}
+    for env, told in (
+        (plain | {"SSL_CERT_FILE": str(certificate)}, f"{count} {certificate}\n"),
+        (plain, " None\n"),
+    ):
+        words = [sys.executable, "-c", program, f"{scheme}://vault.example"]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.endswith(told)
 
 
 def tree(top: Path, files: int, large: int) -> Path:

@@ -10,13 +10,13 @@ from tests.entrypoints.test_client import cutting_proxy, served
 from tests.entrypoints.test_http_frames import body, chunk, manifest
 from tests.faults import MIB, random_bytes, read_tree, write_tree
 
+from vaultfs.domain.cutting import SMALL
 from vaultfs.domain.digests import digest_of
 from vaultfs.domain.errors import Corrupt, VaultError
 from vaultfs.domain.frames import End, Entry
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import Origin
 from vaultfs.domain.packs import HEADER_SIZE, raw_chunk
-from vaultfs.domain.services.ingest import SMALL
 from vaultfs.entrypoints.client import connect
 from vaultfs.entrypoints.remote_gets import Arrived, Parser
 

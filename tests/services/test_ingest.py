@@ -9,10 +9,10 @@ from tests.faults import BytesSource, CatalogAround, add_user, at, open_memory_v
 
 from vaultfs.adapters.files import IterableSource
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
+from vaultfs.domain.cutting import SMALL
 from vaultfs.domain.names import Address
 from vaultfs.domain.operations import Outcome, RecordPack, Unit
 from vaultfs.domain.services.budget import BLOCK
-from vaultfs.domain.services.ingest import SMALL
 from vaultfs.entrypoints.opening import OWNER
 from vaultfs.ports.catalog import Catalog
 

@@ -34,11 +34,10 @@ from tests.faults import (
 )
 
 from vaultfs.adapters.files import BATCH, DiskFull, LocalSource, LocalTarget
+from vaultfs.domain.cutting import SMALL
 from vaultfs.domain.errors import NotAFolder, NotFound, SourceChanged
 from vaultfs.domain.nodes import UNKNOWN_ORIGIN, Origin
-from vaultfs.domain.services.budget import BLOCK
-from vaultfs.domain.services.ingest import SMALL
-from vaultfs.domain.services.transfer import GROUP_FILES
+from vaultfs.domain.services.budget import BLOCK, GROUP_FILES
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
 from vaultfs.ports.trees import Item, Report

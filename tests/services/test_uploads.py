@@ -14,6 +14,7 @@ from vaultfs.adapters.memory import ManualClock, MemoryObjectStore
 from vaultfs.adapters.wrappers.faulty import Before, FaultyObjectStore
 from vaultfs.adapters.wrappers.retrying import RetryingObjectStore
 from vaultfs.domain.chunks import Chunker
+from vaultfs.domain.cutting import Compressibility, cut_content, encode
 from vaultfs.domain.digests import Buffer, digest_of
 from vaultfs.domain.errors import (
     ChecksumMismatch,
@@ -41,7 +42,6 @@ from vaultfs.domain.nodes import DigestState, Preconditions, User, UserId, Versi
 from vaultfs.domain.operations import SetQuota
 from vaultfs.domain.packs import PACK_TARGET, Kind, StoredChunk, raw_chunk
 from vaultfs.domain.services.budget import BLOCK, MIB
-from vaultfs.domain.services.ingest import Compressibility, cut_content, encode
 from vaultfs.domain.services.upkeep import Plan
 from vaultfs.domain.services.uploads import MAX_CHECKED, Checksum, Purpose, Uploads
 from vaultfs.domain.uploads import IDLE_US, Upload, UploadState

@@ -9,7 +9,7 @@ one table each, in their entry point.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:  # they know errors themselves
     from vaultfs.domain.locknodes import Blocker, Link
@@ -289,6 +289,10 @@ class LockOwnerBusy(LockError):
 
 class LockMisuse(InvalidField, ValueError):
     """A lock that nobody can have, or a change of one that is none."""
+
+
+FILE_ERRORS: Final = (Conflict, DamagedContent, Forbidden, InvalidName, NotFound)
+"""What can be wrong with one file while all others are fine."""
 
 
 def listed(things: Iterable[str], *, most: int = 5) -> str:

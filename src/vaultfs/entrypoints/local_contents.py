@@ -11,9 +11,9 @@ from blake3 import blake3
 
 from vaultfs.adapters.files import translated
 from vaultfs.domain.chunks import DEFAULT_CHUNKING, Chunker
+from vaultfs.domain.cutting import cut_piece
 from vaultfs.domain.digests import Digest, digest_of
 from vaultfs.domain.errors import SourceChanged
-from vaultfs.domain.services.ingest import cut_piece
 from vaultfs.domain.signatures import SHORT, Unit
 from vaultfs.domain.zipimages import image_units
 

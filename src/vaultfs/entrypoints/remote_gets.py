@@ -10,16 +10,22 @@ from anyio.abc import TaskGroup
 from attrs import define, field
 
 from vaultfs.adapters.files import LocalTarget
+from vaultfs.domain.cutting import SMALL
 from vaultfs.domain.digests import Buffer, digest_of
-from vaultfs.domain.errors import Corrupt, InvalidName, NotAFolder, Unsupported, VaultError
+from vaultfs.domain.errors import (
+    FILE_ERRORS,
+    Corrupt,
+    InvalidName,
+    NotAFolder,
+    Unsupported,
+    VaultError,
+)
 from vaultfs.domain.frames import HEAD_SIZE, End, Entry, check_head, read_frame
 from vaultfs.domain.manifests import INLINE_ENTRIES
 from vaultfs.domain.names import Path, format_path, parse_path
 from vaultfs.domain.packs import StoredChunk, contents_of
-from vaultfs.domain.services.budget import BLOCK
-from vaultfs.domain.services.ingest import SMALL
+from vaultfs.domain.services.budget import BLOCK, GROUP_FILES
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES
 from vaultfs.entrypoints.answers import ServerError, refuse
 from vaultfs.entrypoints.calling import AGAIN, PIECE, TRIES, wait
 from vaultfs.entrypoints.client import RemoteVault

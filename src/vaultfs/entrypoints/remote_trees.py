@@ -10,9 +10,10 @@ from anyio import to_thread
 from attrs import define, field
 
 from vaultfs.adapters.files import LocalSource
-from vaultfs.domain.chunks import Chunker
+from vaultfs.domain.cutting import SMALL as SMALL_FILE
+from vaultfs.domain.cutting import Compressibility, Cut, cut_each, encode, manifest_of
 from vaultfs.domain.digests import Buffer, Digest
-from vaultfs.domain.errors import InvalidName, VaultError
+from vaultfs.domain.errors import FILE_ERRORS, InvalidName, VaultError
 from vaultfs.domain.frames import (
     HEAD,
     MEDIA_TYPE,
@@ -31,11 +32,8 @@ from vaultfs.domain.nodes import (
     TreeId,
     VersionId,
 )
-from vaultfs.domain.services.budget import BLOCK
-from vaultfs.domain.services.ingest import SMALL as SMALL_FILE
-from vaultfs.domain.services.ingest import Compressibility, Cut, cut_content, encode, manifest_of
+from vaultfs.domain.services.budget import BLOCK, GROUP_FILES
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES
 from vaultfs.entrypoints.answers import error_of
 from vaultfs.entrypoints.calling import Slices
 from vaultfs.entrypoints.client import SMALL, RemoteVault
@@ -154,7 +152,7 @@ class PutTree:
         async with self.computing:
             found = await self._loaded(items)
             contents = [b"" if data is None else data for _, data in found]
-            pieces = await to_thread.run_sync(_cut_each, contents)
+            pieces = await to_thread.run_sync(cut_each, contents)
             if not self._to_be_asked():
                 return found, await self._frames(found, pieces, set())
         digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
@@ -227,7 +225,7 @@ async def push_new(
     found = [
         (item, data) for item, data in zip(items, loaded, strict=True) if isinstance(data, bytes)
     ]
-    pieces = await to_thread.run_sync(_cut_each, [data for _, data in found])
+    pieces = await to_thread.run_sync(cut_each, [data for _, data in found])
     digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
     known = set[Digest]()
     if top.tree == vault.user:
@@ -261,12 +259,6 @@ def _pushed(item: Item, out: FrameOut, travelled: int) -> Pushed | VaultError:
         trashed_us=None,
     )
     return Pushed(node, out.changed or 0, travelled)
-
-
-def _cut_each(contents: Sequence[bytes]) -> list[_Pieces]:
-    """CPU work."""
-    chunker = Chunker()
-    return [cut_content(data, chunker) for data in contents]
 
 
 def _lacking(pieces: Sequence[_Pieces], known: set[Digest]) -> Iterator[list[Cut]]:

@@ -23,7 +23,9 @@ from attrs import define, field
 from vaultfs.adapters.files import origin_of
 from vaultfs.adapters.syncfolder import Found, Scan, SyncFolder
 from vaultfs.adapters.syncstate import InStep, SyncState
+from vaultfs.domain.cutting import SMALL
 from vaultfs.domain.errors import (
+    FILE_ERRORS,
     Conflict,
     CursorReset,
     Exists,
@@ -33,11 +35,9 @@ from vaultfs.domain.errors import (
 )
 from vaultfs.domain.names import Path, check_name, format_path, key_of, parse_path
 from vaultfs.domain.nodes import NodeId, VersionId
-from vaultfs.domain.services.budget import BLOCK
+from vaultfs.domain.services.budget import BLOCK, GROUP_FILES
 from vaultfs.domain.services.feed import NOW
-from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.domain.services.transfer import FILE_ERRORS, GROUP_FILES
 from vaultfs.domain.syncplan import (
     Action,
     Agreed,

@@ -22,6 +22,7 @@ from yarl import URL
 
 from vaultfs.adapters.files import FileSource
 from vaultfs.domain.chunks import DEFAULT_CHUNKING, Chunker
+from vaultfs.domain.cutting import Compressibility, Cut, cut_piece, encode
 from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import (
     Busy,
@@ -33,7 +34,6 @@ from vaultfs.domain.errors import (
 )
 from vaultfs.domain.frames import HEAD, MEDIA_TYPE, Named, write_chunk, write_named
 from vaultfs.domain.names import parse_address
-from vaultfs.domain.services.ingest import Compressibility, Cut, cut_piece, encode
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.entrypoints.answers import ServerError, refuse
 from vaultfs.entrypoints.calling import AGAIN, PIECE, TRIES, wait

@@ -19,9 +19,10 @@ from typing import Protocol
 import anyio
 from attrs import define, field
 
+from vaultfs.domain.cutting import Cut, as_cuts
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.manifests import Entry, ManifestBuilder
-from vaultfs.domain.services.ingest import Cut, Stream, as_cuts
+from vaultfs.domain.services.ingest import Stream
 from vaultfs.domain.services.packer import Placed
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.ports.trees import Source

@@ -153,3 +153,5 @@ class Budget:
 BLOCK: Final = 4 * MIB
 """Bytes that go from stage to stage in one piece: a hop to a thread costs as much as
 hashing 300 KB, so fewer and larger is better; more than this gains nothing."""
+GROUP_FILES: Final = 500
+"""Files that go from stage to stage together, however small they are."""

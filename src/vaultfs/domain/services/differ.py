@@ -18,6 +18,7 @@ from anyio import to_thread
 from attrs import define, field
 
 from vaultfs.domain.chunks import Chunker
+from vaultfs.domain.cutting import cut_piece
 from vaultfs.domain.deltacodec import (
     MOST_PARTS,
     Block,
@@ -44,7 +45,6 @@ from vaultfs.domain.matching import (
     refine,
 )
 from vaultfs.domain.nodes import UserId
-from vaultfs.domain.services.ingest import cut_piece
 from vaultfs.domain.services.reader import Reader
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.signatures import Unit as Short

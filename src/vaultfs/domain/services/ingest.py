@@ -25,10 +25,20 @@ from attrs import define, field, frozen
 from blake3 import blake3
 
 from vaultfs.domain.chunks import DEFAULT_CHUNKING, Chunker
-from vaultfs.domain.digests import Buffer, Digest, digest_of
-from vaultfs.domain.manifests import INLINE_ENTRIES, Manifest, ManifestBuilder, Page
+from vaultfs.domain.cutting import (
+    SMALL,
+    Compressibility,
+    Cut,
+    as_cuts,
+    cut_each,
+    cut_piece,
+    encode,
+    manifest_of,
+)
+from vaultfs.domain.digests import Buffer, Digest
+from vaultfs.domain.manifests import ManifestBuilder, Page
 from vaultfs.domain.nodes import Content, DigestState, UserId
-from vaultfs.domain.packs import Kind, StoredChunk, encode_chunks, raw_chunk
+from vaultfs.domain.packs import StoredChunk
 from vaultfs.domain.services.budget import BLOCK, Budget, Charge, Use
 from vaultfs.domain.services.buffers import Buffers
 from vaultfs.domain.services.packer import TINY, Packer, Placed
@@ -39,22 +49,8 @@ from vaultfs.ports.trees import Source
 
 BLOCKS_AHEAD: Final = 3
 """Blocks of one stream that are between the cutter and the packs at one time."""
-SMALL: Final = INLINE_ENTRIES * DEFAULT_CHUNKING.minimum
-"""A content of so many bytes never needs a page: it is taken in whole."""
-TRY_EVERY: Final = 16
-"""Of chunks of a stream that does not compress, one in so many is tried again."""
-GIVE_UP_AFTER: Final = 8
-"""So many chunks in a row that did not shrink mean that a stream does not compress."""
 
 T = TypeVar("T")
-
-
-class Cut(NamedTuple):
-    """A chunk: its digest and its bytes."""
-
-    digest: Digest
-    data: Buffer
-    kind: Kind = Kind.DATA
 
 
 class Block(NamedTuple):
@@ -68,47 +64,6 @@ class Block(NamedTuple):
     size: int
     charge: Charge
     last: bool
-
-
-@define
-class Compressibility:
-    """Whether it is worth trying to compress the chunks of a stream."""
-
-    failures: int = 0
-    """Chunks in a row that did not shrink by at least a sixteenth."""
-    skipped: int = 0
-
-    def worth_it(self) -> bool:
-        """Asked once for each chunk."""
-        if self.failures < GIVE_UP_AFTER:
-            return True
-        self.skipped += 1
-        return self.skipped % TRY_EVERY == 0
-
-    def learn(self, chunk: StoredChunk) -> None:
-        """What came of a try."""
-        shrank = len(chunk.stored) < chunk.length - chunk.length // 16
-        self.failures = 0 if shrank else self.failures + 1
-
-
-def encode(
-    chunks: Sequence[Cut], stream: Compressibility, *, prove: bool = True
-) -> list[StoredChunk]:
-    """`chunks` as they go into a pack. CPU work: call it in a thread.
-
-    Without `prove` for one who verifies them before they do, as `Intake` and uploads do.
-    """
-    tried = [stream.worth_it() for _ in chunks]
-    worthy = [cut for cut, worth in zip(chunks, tried, strict=True) if worth]
-    encoded = iter(encode_chunks(worthy, prove=prove))
-    stored: list[StoredChunk] = []
-    for cut, worth in zip(chunks, tried, strict=True):
-        if worth:
-            stored.append(next(encoded))
-            stream.learn(stored[-1])
-        else:
-            stored.append(raw_chunk(*cut))
-    return stored
 
 
 def _settle_memory(chunks: list[StoredChunk], charge: Charge) -> list[StoredChunk]:
@@ -199,17 +154,6 @@ class Cutter:
         return cuts
 
 
-def cut_piece(chunker: Chunker, data: memoryview, *, last: bool) -> tuple[list[Cut], memoryview]:
-    """The chunks at the head of `data`, and what is left uncut."""
-    cuts: list[Cut] = []
-    at = 0
-    for length in chunker.cut(data, last=last):
-        part = data[at : at + length]
-        cuts.append(Cut(digest_of(part), part))
-        at += length
-    return cuts, data[at:]
-
-
 @define(eq=False)
 class Ingest:
     """One of these serves all uploads of a process."""
@@ -277,7 +221,7 @@ class Ingest:
         Takes over `charge`.
         """
         try:
-            cut = await self._compute(sum(map(len, contents)), _cut_each, contents)
+            cut = await self._compute(sum(map(len, contents)), cut_each, contents)
         except BaseException:
             charge.release()
             raise
@@ -353,24 +297,6 @@ class Ingest:
             for digest in (*known.own, *known.foreign):
                 del unknown[digest]
         return placed, list(unknown.values())
-
-
-def _cut_each(contents: Sequence[bytes]) -> list[tuple[list[Cut], Digest]]:
-    """For each content its chunks and its own digest."""
-    chunker = Chunker()
-    return [cut_content(data, chunker) for data in contents]
-
-
-def cut_content(data: bytes, chunker: Chunker) -> tuple[list[Cut], Digest]:
-    """The chunks of a whole content, and its own digest."""
-    cuts, _ = cut_piece(chunker, memoryview(data), last=True)
-    # The digest of a content of one chunk is the chunk's.
-    return cuts, cuts[0].digest if len(cuts) == 1 else digest_of(data)
-
-
-def manifest_of(cuts: Sequence[Cut]) -> Manifest:
-    """The manifest of a content that is too small to need pages."""
-    return Manifest(0, tuple((cut.digest, len(cut.data)) for cut in cuts))
 
 
 @define(eq=False)
@@ -477,8 +403,3 @@ class _Whole(Stream):
             self.placed.take(await self.ingest.pages(self.user, pages))
         content = Content(manifest, self.passing.digest, DigestState.VERIFIED)
         return Ingested(content, self.placed)
-
-
-def as_cuts(pages: Sequence[Page]) -> list[Cut]:
-    """Pages of a manifest as the chunks that they are."""
-    return [Cut(page.digest, page.data, Kind.PAGE) for page in pages]

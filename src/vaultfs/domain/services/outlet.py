@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from attrs import define
 
+from vaultfs.domain.cutting import SMALL
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import DamagedContent, NotAFolder
 from vaultfs.domain.frames import HEAD, End, write_end, write_entry
@@ -23,12 +24,10 @@ from vaultfs.domain.frames import Entry as EntryFrame
 from vaultfs.domain.manifests import Entry
 from vaultfs.domain.names import Address, Path, format_path, key_of
 from vaultfs.domain.nodes import Node, NodeId, User, UserId, Version, owner_of
+from vaultfs.domain.services.budget import GROUP_FILES
 from vaultfs.domain.services.files import Files
-from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.reader import Reader, Wanted, stored
 
-GROUP_FILES: Final = 500
-"""Entries that are read together."""
 GROUP_SIZE: Final = 2 << 20
 """Bytes of contents that are read together: what a slow receiver holds."""
 PAGE: Final = 500

@@ -15,10 +15,11 @@ from anyio import to_thread
 from attrs import define, field
 
 from vaultfs.domain.chunks import Chunker
+from vaultfs.domain.cutting import Cut, cut_piece
 from vaultfs.domain.manifests import Entry
 from vaultfs.domain.nodes import UserId
 from vaultfs.domain.services.budget import Use
-from vaultfs.domain.services.ingest import Cut, Ingest, cut_piece
+from vaultfs.domain.services.ingest import Ingest
 from vaultfs.domain.services.packer import Placed
 from vaultfs.domain.services.reader import Reader, Wanted
 

@@ -18,35 +18,30 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
+from vaultfs.domain.cutting import SMALL
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import (
-    Conflict,
+    FILE_ERRORS,
     DamagedContent,
-    Forbidden,
     InvalidName,
     NotAFolder,
-    NotFound,
     VaultError,
 )
 from vaultfs.domain.names import Address, Path, check_path, format_path, key_of
 from vaultfs.domain.nodes import Node, NodeId, TreeId, User, UserId, Version, owner_of
 from vaultfs.domain.operations import MakeFolder, PutFile, Refused
-from vaultfs.domain.services.budget import BLOCK, Budget, Use
+from vaultfs.domain.services.budget import BLOCK, GROUP_FILES, Budget, Use
 from vaultfs.domain.services.files import Files
-from vaultfs.domain.services.ingest import SMALL, Ingested
+from vaultfs.domain.services.ingest import Ingested
 from vaultfs.domain.services.reader import Reader, Wanted
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.ports.progress import Progress, no_progress
 from vaultfs.ports.trees import Item, Report, Skipped, SourceTree, TargetTree
 
-GROUP_FILES: Final = 500
-"""Files in a group, however small they are."""
 GROUPS: Final = 3
 """Groups under way at the same time."""
 LARGE: Final = 2
 """Large files under way at the same time."""
-FILE_ERRORS = (Conflict, DamagedContent, Forbidden, InvalidName, NotFound)
-"""What can be wrong with one file while all others are fine."""
 T = TypeVar("T")
 
 

@@ -22,6 +22,7 @@ from anyio import to_thread
 from attrs import define, evolve, field, frozen
 
 from vaultfs.domain.chunks import Chunker
+from vaultfs.domain.cutting import cut_piece
 from vaultfs.domain.digests import Buffer, Digest
 from vaultfs.domain.errors import (
     ChecksumMismatch,
@@ -74,7 +75,7 @@ from vaultfs.domain.services.arrivals import Arrival, Arriving, Part, Parts
 from vaultfs.domain.services.budget import BLOCK, Use
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.frame_arrivals import FrameArrival
-from vaultfs.domain.services.ingest import Cutter, Ingest, Passing, cut_piece
+from vaultfs.domain.services.ingest import Cutter, Ingest, Passing
 from vaultfs.domain.services.packer import Placed, done
 from vaultfs.domain.services.reader import Wanted
 from vaultfs.domain.services.relying import packs_of

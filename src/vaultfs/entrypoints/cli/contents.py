@@ -96,7 +96,7 @@ class _Outcome:
     @contextmanager
     def of_one(self, where: str, of: int) -> Generator[None, None, None]:
         """Let what is wrong with one of several stop none of the others."""
-        from vaultfs.domain.services.transfer import FILE_ERRORS
+        from vaultfs.domain.errors import FILE_ERRORS
 
         try:
             yield

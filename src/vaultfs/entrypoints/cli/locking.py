@@ -15,6 +15,7 @@ from vaultfs.entrypoints.cli.session import (
     QuietOption,
     Session,
     VaultOption,
+    connected,
     opened,
     run,
     server_of,
@@ -103,9 +104,7 @@ async def _leased(
         async with opened(call) as vault, _leased_here(call, vault, path, mode, wait) as name:
             yield name
         return
-    from vaultfs.entrypoints.client import connect
-
-    async with connect(server) as remote, remote.lock(path, mode=mode, timeout=wait) as locked:
+    async with connected(server) as remote, remote.lock(path, mode=mode, timeout=wait) as locked:
         yield locked.calls.locks[-1]
 
 
@@ -215,10 +214,9 @@ async def _listed(call: Session) -> tuple[list[_Told], list[_Told]]:
         async with opened(call) as vault:
             found = await vault.locks.snapshot(vault.user.tree)
         return list(map(_held, found.held)), list(map(_waits, found.queued))
-    from vaultfs.entrypoints.client import connect
-    from vaultfs.entrypoints.remote_locks import list_locks as list_there
+    async with connected(server) as remote:
+        from vaultfs.entrypoints.remote_locks import list_locks as list_there
 
-    async with connect(server) as remote:
         there = await list_there(remote.calls)
     return list(map(_held_there, there.held)), list(map(_waits_there, there.waiting))
 
@@ -316,10 +314,9 @@ def break_lock(
 async def _break(call: Session, user: str | None, token: int) -> None:
     server = server_of(call)
     if server is not None:
-        from vaultfs.entrypoints.client import connect
-        from vaultfs.entrypoints.remote_locks import break_lock as break_there
+        async with connected(server) as remote:
+            from vaultfs.entrypoints.remote_locks import break_lock as break_there
 
-        async with connect(server) as remote:
             await break_there(remote.calls, user or remote.user, token)
         return
     from vaultfs.domain.services.accounts import Accounts

@@ -11,6 +11,7 @@ from vaultfs.entrypoints.cli.session import (
     QuietOption,
     Session,
     VaultOption,
+    connected,
     local_time,
     opened,
     run,
@@ -51,10 +52,9 @@ def list_uploads(
 async def _found(call: Session) -> "list[Upload]":
     server = server_of(call)
     if server is not None:
-        from vaultfs.entrypoints.client import connect
-        from vaultfs.entrypoints.remote_uploads import open_uploads
+        async with connected(server) as remote:
+            from vaultfs.entrypoints.remote_uploads import open_uploads
 
-        async with connect(server) as remote:
             return await open_uploads(remote)
     found: list[Upload] = []
     async with opened(call) as vault:
@@ -103,10 +103,9 @@ def abort_uploads(
     async def work() -> None:
         server = server_of(call)
         if server is not None:
-            from vaultfs.entrypoints.client import connect
-            from vaultfs.entrypoints.remote_uploads import abort_upload
+            async with connected(server) as remote:
+                from vaultfs.entrypoints.remote_uploads import abort_upload
 
-            async with connect(server) as remote:
                 for number in numbers:
                     await abort_upload(remote, number)
         else:

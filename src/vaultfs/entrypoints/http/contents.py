@@ -14,6 +14,7 @@ from blake3 import blake3
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from vaultfs.domain.cutting import SMALL
 from vaultfs.domain.deltacodec import MEDIA_TYPE as DELTA
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import (
@@ -27,7 +28,6 @@ from vaultfs.domain.errors import (
 from vaultfs.domain.nodes import Node, Origin, Version, VersionId
 from vaultfs.domain.operations import Result
 from vaultfs.domain.services import hashing
-from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.tokens import Scope as TokenScope
 from vaultfs.entrypoints.http.calls import (

@@ -19,6 +19,7 @@ from typing import Final
 from blake3 import blake3
 from starlette.responses import Response
 
+from vaultfs.domain.cutting import SMALL
 from vaultfs.domain.digests import Digest
 from vaultfs.domain.errors import (
     Exists,
@@ -32,7 +33,6 @@ from vaultfs.domain.frames import MEDIA_TYPE
 from vaultfs.domain.names import Address
 from vaultfs.domain.nodes import NO_PRECONDITIONS, Origin, moment
 from vaultfs.domain.services.hashing import Hasher
-from vaultfs.domain.services.ingest import SMALL
 from vaultfs.domain.services.uploads import MAX_HAVE, Checksum, Purpose, said
 from vaultfs.domain.tokens import Scope
 from vaultfs.domain.uploads import Upload, UploadState
