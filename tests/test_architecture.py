@@ -14,8 +14,8 @@ SERVICES = sorted((SOURCE / "domain" / "services").glob("*.py"))
 PORTS = sorted((SOURCE / "ports").glob("*.py"))
 
 PURE = {
-    *("abc", "base64", "bisect", "collections", "datetime", "enum", "functools", "hashlib"),
-    *("hmac", "itertools", "json"),
+    *("abc", "base64", "bisect", "collections", "contextlib", "datetime", "enum"),
+    *("functools", "hashlib", "hmac", "itertools", "json"),
     *("math", "operator", "re", "struct", "threading", "typing", "unicodedata"),
     *("attrs", "blake3", "crc32c", "google_crc32c", "pyfastcdc", "zlib", "zstandard"),
     *("backports", "compression", "sys"),  # zstd, in whichever of the two the version has it
