@@ -56,7 +56,7 @@ from vaultfs.ports.catalog import Catalog
 
 METADATA = "metadata"
 RAW = "sqlite3"
-PUTS, LOOKUPS, LISTS, STATS, MOVES = 200, 20, 20, 500, 1000
+PUTS, LOOKUPS, LISTS, STATS, MOVES = 200, 20, 200, 500, 1000
 """Operations in one timed step; a move counts once for each file."""
 STEPS = {
     "put": f"put a version, {PUTS} times",

@@ -28,6 +28,7 @@ from bench.http import AT_ONCE, request, send, serve
 from bench.metadata import (
     DEEP,
     FOLDER,
+    LISTS,
     LOCATIONS,
     LOOKUPS,
     METADATA,
@@ -172,7 +173,7 @@ async def rehearse(url: str, shape: Shape, runs: int) -> Script:
             script.reads[step] = [(sql, (USER, each)) for each in wanted]
         for step, (folder, after) in lists(shape).items():
             number = (await catalog.resolve(TREE, (folder,)))[-1].id
-            script.reads[step] = [(CHILDREN, (number, after, FOLDER))] * LOOKUPS
+            script.reads[step] = [(CHILDREN, (number, after, FOLDER))] * LISTS
         script.reads["stat"] = [(native(RESOLVE), (TREE, json.dumps(DEEP)))] * STATS
     return script
 

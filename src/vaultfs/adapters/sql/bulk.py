@@ -4,12 +4,12 @@ What comes out is what doing it one by one would give; a test compares the two.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import groupby
+from itertools import count, groupby, repeat
 from typing import Any, Final, cast
 
 from vaultfs.adapters.sql.files import INSERT_VERSION
 from vaultfs.adapters.sql.locking import any_locked
-from vaultfs.adapters.sql.statements import NODE, Program, Run, RunMany, to_array, to_node
+from vaultfs.adapters.sql.statements import NODE, Program, Run, RunMany, to_array, to_nodes
 from vaultfs.adapters.sql.stock import rely
 from vaultfs.adapters.sql.transaction import (
     INSERT_NODE,
@@ -79,7 +79,8 @@ def _put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outco
         return None
     for unit in units:  # before anything is charged, which would be done again one by one
         yield from rely(tx, unit)
-    yield from charge(tx, folder.tree, sum(put.content.manifest.size for put in puts))
+    sizes = [put.content.manifest.size for put in puts]
+    yield from charge(tx, folder.tree, sum(sizes))
     # Nothing can be refused from here on.
     folder = yield from folder_at(tx, units[0], folder.tree, puts[0].path[:-1], make=True)
     return (yield from _insert(tx, folder, units, puts))
@@ -143,12 +144,13 @@ def _move_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome]
         return None
     sources = [key_of(move.source[-1]) for move in moves]
     rows = yield Run(_FILES, (above.id, to_array(sources)))
-    nodes = {key_of(node.name): node for node in map(to_node, rows)}
+    nodes = {key_of(node.name): node for node in to_nodes(rows)}
     if len(nodes) != len(moves) or len(set(sources)) != len(moves):
         return None
     for key, move in zip(sources, moves, strict=True):
         move.preconditions.check(nodes[key], "")
-    return (yield from _relocate(tx, folder, units, [nodes[key] for key in sources]))
+    names = [move.target[-1] for move in moves]
+    return (yield from _relocate(tx, folder, units, [nodes[key] for key in sources], names))
 
 
 _FILES = (
@@ -158,24 +160,25 @@ _FILES = (
 
 
 def _relocate(
-    tx: Transaction, folder: Node, units: Sequence[Unit], nodes: Sequence[Node]
+    tx: Transaction,
+    folder: Node,
+    units: Sequence[Unit],
+    nodes: Sequence[Node],
+    names: Sequence[str],
 ) -> Program[list[Outcome]]:
+    """Move `nodes` into `folder` under `names`; column by column, as they may be a thousand."""
     tree = yield from tree_row(tx, folder.tree)
-    updates: list[tuple[Any, ...]] = []
-    outcomes: list[Outcome] = []
-    for seq, (unit, node) in enumerate(zip(units, nodes, strict=True), tree.seq + 1):
-        name, revision = cast("Move", unit.operations[0]).target[-1], node.revision + 1
-        moved = to_node(
-            (*node[:2], folder.id, name, node.kind, revision, *node[6:11], unit.at_us, None)
-        )
-        updates.append((folder.id, name, key_of(name), revision, unit.at_us, node.id))
-        tx.changes.append(change_row(unit, seq, "move", moved))
-        outcomes.append(Done((Result(moved),)))
+    ids, owners, _, _, kinds, before, *content, _, _ = zip(*nodes, strict=True)
+    above, times = repeat(folder.id), [unit.at_us for unit in units]
+    revisions = [revision + 1 for revision in before]
+    columns = (ids, owners, above, names, kinds, revisions, *content, times, repeat(None))
+    moved = to_nodes(zip(*columns, strict=False))
+    tx.changes += map(change_row, units, count(tree.seq + 1), repeat("move"), moved)
     tx.trees[tree.id] = tree._replace(seq=tree.seq + len(units))
     tx.forget_children()
     yield RunMany(
         "UPDATE nodes SET parent = $1, name = $2, key = $3, revision = $4, modified = $5"
         " WHERE id = $6",
-        updates,
+        list(zip(above, names, map(key_of, names), revisions, times, ids, strict=False)),
     )
-    return outcomes
+    return [Done((Result(node),)) for node in moved]

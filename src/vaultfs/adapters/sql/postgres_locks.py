@@ -117,6 +117,8 @@ _AUDITED: Final = {
 def _trees_of(op: Operation) -> Iterable[int]:
     """The trees that `op` changes, or whose users get chunks."""
     match op:
+        case ops.PutFile() | ops.Move():  # there may be a thousand of them
+            return (op.tree,)
         case ops.RecordPack():
             return (user for user, _ in op.claims)
         case ops.ClaimChunks() | ops.PinChunks():

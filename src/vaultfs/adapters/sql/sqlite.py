@@ -37,6 +37,7 @@ from vaultfs.adapters.sql.statements import (
     to_known,
     to_location,
     to_node,
+    to_nodes,
     to_version,
 )
 from vaultfs.adapters.sql.writer import Writer
@@ -332,7 +333,7 @@ def _fetch(sql: str, parameters: Sequence[Any], connection: sqlite3.Connection) 
 
 def _children(parameters: Sequence[Any], connection: sqlite3.Connection) -> list[Node]:
     # From the cursor, in its thread: a row is gone before the next one is made.
-    return list(map(to_node, execute(connection, CHILDREN, parameters)))
+    return to_nodes(execute(connection, CHILDREN, parameters))
 
 
 def _namings(connection: sqlite3.Connection) -> Iterator[Sequence[Naming]]:

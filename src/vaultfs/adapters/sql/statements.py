@@ -7,7 +7,9 @@ import json
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import repeat
 from json.encoder import encode_basestring
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
 from vaultfs.domain.digests import Digest
@@ -61,12 +63,16 @@ ACCESS_WIDTH = len(Token._fields)
 CHANGE = "seq, node, kind, revision, version, actor, at, op_id"
 
 # `_make` is a function in Python; a listing of a thousand nodes feels the difference.
-to_node: Callable[[Row], Node] = partial(
-    tuple.__new__,  # pyright: ignore[reportUnknownMemberType] its type has no arguments
-    Node,
-)
+_new: Callable[[type[Node], Row], Node] = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+to_node: Callable[[Row], Node] = partial(_new, Node)
+_ALL: Callable[[Row], Row] = itemgetter(slice(None))
 to_user: Callable[[Row], User] = User._make
 to_change: Callable[[Row], Change] = Change._make
+
+
+def to_nodes(rows: Iterable[Row]) -> list[Node]:
+    """Each of `rows` as `to_node` has it. Of a row that is no tuple a slice is, and quickly."""
+    return list(map(_new, repeat(Node), map(_ALL, rows)))
 
 
 def to_version(row: Row) -> Version:
