@@ -6,7 +6,7 @@ Whoever is asked knows the other content by short digests alone.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from itertools import accumulate
 from typing import Final, NamedTuple, Protocol
@@ -122,26 +122,17 @@ class Search:
         self, steps: Sequence[Step], gaps: Sequence[Gap], cut: Chunking
     ) -> Sequence[Step]:
         """The steps, with the gaps looked into."""
-        found: list[Step] = []
-        each = iter(await self._finer(gaps, cut))
+        refined: list[list[Step]] = [[] for _ in gaps]
+        for group in _grouped(await self._finer(gaps, cut)):
+            read = await self.here.read_all([(each.start, each.stop) for each in group])
+            found = await to_thread.run_sync(_matched, group, read, cut)
+            for each, fine in zip(group, found, strict=True):
+                refined[each.number] += fine
+        in_gaps = iter(refined)
+        joined: list[Step] = []
         for step in steps:
-            if isinstance(step, Copy):
-                found.append(step)
-                continue
-            gap, units = next(each)
-            if not units:
-                found.append(step)
-                continue
-            for start in range(gap.start, gap.stop, ASKED):
-                data = await self.here.read(start, min(gap.stop, start + ASKED))
-                fine, _ = match_units(
-                    _keyed(units), _keyed(await to_thread.run_sync(pieces_of, data, cut))
-                )
-                found += (
-                    Copy(part.at + gap.base_start, part.length) if isinstance(part, Copy) else part
-                    for part in fine
-                )
-        return _joined(found)
+            joined += (step,) if isinstance(step, Copy) else next(in_gaps) or (step,)
+        return _joined(joined)
 
     async def _finer(self, gaps: Sequence[Gap], cut: Chunking) -> list[tuple[Gap, Sequence[Unit]]]:
         """Each gap, and the pieces of its stretch of the version there, from the first on that is
@@ -252,6 +243,46 @@ class _Placed:
 def _joined(steps: Sequence[Step]) -> Sequence[Step]:
     size = max((step.at + step.length for step in steps if isinstance(step, Copy)), default=0)
     return delta_of(size, steps).steps
+
+
+class _Window(NamedTuple):
+    """A part of a gap that is looked into at once, and the pieces of its stretch there."""
+
+    number: int
+    """Of the gap."""
+    start: int
+    stop: int
+    units: Sequence[Unit]
+    base_start: int
+
+
+def _grouped(looked: Sequence[tuple[Gap, Sequence[Unit]]]) -> Iterator[list[_Window]]:
+    """The windows of gaps of which there are pieces, as many as are looked into with one hop."""
+    group, size = list[_Window](), 0
+    for number, (gap, units) in enumerate(looked):
+        for start in range(gap.start, gap.stop, ASKED) if units else ():
+            stop = min(gap.stop, start + ASKED)
+            if group and size + stop - start > ASKED:
+                yield group
+                group, size = [], 0
+            group.append(_Window(number, start, stop, units, gap.base_start))
+            size += stop - start
+    if group:
+        yield group
+
+
+def _matched(group: Sequence[_Window], read: Sequence[bytes], cut: Chunking) -> list[list[Step]]:
+    """The steps that lead to what was `read` in each window. CPU work."""
+    found: list[list[Step]] = []
+    for each, data in zip(group, read, strict=True):
+        steps, _ = match_units(_keyed(each.units), _keyed(pieces_of(data, cut)))
+        found.append(
+            [
+                Copy(step.at + each.base_start, step.length) if isinstance(step, Copy) else step
+                for step in steps
+            ]
+        )
+    return found
 
 
 def _keyed(units: Sequence[Unit]) -> list[tuple[Unit, int]]:
