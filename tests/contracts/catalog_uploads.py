@@ -226,6 +226,27 @@ class UploadContract:
         await me.do(FinishUpload(me.tree, "a", 1, put))
         assert (await catalog.user("me")).used == 100
 
+    async def test_what_may_be_there_already_needs_no_room(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        await me.do(SetQuota(me.tree, 100))
+        path = parse_path("/d/f")
+        put = PutFile(me.tree, path, content("x", 100), parents=True)
+        await me.do(put)
+        for number, size, where in (("other", 100, "/d"), ("more", 101, "/d/f"), ("n", 100, "/f")):
+            there = session(me, number, size=size)._replace(path=parse_path(where))
+            assert isinstance(await me.refused(CreateUpload(there)), QuotaExceeded)
+        for number, name, made in (("same", "x", 0), ("other", "y", 1)):
+            there = session(me, number, size=None)._replace(path=path)
+            await me.do(CreateUpload(there), DeclareUpload(me.tree, number, 100))
+            await me.do(AppendUpload(me.tree, number, 1, 0, entries(10)))
+            finish = FinishUpload(me.tree, number, 1, evolve(put, content=content(name, 100)))
+            if made:
+                assert isinstance(await me.refused(finish), QuotaExceeded)
+            else:
+                assert (await me.do(finish)).count == 0
+        assert (await catalog.user("me")).used == 100
+
     async def test_parts_count_against_the_quota_of_parts_until_they_are_given_up(
         self, catalog: Catalog, me: Caller
     ) -> None:

@@ -15,7 +15,8 @@ from tests.entrypoints.test_http_server import Running, serve
 from tests.faults import MIB, random_bytes, small_files, write_tree
 
 import vaultfs
-from vaultfs.domain.errors import QuotaExceeded, VersionMismatch
+from vaultfs.adapters.files import FileSource
+from vaultfs.domain.errors import QuotaExceeded, SourceChanged, VersionMismatch
 from vaultfs.domain.nodes import DigestState, Preconditions, VersionId
 from vaultfs.domain.operations import SetQuota
 from vaultfs.entrypoints.answers import ServerError
@@ -143,6 +144,53 @@ def test_a_client_that_is_killed_and_run_again(tmp_path: Path, source: Path, par
         assert cutter.passed < len(CONTENT) + PACK + ON_ITS_WAY
         with running.client() as client:
             assert client.get("/v1/files/me/again.bin").content == CONTENT
+
+
+@pytest.fixture
+def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a log, which has 9 MiB more each time that it is read from, and others."""
+    folder = tmp_path / "folder"
+    write_tree(folder, {"a": b"a", "log": CONTENT[: 20 * MIB], "z": CONTENT[: 2 * MIB]})
+    read = FileSource.readinto
+
+    async def readinto(self: FileSource, view: memoryview) -> int:
+        if self.name.endswith("log"):
+            with (folder / "log").open("ab") as log:
+                log.write(CONTENT[: 9 * MIB])
+        return await read(self, view)
+
+    monkeypatch.setattr(FileSource, "readinto", readinto)
+    return folder
+
+
+@pytest.mark.parametrize("size", [3 * MIB, 20 * MIB])
+async def test_a_file_that_grows_is_told_as_that(tmp_path: Path, growing: Path, size: int) -> None:
+    (growing / "log").write_bytes(CONTENT[:size])
+    async with served(tmp_path / "vault") as (local, address, token):
+        async with vaultfs.connect(address, token=token) as vault:
+            with pytest.raises(SourceChanged, match="log changed while it was read"):
+                await vault.put("/log", growing / "log")
+            report = await vault.put_tree(growing, "/tree")
+            assert report.files == 2
+            [failed] = report.failed
+            assert (failed.where, "changed" in failed.reason) == ("/log", True)
+        assert not await local.catalog.uploads(local.user.id)
+
+
+async def test_what_has_no_room_is_told_and_the_rest_is_put(tmp_path: Path) -> None:
+    """And what is there already needs none, small or large."""
+    folder = tmp_path / "folder"
+    write_tree(folder, {"a": b"a", "b": CONTENT[: 2 * MIB], "c": CONTENT[: 20 * MIB], "d": b"d"})
+    async with served(tmp_path / "vault") as (local, address, token):
+        await local.files.change(local.user, SetQuota(local.user.tree, 21 * MIB))
+        async with vaultfs.connect(address, token=token) as vault:
+            for _ in range(2):
+                report = await vault.put_tree(folder, "/tree")
+                assert len(report.failed) == 1
+                assert report.failed[0].where in {"/b", "/c"}
+                assert "quota" in report.failed[0].reason
+                assert report.files == 3
+        assert not await local.catalog.uploads(local.user.id)
 
 
 async def test_refusals_end_it_at_once(tmp_path: Path, source: Path) -> None:

@@ -123,7 +123,7 @@ class FileSource:
                     break
                 filled += read
         self.done += filled
-        if filled < len(view):
+        if filled < len(view) or self.done > self.before.st_size:
             self._check()
         return filled
 

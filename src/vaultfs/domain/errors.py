@@ -291,7 +291,7 @@ class LockMisuse(InvalidField, ValueError):
     """A lock that nobody can have, or a change of one that is none."""
 
 
-FILE_ERRORS: Final = (Conflict, DamagedContent, Forbidden, InvalidName, NotFound)
+FILE_ERRORS: Final = (Conflict, DamagedContent, Forbidden, InvalidName, NotFound, QuotaExceeded)
 """What can be wrong with one file while all others are fine."""
 
 

@@ -16,6 +16,7 @@ from attrs import frozen
 from multidict import CIMultiDict
 from yarl import URL
 
+from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import parse_address
 from vaultfs.entrypoints.answers import LONGEST_WAIT, ServerError, refuse
 from vaultfs.entrypoints.http.wire import LOCK_HEADER
@@ -127,7 +128,9 @@ class Calls:
         return found
 
     def fail(self, error: Exception) -> NoReturn:
-        """Raise `ServerError` for a request that got no answer."""
+        """Raise `ServerError` for a request that got no answer, or why its body broke off."""
+        if isinstance(error.__cause__, VaultError):
+            raise error.__cause__
         raise ServerError(self._explained(error)) from error
 
     def _explained(self, error: Exception) -> str:

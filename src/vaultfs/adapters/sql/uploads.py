@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from vaultfs.adapters.sql.accounts import audit
 from vaultfs.adapters.sql.files import put_file
-from vaultfs.adapters.sql.statements import Program, Run, RunMany
+from vaultfs.adapters.sql.statements import RESOLVE, Program, Run, RunMany, to_array, to_node
 from vaultfs.adapters.sql.stock import rescue
 from vaultfs.adapters.sql.transaction import Transaction, chain_to, tree_row
 from vaultfs.adapters.sql.uploadrows import ROW, UPLOAD, to_upload
@@ -19,6 +19,7 @@ from vaultfs.domain import operations as ops
 from vaultfs.domain import uploads
 from vaultfs.domain.errors import ChunksMissing, Exists, NotFound, QuotaExceeded, listed
 from vaultfs.domain.manifests import Entry, pack_entries
+from vaultfs.domain.names import key_of
 from vaultfs.domain.nodes import DigestState, TreeId, UserId
 from vaultfs.domain.operations import Result, Unit
 from vaultfs.domain.uploads import Upload
@@ -65,8 +66,9 @@ def create(tx: Transaction, unit: Unit, op: ops.CreateUpload) -> Program[Result]
 def _must_have_room(tx: Transaction, upload: Upload, size: int) -> Program[None]:
     """Raises `QuotaExceeded` if the tree, with the open sessions, had no room for `size`.
 
-    Parts are also beside those that are finished and can be joined; what is joined of them is
-    not, for it is the same bytes.
+    What may be the file that is there already needs none: it may make no version, and if it is
+    another content after all it is refused when it is finished. Parts are also beside those that
+    are finished and can be joined; what is joined of them is not, for it is the same bytes.
     """
     tree = yield from tree_row(tx, upload.tree)
     if tree.quota is None:
@@ -78,11 +80,20 @@ def _must_have_room(tx: Transaction, upload: Upload, size: int) -> Program[None]
         (upload.tree, upload.id),
     )
     used = tree.used + int(rows[0][0]) + size
-    if used > tree.quota:
+    if used > tree.quota and not (yield from _is_as_long(upload)):
         raise QuotaExceeded(
             f"with {size} bytes of this upload there would be {used}; the quota is {tree.quota}:"
-            " purge the trash, or give up uploads that are not to be finished"
+            " purge the trash, prune old versions, or give up uploads that are not to be finished"
         )
+
+
+def _is_as_long(upload: Upload) -> Program[bool]:
+    """Whether there is a file where the upload goes, and of its length."""
+    if upload.path is None:
+        return False
+    rows = yield Run(RESOLVE, (upload.tree, to_array(map(key_of, upload.path))))
+    there = to_node(rows[-1]) if len(rows) == len(upload.path) + 1 else None
+    return there is not None and not there.is_folder and there.size == upload.size
 
 
 _HELD: Final = "state = 'open' OR state = 'finished' AND path IS NULL"
