@@ -367,6 +367,27 @@ def test_a_range_that_is_waited_for_no_longer_lets_those_behind_go_on() -> None:
     assert [number for number, _ in table.take_passed().granted] == [behind.id]
 
 
+def test_ranges_of_several_files_end_together() -> None:
+    first, second = at("first"), at("second")
+
+    def ask(table: LockTable, owner: Owner, expires: float | None = None) -> Answer:
+        span = (byte_range(0, 10, exclusive=True),)
+        ranges = {first: span, second: span}
+        return table.request(owner, {}, ranges=ranges, expires=expires)
+
+    released, expired = LockTable(), LockTable()
+    held = ask(released, A)
+    assert isinstance(held, Grant)
+    ask(expired, A, expires=5)
+    for table in (released, expired):
+        assert isinstance(ask(table, B), Waiting)
+    released.release(held.id)
+    expired.tick(5)
+    for table in (released, expired):
+        assert [grant.owner for _, grant in table.take_passed().granted] == [B]
+        check(table)
+
+
 def test_what_an_owner_asks_to_share_it_has_no_longer_exclusively_in_any_grant() -> None:
     table, file = LockTable(), at("file")
 

@@ -365,20 +365,18 @@ class LockTable:
     def _have_ranges(self, owner: Owner, resources: Iterable[Resource]) -> None:
         """Make the ranges of `owner` in some files those of its grants: the latest wins."""
         grants = self.owned.get(owner, {}).values()
-        for resource in resources:
-            node = self.nodes.get(resource)
-            if node is None:
-                continue
+        nodes = [node for each in resources if (node := self.nodes.get(each)) is not None]
+        for node in nodes:
             mine = Ranges()
             for grant in grants:
-                for each in grant.ranges.get(resource, ()):
+                for each in grant.ranges.get(node.resource, ()):
                     mine.lock(each)
             if mine:
                 node.ranges = (node.ranges or {}) | {owner: mine}
             elif node.ranges and node.ranges.pop(owner, None) and not node.ranges:
                 node.ranges = None
-            if node.queue is not None:
-                self._wake([(node, Mode.X)])  # whom it concerns, only those who wait know
+        # Whom it concerns, only those who wait know; they may want some of the other files too.
+        self._wake([(node, Mode.X) for node in nodes])
 
     def _hold(self, owner: Owner, plan: Mapping[Resource, Mode]) -> None:
         nodes = self.nodes
