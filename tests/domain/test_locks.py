@@ -367,6 +367,55 @@ def test_a_range_that_is_waited_for_no_longer_lets_those_behind_go_on() -> None:
     assert [number for number, _ in table.take_passed().granted] == [behind.id]
 
 
+def test_ranges_of_several_files_end_together() -> None:
+    first, second = at("first"), at("second")
+
+    def ask(table: LockTable, owner: Owner, expires: float | None = None) -> Answer:
+        span = (byte_range(0, 10, exclusive=True),)
+        ranges = {first: span, second: span}
+        return table.request(owner, {}, ranges=ranges, expires=expires)
+
+    released, expired = LockTable(), LockTable()
+    held = ask(released, A)
+    assert isinstance(held, Grant)
+    ask(expired, A, expires=5)
+    for table in (released, expired):
+        assert isinstance(ask(table, B), Waiting)
+    released.release(held.id)
+    expired.tick(5)
+    for table in (released, expired):
+        assert [grant.owner for _, grant in table.take_passed().granted] == [B]
+        check(table)
+
+
+def test_an_upgrade_ahead_shuts_out_nobody_who_has_the_file_and_waits_for_a_range() -> None:
+    table, file = LockTable(), at("file")
+    table.request(A, {file: Mode.IX})
+    table.request(B, {file: Mode.IS})
+    held = table.request(D, {}, ranges={file: (byte_range(0, 10, exclusive=True),)})
+    assert isinstance(held, Grant)
+    assert isinstance(table.request(C, {file: Mode.S}), Waiting)
+    waits = table.request(B, {}, ranges={file: (byte_range(5, 6, exclusive=False),)})
+    assert isinstance(waits, Waiting)
+    assert isinstance(table.request(A, {file: Mode.X}), Waiting)  # for B, too
+    check(table)
+    table.release(held.id)
+    assert [number for number, _ in table.take_passed().granted] == [waits.id]
+    check(table)
+
+
+def test_who_is_let_pass_to_open_a_circle_goes_on_also_behind_an_upgrade() -> None:
+    table, file = LockTable(), at("file")
+    table.request(A, {file: Mode.IX})
+    table.request(B, {file: Mode.IS})
+    table.request(C, {file: Mode.S}, ranges={file: (byte_range(10, 20, exclusive=True),)})
+    waits = table.request(B, {}, ranges={file: (byte_range(15, 18, exclusive=False),)})
+    assert isinstance(waits, Waiting)
+    assert isinstance(table.request(A, {file: Mode.X}), Waiting)
+    assert [number for number, _ in table.take_passed().granted] == [waits.id]
+    check(table)
+
+
 def test_what_an_owner_asks_to_share_it_has_no_longer_exclusively_in_any_grant() -> None:
     table, file = LockTable(), at("file")
 

@@ -83,7 +83,8 @@ class _Users:
             start = self.random.randrange(20)
             stop = start + 1 + self.random.randrange(10)
             exclusive = self.random.random() < 0.5
-            ranges = {self.random.choice(FILES): (byte_range(start, stop, exclusive=exclusive),)}
+            span = (byte_range(start, stop, exclusive=exclusive),)
+            ranges = dict.fromkeys(self.random.sample(FILES, self.random.choice([1, 2])), span)
             items = items if self.random.random() < 0.5 else {}
         lease = max(0, self.table.now) + self.random.randrange(1, 30)
         expires = None if self.random.random() < 0.6 else lease

@@ -172,6 +172,25 @@ async def test_changes_are_told(remote: RemoteVault) -> None:
         await remote.changes("7.000000000000")
 
 
+@pytest.mark.parametrize("empty", [{}, {"empty": b""}], ids=["large files alone", "an empty file"])
+async def test_a_server_is_not_asked_for_no_chunks(
+    remote: RemoteVault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: dict[str, bytes]
+) -> None:
+    async def have(
+        vault: RemoteVault, digests: list[Digest], *, upload: str | None = None
+    ) -> set[Digest]:
+        asked.append(len(digests))
+        return await real(vault, digests, upload=upload)
+
+    asked, real = list[int](), RemoteVault.have
+    monkeypatch.setattr(RemoteVault, "have", have)
+    write_tree(tmp_path / "in", {"large": CONTENT, **empty})
+    report = await remote.put_tree(tmp_path / "in", "/tree")
+    assert (report.files, report.failed) == (1 + len(empty), [])
+    assert asked
+    assert 0 not in asked
+
+
 async def test_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vaultfs.entrypoints.remote_locks.TTL", 1.2)
     monkeypatch.setattr("vaultfs.entrypoints.remote_locks.ASKED", 0.1)

@@ -25,8 +25,8 @@ it has meanwhile, and has exactly that if it fails.
 *Waking.* When something is released, or somebody leaves a queue, only those who clash with
 what went can be concerned. Their queue is gone through from its head. Each is granted
 if on all its nodes nobody in front of it, and no holder, clashes. The walk ends at the first
-that is not and clashes with everything (X). What passed on is returned to the caller, who
-wakes the tasks.
+that is not and clashes with everything (X), but for those behind it who have the node and
+wait for ranges of it alone. What passed on is returned to the caller, who wakes the tasks.
 
 *Deadlocks* are found when a request would wait: a waits-for graph between owners is searched
 for a circle through it (`deadlocks.py`). An edge to a holder is *hard*, one to somebody
@@ -90,6 +90,8 @@ class LockTable:
         """What each owner that waits is waiting for."""
         self._leases = 0
         """Grants and requests that may run out."""
+        self._ranged = 0
+        """Requests that wait for ranges, maybe among others."""
         self._granted: list[tuple[int, Grant]] = []
         self._dropped: list[int] = []
 
@@ -282,6 +284,7 @@ class LockTable:
             node.enter(request, want, mine)
         self.waiting[request.id] = self.waits[request.owner] = request
         self._leases += request.expires is not None
+        self._ranged += bool(request.ranges)
 
     def _grantable(self, request: Waiting) -> bool:
         lease = request if request.converts is None else request.converts
@@ -365,20 +368,18 @@ class LockTable:
     def _have_ranges(self, owner: Owner, resources: Iterable[Resource]) -> None:
         """Make the ranges of `owner` in some files those of its grants: the latest wins."""
         grants = self.owned.get(owner, {}).values()
-        for resource in resources:
-            node = self.nodes.get(resource)
-            if node is None:
-                continue
+        nodes = [node for each in resources if (node := self.nodes.get(each)) is not None]
+        for node in nodes:
             mine = Ranges()
             for grant in grants:
-                for each in grant.ranges.get(resource, ()):
+                for each in grant.ranges.get(node.resource, ()):
                     mine.lock(each)
             if mine:
                 node.ranges = (node.ranges or {}) | {owner: mine}
             elif node.ranges and node.ranges.pop(owner, None) and not node.ranges:
                 node.ranges = None
-            if node.queue is not None:
-                self._wake([(node, Mode.X)])  # whom it concerns, only those who wait know
+        # Whom it concerns, only those who wait know; they may want some of the other files too.
+        self._wake([(node, Mode.X) for node in nodes])
 
     def _hold(self, owner: Owner, plan: Mapping[Resource, Mode]) -> None:
         nodes = self.nodes
@@ -495,6 +496,8 @@ class LockTable:
         del self.waits[request.owner]
         if request.expires is not None:
             self._leases -= 1
+        if request.ranges:
+            self._ranged -= 1
 
     def _leave(self, request: Waiting) -> list[tuple[Node, Mode]]:
         """Take a request out of its queues; where others may go on by that."""
@@ -527,17 +530,24 @@ class LockTable:
             while node.queue is not None:  # mostly the first goes on, and the next does not
                 request, want = next(iter(node.queue.items()))
                 if not self._try(request, failed):
-                    if want is not Mode.X:
-                        self._wake_behind(node, failed)
+                    if want is not Mode.X or self._ranged:
+                        self._wake_behind(node, failed, shut=want is Mode.X)
                     break
                 if want is Mode.X:  # it has the node now, and clashes with all behind it
                     break
 
-    def _wake_behind(self, node: Node, failed: set[int]) -> None:
-        """As `_wake` on one node, from the second in its queue on."""
+    def _wake_behind(self, node: Node, failed: set[int], *, shut: bool) -> None:
+        """As `_wake` on one node, from the second in its queue on.
+
+        It is `shut` by an X in front, but to those who have it and wait for ranges.
+        """
         for request, want in list((node.queue or {}).items())[1:]:
+            if shut and not (request.ranges and request.owner in node.holds):
+                continue
             if request.id in self.waiting and not self._try(request, failed) and want is Mode.X:
-                return
+                if not self._ranged:
+                    return
+                shut = True
 
     def _try(self, request: Waiting, failed: set[int]) -> bool:
         """Grant `request` if that is possible and has not been tried in this round."""

@@ -153,9 +153,9 @@ class PutTree:
             found = await self._loaded(items)
             contents = [b"" if data is None else data for _, data in found]
             pieces = await to_thread.run_sync(cut_each, contents)
-            if not self._to_be_asked():
+            digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
+            if not digests or not self._to_be_asked():
                 return found, await self._frames(found, pieces, set())
-        digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
         known = await self.vault.have(list(digests)[:MOST_ASKED])
         self._in_vain = 0 if known else min(self._in_vain + 1, MOST_IN_VAIN)
         async with self.computing:
