@@ -19,6 +19,7 @@ from vaultfs.adapters.files import FileSource
 from vaultfs.domain.errors import QuotaExceeded, SourceChanged, VersionMismatch
 from vaultfs.domain.nodes import DigestState, Preconditions, VersionId
 from vaultfs.domain.operations import SetQuota
+from vaultfs.entrypoints import calling
 from vaultfs.entrypoints.answers import ServerError
 
 CONTENT = random_bytes(45 * MIB + 99, "uploading")
@@ -95,8 +96,10 @@ async def test_small_files_that_the_server_has_do_not_travel_again(tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
 async def test_a_server_that_is_killed_and_comes_back(
-    tmp_path: Path, source: Path, part: float
+    tmp_path: Path, source: Path, part: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Later than a single question would be repeated."""
+    monkeypatch.setattr(calling, "FIRST_WAIT", 0.05)
     folder = tmp_path / "vault"
     with serve(folder) as first, Cutter(first.port, rate=30 * MIB) as cutter:
         async with (
@@ -108,6 +111,7 @@ async def test_a_server_that_is_killed_and_comes_back(
                 await anyio.sleep(0.01)
             first.process.send_signal(signal.SIGKILL)
             await to_thread.run_sync(first.process.wait)
+            await anyio.sleep(1)
             with serve(folder, first.token) as second:
                 cutter.port = second.port
                 while (await vault_under_way(second)) or not await is_there(second):
@@ -207,7 +211,10 @@ async def test_refusals_end_it_at_once(tmp_path: Path, source: Path) -> None:
         assert not await local.catalog.uploads(local.user.id)
 
 
-async def test_a_server_that_never_comes_back(tmp_path: Path, source: Path) -> None:
+async def test_a_server_that_never_comes_back(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calling, "FIRST_WAIT", 0.01)
     with serve(tmp_path / "vault") as running, Cutter(running.port, rate=30 * MIB) as cutter:
         async with vaultfs.connect(cutter.address, token=running.token) as vault:
 
@@ -218,5 +225,5 @@ async def test_a_server_that_never_comes_back(tmp_path: Path, source: Path) -> N
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(kill)
-                with pytest.raises(ServerError):
+                with pytest.raises(ServerError, match="putting it again goes on from there"):
                     await vault.put("/x.bin", source)

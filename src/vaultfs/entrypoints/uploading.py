@@ -84,10 +84,13 @@ class Uploading:
         number = await self._begin()
         try:
             changed = await self._send_all(number)
-        except BaseException:
+        except BaseException as error:
             # What has come stays, and is found by its chunks; its session need not.
             with anyio.CancelScope(shield=True), anyio.move_on_after(1), suppress(VaultError):
                 await self.vault.calls.ask("DELETE", self._where(number))
+            if isinstance(error, ServerError):
+                kept = "what was sent is kept, and putting it again goes on from there"
+                raise ServerError(f"{error.message}; {kept}") from error
             raise
         return Stored(await self.vault.stat(self.path), changed, self.sent)
 
@@ -117,7 +120,9 @@ class Uploading:
             try:
                 return await self._send(number, at)
             except _LATER as error:
-                found = await self._offset(number)
+                found = at
+                with suppress(ServerError):  # it may be starting anew
+                    found = await self._offset(number)
                 if found == self.item.size and at == found:
                     raise
                 tries = 0 if found > at else tries + 1
