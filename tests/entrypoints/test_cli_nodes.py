@@ -135,6 +135,18 @@ def test_rm_takes_a_folder_with_all_it_holds_only_if_told(cli: Cli, put: Put) ->
     assert cli.refused("rm", "-r", "/") == "folder_not_empty"
 
 
+def test_the_trash_tells_what_stat_told(cli: Cli, put: Put) -> None:
+    put("/f", "x")
+    cli("meta", "/f", '{"a": 1}')
+    there = cli.json("stat", "/f")
+    cli("rm", "/f")
+    [gone] = cli.json("trash")
+    assert gone["revision"] > there["revision"]
+    assert gone["trashed_us"] > 0
+    for key in ("path", "kind", "id", "version", "number", "size", "created", "metadata"):
+        assert gone[key] == there[key]
+
+
 def test_what_was_deleted_comes_back(cli: Cli, put: Put) -> None:
     for text in ("first", "second"):
         put("/d/f", text)
