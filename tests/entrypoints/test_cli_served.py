@@ -126,6 +126,19 @@ def test_users_and_tokens(hub: Running, cli: Cli) -> None:
     assert "was revoked" in carol("ls", code=1).errors
 
 
+def test_a_token_of_another_user_says_how_to_name_that_user(cli: Cli, hub: Running) -> None:
+    admin = Cli(hub.folder, hub.address, hub.token)
+    [token] = cli.json("token", "ls")
+    for change in ("revoke", "rotate"):
+        told = admin("token", change, token["id"], code=1).errors
+        assert told == f"vaultfs: me has no token {token['id']}: --user NAME says whose it is\n"
+
+
+def test_an_address_without_a_scheme_says_how_they_begin() -> None:
+    told = call("login", "127.0.0.1:8333", "--token-stdin").errors
+    assert "begin with https:// or http://" in told
+
+
 @pytest.mark.parametrize("change", ["cp", "mv"])
 def test_nothing_goes_from_tree_to_tree(
     cli: Cli, hub: Running, tmp_path: Path, change: str

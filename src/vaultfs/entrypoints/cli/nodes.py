@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vaultfs.domain.errors import InvalidField, NotFound
+from vaultfs.domain.errors import InvalidField, NotFound, ParentNotFound
 from vaultfs.domain.names import Address, format_path, parse_path
 from vaultfs.domain.quantities import human
 from vaultfs.entrypoints.cli.contents import Existing, Revision, Sources, preconditions
@@ -73,7 +73,10 @@ def mkdir(
         made: list[tuple[Node, Address]] = []
         async with working(call) as vault:
             for where in map(address, paths):
-                node = await vault.mkdir(written(where), parents=parents, exist_ok=parents)
+                try:
+                    node = await vault.mkdir(written(where), parents=parents, exist_ok=parents)
+                except ParentNotFound as error:
+                    raise ParentNotFound(f"{error.message}, or use -p") from error
                 made.append((node, where))
         _answer_nodes(call, made)
 
