@@ -232,6 +232,14 @@ def test_what_a_folder_says_is_to_be_ignored_is_passed_over(cli: Cli, local: Pat
     assert cli.refused("put", local, "/u", code=2) == "invalid_field"
 
 
+def test_what_a_killed_get_has_left_in_a_folder_is_passed_over(cli: Cli, local: Path) -> None:
+    (local / ".vaultfs-7-1").write_text("half of it")
+    (local / ".vaultfs-mine").write_text("a name like any other")
+    done = cli.json("put", local, "/t")
+    assert (done["skipped"], done["failed"]) == ([], [])
+    assert tree_of(cli, "/t") == {f"/t/{each}" for each in (".vaultfs-mine", "a", "b", "d", "d/x")}
+
+
 @pytest.mark.parametrize("name", ["fifo", "/dev/null"])
 def test_what_is_no_file_is_refused_if_it_is_named(cli: Cli, local: Path, name: str) -> None:
     os.mkfifo(local / "fifo")
