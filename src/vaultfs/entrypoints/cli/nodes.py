@@ -8,7 +8,7 @@ import typer
 from vaultfs.domain.errors import InvalidField, NotFound, ParentNotFound
 from vaultfs.domain.names import Address, format_path, parse_path
 from vaultfs.domain.quantities import human
-from vaultfs.entrypoints.cli.contents import Existing, Revision, Sources, preconditions
+from vaultfs.entrypoints.cli.contents import AsCp, Existing, Revision, Sources, preconditions
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import OWN, address, node_json, written
 from vaultfs.entrypoints.cli.session import (
@@ -170,6 +170,7 @@ def cp(
     destination: Destination,
     force: Force = False,
     number: NumberOption = None,
+    _recursive: AsCp = False,
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
