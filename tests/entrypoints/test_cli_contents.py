@@ -232,6 +232,20 @@ def test_what_a_folder_says_is_to_be_ignored_is_passed_over(cli: Cli, local: Pat
     assert cli.refused("put", local, "/u", code=2) == "invalid_field"
 
 
+def test_what_a_killed_get_has_left_in_a_folder_is_passed_over(cli: Cli, local: Path) -> None:
+    (local / ".vaultfs-7-1").write_text("half of it")
+    (local / ".vaultfs-mine").write_text("a name like any other")
+    done = cli.json("put", local, "/t")
+    assert (done["skipped"], done["failed"]) == ([], [])
+    assert tree_of(cli, "/t") == {f"/t/{each}" for each in (".vaultfs-mine", "a", "b", "d", "d/x")}
+
+
+def test_the_option_of_cp_may_be_given(cli: Cli, local: Path) -> None:
+    cli("put", "-r", local, "/t")
+    cli("cp", "-r", "/t", "/u")
+    assert cli.ls("/t") == cli.ls("/u") == ["a", "b", "d/"]
+
+
 @pytest.mark.parametrize("name", ["fifo", "/dev/null"])
 def test_what_is_no_file_is_refused_if_it_is_named(cli: Cli, local: Path, name: str) -> None:
     os.mkfifo(local / "fifo")

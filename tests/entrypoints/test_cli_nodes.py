@@ -130,9 +130,34 @@ def test_preconditions_hold_or_nothing_is_changed(cli: Cli, put: Put) -> None:
 def test_rm_takes_a_folder_with_all_it_holds_only_if_told(cli: Cli, put: Put) -> None:
     put("/d/f", "x")
     assert cli.refused("rm", "/d") == "folder_not_empty"
+    assert "(rm -r)" in cli("rm", "/d", code=1).errors
     cli("rm", "-r", "/d")
     assert cli.ls() == []
     assert cli.refused("rm", "-r", "/") == "folder_not_empty"
+
+
+def test_the_trash_tells_what_stat_told(cli: Cli, put: Put) -> None:
+    put("/f", "x")
+    cli("meta", "/f", '{"a": 1}')
+    there = cli.json("stat", "/f")
+    cli("rm", "/f")
+    [gone] = cli.json("trash")
+    assert gone["revision"] > there["revision"]
+    assert gone["trashed_us"] > 0
+    for key in ("path", "kind", "id", "version", "number", "size", "created", "metadata"):
+        assert gone[key] == there[key]
+
+
+def test_mkdir_below_what_is_not_there_names_the_option(cli: Cli) -> None:
+    assert "make it first, or use -p" in cli("mkdir", "/x/y/z", code=1).errors
+
+
+def test_a_batch_that_is_no_json_names_its_file(cli: Cli, tmp_path: Path) -> None:
+    for name in ("bad.json", "bad.jsonl"):
+        (tmp_path / name).write_text("nonsense")
+        told = cli("batch", tmp_path / name, code=2).errors
+        assert str(tmp_path / name) in told
+        assert "JSON" in told
 
 
 def test_what_was_deleted_comes_back(cli: Cli, put: Put) -> None:

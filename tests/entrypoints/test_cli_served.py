@@ -126,6 +126,38 @@ def test_users_and_tokens(hub: Running, cli: Cli) -> None:
     assert "was revoked" in carol("ls", code=1).errors
 
 
+def test_a_token_of_another_user_says_how_to_name_that_user(cli: Cli, hub: Running) -> None:
+    admin = Cli(hub.folder, hub.address, hub.token)
+    [token] = cli.json("token", "ls")
+    for change in ("revoke", "rotate"):
+        told = admin("token", change, token["id"], code=1).errors
+        assert told == f"vaultfs: me has no token {token['id']}: --user NAME says whose it is\n"
+
+
+def test_an_address_without_a_scheme_says_how_they_begin() -> None:
+    told = call("login", "127.0.0.1:8333", "--token-stdin").errors
+    assert "begin with https:// or http://" in told
+
+
+@pytest.mark.parametrize("change", ["cp", "mv"])
+def test_nothing_goes_from_tree_to_tree(
+    cli: Cli, hub: Running, tmp_path: Path, change: str
+) -> None:
+    (tmp_path / "f").write_text("x")
+    other = Cli(hub.folder, hub.address, hub.token)
+    other("put", tmp_path / "f", f"/{change}/shown")
+    other("put", tmp_path / "f", f"/{change}/hidden")
+    cli("mkdir", "/own")
+    other("grant", f"/{change}/shown", cli.json("grant", "/own", "me")[0]["owner"])
+    shown, hidden = f"me:/{change}/shown", f"me:/{change}/hidden"
+    assert "stays in the tree of one user: get it" in cli(change, shown, "/mine", code=1).errors
+    both = cli(change, shown, hidden, "/own", code=1)
+    assert "stays in the tree of one user: get it" in both.errors
+    for path in (hidden, f"me:/{change}/nothing", "nobody:/hidden"):
+        refused = cli(change, path, "/mine", code=1)
+        assert refused.errors == f"vaultfs: nothing is at {path.partition(':')[2]}\n"
+
+
 def test_what_is_for_the_folder_alone_says_so(cli: Cli) -> None:
     names = ("verify", "rebuild", "backup", "maintain", "serve", "gc", "repack", "scrub")
     for words in (*((name,) for name in names), ("reconcile",), ("migrate", "status")):

@@ -266,6 +266,12 @@ def test_the_port_is_taken(running: Running, tmp_path: Path) -> None:
     assert "--port" in called.errors
 
 
+def test_the_host_is_another_machine(tmp_path: Path) -> None:
+    called = call("serve", tmp_path / "other", "--host", "192.0.2.1", "--port", 0)
+    assert called.code == 2
+    assert "name another --host" in called.errors
+
+
 def test_a_first_start_that_fails_uses_up_no_token(running: Running, tmp_path: Path) -> None:
     odd = tmp_path / "odd.pem"
     odd.write_text("no certificate")

@@ -206,7 +206,9 @@ def _read_small(name: str, most: int) -> tuple[bytes, Origin] | None:
 
 @frozen
 class LocalSource(SourceTree):
-    """The folder `top` and everything below it but for what its `.vaultignore` names."""
+    """The folder `top` and everything below it but for what its `.vaultignore` names, and for
+    files under way.
+    """
 
     top: FilePath
     """An existing folder."""
@@ -245,7 +247,7 @@ class LocalSource(SourceTree):
             return
         taken: set[str] = set()
         for entry in found:
-            if ignored(_ignorable(path, entry)):
+            if is_temporary(entry.name) or ignored(_ignorable(path, entry)):
                 continue
             key = key_of(entry.name)
             if key in taken:

@@ -52,3 +52,11 @@ def require(caller: UserId, action: Action, tree: TreeId, role: Role | None, whe
 def nothing_at(address: Address) -> NotFound:
     """The error for what is not there, and for what the caller may not know to be there."""
     return NotFound(f"nothing is at {address}")
+
+
+def one_tree() -> NotFound:
+    """The error for what would go from one user's tree to another's, whatever is in them."""
+    return NotFound(
+        "what is moved, copied or restored stays in the tree of one user:"
+        " get it, and put it into the other"
+    )

@@ -12,13 +12,12 @@ from typing import Any, Final, NoReturn, cast
 
 from attrs import define, field
 
-from vaultfs.domain.access import Role
+from vaultfs.domain.access import Role, one_tree
 from vaultfs.domain.batches import MAX_ID, Change, OnConflict, Ref, Step, check_refs
 from vaultfs.domain.errors import (
     BadReference,
     DuplicateId,
     InvalidField,
-    NotFound,
     UnknownOp,
     VaultError,
     listed,
@@ -160,7 +159,7 @@ class _Reader:
         else:
             self._wrong(name, "a path, or a reference to an earlier operation")
         if self.user and key_of(user) != key_of(self.user):
-            raise NotFound(f"nothing of {user} can be reached from the tree of {self.user}")
+            raise one_tree()
         self.user, self.tree = user, self.parser.trees.get(user, NOBODY)
         return path
 

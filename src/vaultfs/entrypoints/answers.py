@@ -188,21 +188,20 @@ def to_version(entry: wire.VersionOut) -> Version:
 def to_trashed(entry: wire.TrashedOut) -> Trashed:
     """A node of the trash, and where it was."""
     path = parse_path(entry.path)
-    deleted = micros(entry.deleted)
     node = Node(
         id=NodeId(entry.id),
         tree=TreeId(0),
         parent=None,
         name=path[-1],
         kind="folder" if entry.kind == "folder" else "file",
-        revision=0,
-        version=None,
-        number=0,
+        revision=entry.revision,
+        version=None if entry.version is None else VersionId(entry.version),
+        number=entry.number or 0,
         size=entry.size,
-        metadata="{}",
-        created_us=0,
-        modified_us=deleted,
-        trashed_us=deleted,
+        metadata=msgspec.json.encode(entry.metadata).decode(),
+        created_us=micros(entry.created),
+        modified_us=micros(entry.modified),
+        trashed_us=micros(entry.deleted),
     )
     return Trashed(node, path)
 

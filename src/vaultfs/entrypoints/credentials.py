@@ -28,7 +28,9 @@ def check_address(address: str) -> str:
     Raises `InvalidField` for what is no address of a server, and for one with a secret in it.
     """
     if not is_server(address):
-        raise InvalidField(f"{address} is no address of a server: they begin with https://")
+        raise InvalidField(
+            f"{address} is no address of a server: they begin with https:// or http://"
+        )
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port

@@ -131,7 +131,9 @@ def delete(tx: Transaction, unit: Unit, op: ops.Delete) -> Program[Result]:
             "SELECT 1 FROM nodes WHERE parent = $1 AND trashed IS NULL LIMIT 1", (node.id,)
         )
         if rows:
-            raise FolderNotEmpty(f"{format_path(op.path)} is not empty: delete it recursively")
+            raise FolderNotEmpty(
+                f"{format_path(op.path)} is not empty: delete it recursively (rm -r)"
+            )
     return Result((yield from send_to_trash(tx, unit, node)))
 
 

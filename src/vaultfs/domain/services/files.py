@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve
 
-from vaultfs.domain.access import Action, Role, require
+from vaultfs.domain.access import Action, Role, one_tree, require
 from vaultfs.domain.digests import Buffer
 from vaultfs.domain.errors import Locked, NotFound, PacksGone, VaultError
 from vaultfs.domain.names import Address, Path, format_path
@@ -207,11 +207,12 @@ class Files(Browse):
     ) -> Node:
         """Give a node another path, in one row. Refused as `Move` is.
 
-        Within one tree: another user's is not there for the caller.
+        Within one tree: raises `NotFound` for another.
         """
         tree = await self.tree(caller, source.tree)
         if source.tree != target.tree:
-            raise NotFound(f"nothing of {target.tree} can be reached")
+            await self.stat(caller, source)
+            raise one_tree()
         operation = Move(tree, source.path, target.path, preconditions, replace)
         return _node(await self.change(caller, operation))
 
@@ -228,7 +229,8 @@ class Files(Browse):
         """Copy a node with all below it; no bytes are copied. Refused as `Copy` is."""
         tree = await self.tree(caller, source.tree)
         if source.tree != target.tree:
-            raise NotFound(f"nothing of {target.tree} can be reached")
+            await self.stat(caller, source)
+            raise one_tree()
         operation = Copy(tree, source.path, target.path, preconditions, replace, number)
         return (await self.change(caller, operation))[0]
 
@@ -250,7 +252,7 @@ class Files(Browse):
     ) -> Node:
         """Bring a node back from the trash. Refused as `Restore` is."""
         if target is not None and target.tree != tree:
-            raise NotFound(f"nothing of {target.tree} can be reached")
+            raise one_tree()
         path = None if target is None else target.path
         operation = Restore(await self.tree(caller, tree), node, path)
         return _node(await self.change(caller, operation))

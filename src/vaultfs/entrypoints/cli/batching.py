@@ -110,10 +110,13 @@ def _read(source: str) -> "Asked":
     except OSError as error:
         raise InvalidField(f"{source} cannot be read: {error.strerror or error}") from error
     data = data.strip()
-    if source.endswith((".ndjson", ".jsonl")) or (data.startswith(b"{") and _is_lines(data)):
-        asked = Asked(parse_lines(data), Mode.ATOMIC, dry_run=False, wait=WAIT)
-    else:
-        asked = parse_batch(data if data.startswith(b"{") else b'{"ops": %s}' % (data or b"[]"))
+    try:
+        if source.endswith((".ndjson", ".jsonl")) or (data.startswith(b"{") and _is_lines(data)):
+            asked = Asked(parse_lines(data), Mode.ATOMIC, dry_run=False, wait=WAIT)
+        else:
+            asked = parse_batch(data if data.startswith(b"{") else b'{"ops": %s}' % (data or b"[]"))
+    except InvalidField as error:
+        raise InvalidField(f"{source}: {error.message}") from error
     for number, op in enumerate(asked.ops, 1):
         if isinstance(op, InvalidField):
             raise InvalidField(f"operation {number}: {op.message}")

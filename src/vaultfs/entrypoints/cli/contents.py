@@ -47,6 +47,8 @@ Sources = Annotated[
     list[str],
     typer.Argument(metavar="/SRC...", show_default=False, help="Files and folders of the vault."),
 ]
+AsCp = Annotated[bool, typer.Option("--recursive", "-r", hidden=True)]
+"""What cp needs for folders; here they always go with what they hold."""
 Existing = Annotated[
     int | None,
     typer.Option(
@@ -163,6 +165,7 @@ def put(
     create_only: Annotated[
         bool, typer.Option("--create-only", help="Only if nothing is there yet.")
     ] = False,
+    _recursive: AsCp = False,
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

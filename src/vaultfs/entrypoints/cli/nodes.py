@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vaultfs.domain.errors import InvalidField, NotFound
+from vaultfs.domain.errors import InvalidField, NotFound, ParentNotFound
 from vaultfs.domain.names import Address, format_path, parse_path
 from vaultfs.domain.quantities import human
-from vaultfs.entrypoints.cli.contents import Existing, Revision, Sources, preconditions
+from vaultfs.entrypoints.cli.contents import AsCp, Existing, Revision, Sources, preconditions
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import OWN, address, node_json, written
 from vaultfs.entrypoints.cli.session import (
@@ -73,7 +73,10 @@ def mkdir(
         made: list[tuple[Node, Address]] = []
         async with working(call) as vault:
             for where in map(address, paths):
-                node = await vault.mkdir(written(where), parents=parents, exist_ok=parents)
+                try:
+                    node = await vault.mkdir(written(where), parents=parents, exist_ok=parents)
+                except ParentNotFound as error:
+                    raise ParentNotFound(f"{error.message}, or use -p") from error
                 made.append((node, where))
         _answer_nodes(call, made)
 
@@ -167,6 +170,7 @@ def cp(
     destination: Destination,
     force: Force = False,
     number: NumberOption = None,
+    _recursive: AsCp = False,
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

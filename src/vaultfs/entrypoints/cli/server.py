@@ -2,15 +2,15 @@
 
 import os
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from vaultfs.domain.errors import InvalidField
+from vaultfs.domain.errors import InvalidField, NotFound
 from vaultfs.domain.quantities import counted, human
 from vaultfs.entrypoints.cli.session import (
     DatabaseOption,
@@ -526,12 +526,23 @@ def rotate_token(
 
     async def work() -> None:
         async with _people(call) as people:
-            issued = await people.rotate_token(
-                user or people.own, number, timedelta(seconds=overlap), _expiry(days)
-            )
+            with _whose(user):
+                issued = await people.rotate_token(
+                    user or people.own, number, timedelta(seconds=overlap), _expiry(days)
+                )
         call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
 
     run(call, work)
+
+
+@contextmanager
+def _whose(user: str | None) -> Generator[None, None, None]:
+    """Say how to name the user of a token that is not the caller's."""
+    try:
+        yield
+    except NotFound as error:
+        more = ": --user NAME says whose it is" if user is None else ""
+        raise NotFound(f"{error.message}{more}") from error
 
 
 @tokens.command("revoke")
@@ -554,7 +565,8 @@ def revoke_token(
 
     async def work() -> None:
         async with _people(call) as people:
-            await people.revoke_token(user or people.own, number)
+            with _whose(user):
+                await people.revoke_token(user or people.own, number)
         call.answer({"revoked": number}, f"token {shown(number)} is good for nothing any more")
 
     run(call, work)

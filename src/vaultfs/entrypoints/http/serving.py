@@ -1,6 +1,7 @@
 """Running the API: uvicorn around it, logs, the first token, and a clean end."""
 
 import asyncio  # uvicorn's protocols and transports are asyncio's
+import errno
 import logging
 import socket
 import sys
@@ -174,8 +175,10 @@ def _bind(where: Listening) -> socket.socket:
         listener.bind((where.host, where.port))
     except OSError as error:
         listener.close()
+        taken = error.errno in {errno.EADDRINUSE, errno.EACCES}
         raise InvalidField(
-            f"cannot listen on {where.host}:{where.port}: {error.strerror}: name another --port"
+            f"cannot listen on {where.host}:{where.port}: {error.strerror or error}:"
+            f" name another {'--port' if taken else '--host'}"
         ) from error
     return listener
 

@@ -92,7 +92,13 @@ class TrashedOut(msgspec.Struct):
     id: int
     path: str
     kind: str
+    revision: int
+    version: int | None
+    number: int | None
     size: int
+    created: datetime
+    modified: datetime
+    metadata: dict[str, Any]
     deleted: datetime
 
 
@@ -705,8 +711,19 @@ def version_out(version: Version) -> VersionOut:
 def trashed_out(trashed: Trashed) -> TrashedOut:
     """A node in the trash."""
     node = trashed.node
-    deleted = moment(node.trashed_us or 0)
-    return TrashedOut(node.id, format_path(trashed.path), node.kind, node.size, deleted)
+    return TrashedOut(
+        node.id,
+        format_path(trashed.path),
+        node.kind,
+        node.revision,
+        node.version,
+        node.number or None,
+        node.size,
+        moment(node.created_us),
+        moment(node.modified_us),
+        msgspec.json.decode(node.metadata),
+        moment(node.trashed_us or 0),
+    )
 
 
 def change_out(seen: Seen) -> ChangeOut:
