@@ -79,8 +79,7 @@ def _put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outco
         return None
     for unit in units:  # before anything is charged, which would be done again one by one
         yield from rely(tx, unit)
-    sizes = [put.content.manifest.size for put in puts]
-    yield from charge(tx, folder.tree, sum(sizes))
+    yield from charge(tx, folder.tree, sum(put.content.manifest.size for put in puts))
     # Nothing can be refused from here on.
     folder = yield from folder_at(tx, units[0], folder.tree, puts[0].path[:-1], make=True)
     return (yield from _insert(tx, folder, units, puts))
