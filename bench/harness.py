@@ -3,7 +3,8 @@
 Contestants take turns, run by run (A, B, C, A, B, C ...), so that a slow minute of the machine
 hits all of them alike. Each turn gets a fresh folder with a HOME of its own, deleted afterwards;
 `sync` comes before every timed command, so that nobody pays for another's writes. The input is
-read once beforehand: all read it from the page cache.
+read before every turn: all read it from the page cache, also after borg, which takes what it has
+read out of there.
 
 Wall time is that from starting the command to reaping it. Peak memory is resident memory, so it
 includes the file pages a process has mapped. It is the largest of three figures:
@@ -242,9 +243,13 @@ def compete(
     *,
     runs: int,
     work: Path,
+    source: Path | None = None,
     memory: bool = True,
 ) -> Outcome:
-    """Let the contestants take turns, `runs` each; one that fails is left out from then on."""
+    """Let the contestants take turns, `runs` each; one that fails is left out from then on.
+
+    `source` is what they read.
+    """
     racing = list(contestants)
     results: list[Run] = []
     failures: list[Failure] = []
@@ -257,6 +262,8 @@ def compete(
                     for command in contestant.once:
                         run(command, memory=False)
                 else:
+                    if source is not None:
+                        warm(source)
                     results += _turn(scenario, contestant, number, work, memory=memory)
             except CommandError as error:
                 _say(f"FAILED: {error}")

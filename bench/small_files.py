@@ -25,7 +25,6 @@ from bench.harness import (
     compete,
     fresh_folder,
     require_space,
-    warm,
 )
 from bench.report import Claim, Faster, Lighter, Scenario, parser, publish, size_of
 
@@ -95,8 +94,7 @@ def main() -> int:
         tree = folder / "tree"
         small_files(tree, source_tar(chosen.cache, chosen.source_size), chosen.count, chosen.size)
         racing = available(contestants(tree), chosen.only, chosen.work)
-        warm(tree)
-        outcome = compete(FILES, racing, runs=chosen.runs, work=chosen.work)
+        outcome = compete(FILES, racing, runs=chosen.runs, work=chosen.work, source=tree)
     scenario = Scenario(FILES, ("restic", "borg", "cp-fsync"), chosen.count, "files")
     return publish([scenario], CLAIMS, outcome, chosen)
 

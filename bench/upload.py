@@ -24,7 +24,6 @@ from bench.harness import (
     compete,
     fresh_folder,
     require_space,
-    warm,
 )
 from bench.report import Claim, Faster, Lighter, Scenario, parser, publish, size_of
 
@@ -79,8 +78,7 @@ def main() -> int:
         inputs = {NOISE: noise, SOURCE: source_tar(chosen.cache, chosen.source_size)}
         for name, source in inputs.items():
             racing = available(contestants(source), chosen.only, chosen.work)
-            warm(source)
-            outcome += compete(name, racing, runs=chosen.runs, work=chosen.work)
+            outcome += compete(name, racing, runs=chosen.runs, work=chosen.work, source=source)
         scenarios = [
             Scenario(name, ("restic", "borg", "dd", "zstd"), source.stat().st_size / 1e6, "MB")
             for name, source in inputs.items()
