@@ -18,7 +18,6 @@ from vaultfs.adapters.sql.transaction import (
     change_row,
     charge,
     folder_at,
-    node_row,
     reserve,
     tree_row,
 )
@@ -77,12 +76,12 @@ def _put_new_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outco
         return None
     if (yield from any_locked(tx, folder.tree, units)):
         return None
-    for unit in units:  # before anything is charged, which would be done again one by one
-        yield from rely(tx, unit)
-    yield from charge(tx, folder.tree, sum(put.content.manifest.size for put in puts))
+    yield from rely(tx, *units)  # before anything is charged, which would be done again
+    sizes = [put.content.manifest.size for put in puts]
+    yield from charge(tx, folder.tree, sum(sizes))
     # Nothing can be refused from here on.
     folder = yield from folder_at(tx, units[0], folder.tree, puts[0].path[:-1], make=True)
-    return (yield from _insert(tx, folder, units, puts))
+    return (yield from _insert(tx, folder, units, puts, keys, sizes))
 
 
 def _folder(tx: Transaction, unit: Unit, put: PutFile) -> Program[Node | None]:
@@ -103,32 +102,39 @@ def _any_there(folder: Node, keys: Sequence[str]) -> Program[bool]:
 
 
 def _insert(
-    tx: Transaction, folder: Node, units: Sequence[Unit], puts: Sequence[PutFile]
+    tx: Transaction,
+    folder: Node,
+    units: Sequence[Unit],
+    puts: Sequence[PutFile],
+    keys: Sequence[str],
+    sizes: Sequence[int],
 ) -> Program[list[Outcome]]:
-    node_id = yield from reserve(tx, "nodes", len(puts))
-    version_id = yield from reserve(tx, "versions", len(puts))
+    """Make a file for each of `puts`; nodes column by column, as they may be a thousand."""
+    many, one = len(puts), repeat(1)
+    node_id = yield from reserve(tx, "nodes", many)
+    version_id = yield from reserve(tx, "versions", many)
     tree = yield from tree_row(tx, folder.tree)
-    nodes: list[Node] = []
-    versions: list[tuple[Any, ...]] = []
-    for index, (unit, put) in enumerate(zip(units, puts, strict=True)):
-        content, now = put.content, unit.at_us
-        size, version = content.manifest.size, version_id + index
-        head = (node_id + index, folder.tree, folder.id, put.path[-1], "file", 1, version, 1, size)
-        node = Node._make((*head, "{}", now, now, None))
-        nodes.append(node)
-        versions.append(
-            (
-                *(version, node.id, 1, size, content.digest, content.digest_state),
-                *(content.manifest.encode(), now, unit.actor),
-                *(put.origin.mtime_us, put.origin.mode),
-            )
-        )
-        tx.changes.append(change_row(unit, tree.seq + 1 + index, "put", node))
-    tx.trees[tree.id] = tree._replace(seq=tree.seq + len(puts))
-    yield RunMany(INSERT_NODE, list(map(node_row, nodes)))
+    times = [unit.at_us for unit in units]
+    numbers = (one, range(version_id, version_id + many), one, sizes)
+    ids, names = range(node_id, node_id + many), [put.path[-1] for put in puts]
+    place = (ids, repeat(folder.tree), repeat(folder.id), names)
+    rest = (repeat("file"), *numbers, repeat("{}"), times, times, repeat(None))
+    nodes = to_nodes(zip(*place, *rest, strict=False))
+    tx.changes += map(change_row, units, count(tree.seq + 1), repeat("put"), nodes)
+    tx.trees[tree.id] = tree._replace(seq=tree.seq + many)
+    yield RunMany(INSERT_NODE, list(zip(*place, keys, *rest, strict=False)))
     tx.forget_children()
-    yield RunMany(INSERT_VERSION, versions)
+    yield RunMany(INSERT_VERSION, list(map(_version_row, nodes, units, puts)))
     return [Done((Result(node, 1),)) for node in nodes]
+
+
+def _version_row(node: Node, unit: Unit, put: PutFile) -> tuple[Any, ...]:
+    """What `INSERT_VERSION` takes for the first version of a file."""
+    content, origin = put.content, put.origin
+    return (
+        *(node.version, node.id, 1, node.size, content.digest, content.digest_state),
+        *(content.manifest.encode(), unit.at_us, unit.actor, origin.mtime_us, origin.mode),
+    )
 
 
 def _move_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome] | None]:

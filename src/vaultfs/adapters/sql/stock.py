@@ -15,19 +15,18 @@ from vaultfs.domain.operations import Result, Unit
 from vaultfs.domain.packs import NO_CIPHER
 
 
-def rely(tx: Transaction, unit: Unit) -> Program[None]:
-    """See that the packs are there that `unit` relies on; none is condemned any more then.
+def rely(tx: Transaction, *units: Unit) -> Program[None]:
+    """See that the packs are there that `units` rely on; none is condemned any more then.
 
     Raises `PacksGone`, also for one that was rewritten: see `domain.collection`.
     """
-    for key in unit.recorded:
-        if key not in tx.recorded:
-            raise PacksGone(f"pack {key.hex()} could not be recorded")
-    if not unit.relies:
+    for key in {key for unit in units for key in unit.recorded} - tx.recorded:
+        raise PacksGone(f"pack {key.hex()} could not be recorded")
+    relied = {number for unit in units for number in unit.relies}
+    if not relied:
         return
-    numbers = f"[{','.join(map(str, unit.relies))}]"
-    rows = yield Run(_RELIED, (numbers,))
-    if len(rows) < len(unit.relies):
+    rows = yield Run(_RELIED, (f"[{','.join(map(str, relied))}]",))
+    if len(rows) < len(relied):
         raise PacksGone(
             "chunks that the content was to share with others were collected meanwhile:"
             " send it again"
