@@ -32,8 +32,8 @@ from vaultfs.domain.nodes import (
     TreeId,
     VersionId,
 )
-from vaultfs.domain.services.budget import BLOCK, GROUP_FILES
-from vaultfs.domain.services.tasks import task_group
+from vaultfs.domain.services.budget import BLOCK, GROUP_FILES, MIB
+from vaultfs.domain.services.tasks import InOrder, task_group
 from vaultfs.entrypoints.answers import error_of
 from vaultfs.entrypoints.calling import Slices
 from vaultfs.entrypoints.client import SMALL, RemoteVault
@@ -46,6 +46,8 @@ GROUPS: Final = 6
 """Groups of small files that are on their way to a server at the same time. At one of them this
 process works; two would get in each other's way, as the interpreter does one thing at a time.
 """
+FIRST: Final = MIB // 2
+"""Bytes of the first group: the others grow, so that the server begins soon."""
 LARGE: Final = 4
 """Large files."""
 MOST_ASKED: Final = 8192
@@ -72,7 +74,7 @@ class PutTree:
     progress: Progress
     report: Report = field(factory=Report)
     groups: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(GROUPS))
-    computing: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(1))
+    computing: InOrder = field(factory=InOrder)
     large: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(LARGE))
     top: Address = field(init=False)
     _sent: int = 0
@@ -86,7 +88,7 @@ class PutTree:
         """Send it all; only a failure of the server itself is raised."""
         await self.vault.mkdir(self.path, parents=True, exist_ok=True)
         group: list[Item] = []
-        size = 0
+        size, most = 0, FIRST
         async with task_group() as tasks, aclosing(self.source.walk()) as batches:
             async for batch in batches:
                 for item in batch:
@@ -100,10 +102,10 @@ class PutTree:
                     else:
                         group.append(item)
                         size += item.size
-                        if size > BLOCK - 2 * SMALL_FILE or len(group) >= GROUP_FILES:
+                        if size > most or len(group) >= GROUP_FILES:
                             await self.groups.acquire()
                             tasks.start_soon(self._send_group, group)
-                            group, size = [], 0
+                            group, size, most = [], 0, min(2 * most, BLOCK - 2 * SMALL_FILE)
             await self.groups.acquire()
             await self._send_group(group)
         return self.report
@@ -149,16 +151,17 @@ class PutTree:
 
     async def _framed_group(self, items: Sequence[Item]) -> tuple[list[_Found], bytes]:
         """What of `items` could be read, and its frames."""
-        async with self.computing:
+        number = self._sent = self._sent + 1
+        async with self.computing.turn(number):
             found = await self._loaded(items)
             contents = [b"" if data is None else data for _, data in found]
             pieces = await to_thread.run_sync(cut_each, contents)
             digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
-            if not digests or not self._to_be_asked():
+            if not digests or not self._to_be_asked(number):
                 return found, await self._frames(found, pieces, set())
         known = await self.vault.have(list(digests)[:MOST_ASKED])
         self._in_vain = 0 if known else min(self._in_vain + 1, MOST_IN_VAIN)
-        async with self.computing:
+        async with self.computing.turn(number):
             return found, await self._frames(found, pieces, known)
 
     async def _frames(
@@ -177,11 +180,10 @@ class PutTree:
                 found.append((item, data))
         return found
 
-    def _to_be_asked(self) -> bool:
-        """Whether the server may have some of the next group; asked more rarely if it had none."""
-        self._sent += 1
+    def _to_be_asked(self, number: int) -> bool:
+        """Whether the server may have some of a group; asked more rarely if it had none."""
         own = self.top.tree == self.vault.user  # of another's, all is sent
-        return own and not self._sent % (1 + self._in_vain)
+        return own and not number % (1 + self._in_vain)
 
     def _note(self, item: Item, out: FrameOut) -> None:
         if out.code is not None:

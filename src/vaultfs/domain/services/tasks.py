@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Hashable, Iterator
 from contextlib import asynccontextmanager
+from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 import anyio
@@ -61,3 +62,45 @@ class OneByOne(Generic[K]):
             turn.wanted -= 1
             if not turn.wanted:
                 del self._turns[key]
+
+
+@define(eq=False)
+class InOrder:
+    """Those who work do so one at a time; of those who wait, the one of the lowest number goes on.
+
+    So what was begun early is finished early, however often it had to wait for something else.
+    """
+
+    _taken: bool = False
+    _waiting: list[tuple[int, anyio.Event]] = field(factory=list[tuple[int, anyio.Event]])
+    """A heap."""
+
+    @asynccontextmanager
+    async def turn(self, number: int) -> AsyncGenerator[None, None]:
+        """Nobody else has a turn meanwhile. No two who wait have the same number."""
+        if self._taken:
+            await self._wait(number)
+        self._taken = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, number: int) -> None:
+        called = anyio.Event()
+        heappush(self._waiting, (number, called))
+        try:
+            await called.wait()
+        except BaseException:
+            if called.is_set():
+                self._pass_on()
+            else:
+                self._waiting.remove((number, called))
+                heapify(self._waiting)
+            raise
+
+    def _pass_on(self) -> None:
+        if self._waiting:
+            heappop(self._waiting)[1].set()
+        else:
+            self._taken = False
