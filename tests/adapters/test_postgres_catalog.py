@@ -17,8 +17,11 @@ from tests.postgres import Postgres
 
 from vaultfs.adapters.sql import postgres_copies
 from vaultfs.adapters.sql.postgres import PostgresCatalog
+from vaultfs.adapters.sql.postgres_connections import Database, Readers
+from vaultfs.adapters.sql.postgres_driver import FEW, Driver, Ids
 from vaultfs.adapters.sql.schema import MIGRATIONS, SCHEMA
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
+from vaultfs.adapters.sql.statements import Program, Run, RunMany
 from vaultfs.domain.errors import (
     Busy,
     CatalogUnavailable,
@@ -306,14 +309,35 @@ async def test_the_dump_of_one_database_is_that_of_the_other(
         await back.aclose()
 
 
-async def test_a_value_that_does_not_fit_is_the_fault_of_its_unit(me: Caller) -> None:
+@pytest.mark.parametrize("count", [6, 2 * FEW])
+async def test_a_value_that_does_not_fit_is_the_fault_of_its_unit(me: Caller, count: int) -> None:
     late = Origin(mtime_us=1 << 70)
-    units = [me.unit(me.put_op(f"/{n}", origin=late if n == 3 else None)) for n in range(6)]
+    units = [me.unit(me.put_op(f"/{n}", origin=late if n == 3 else None)) for n in range(count)]
     outcomes = await me.catalog.apply(units)
-    assert [isinstance(each, Done) for each in outcomes] == [n != 3 for n in range(6)]
+    assert [isinstance(each, Done) for each in outcomes] == [n != 3 for n in range(count)]
     assert isinstance(outcomes[3], Refused)
     assert isinstance(outcomes[3].error, InvalidField)
     assert await me.catalog.check() == []
+
+
+async def test_a_program_goes_on_while_many_rows_are_written(database: str) -> None:
+    connection = await asyncpg.connect(database)
+    await connection.execute("CREATE TEMP TABLE numbers(n BIGINT)")
+    driver = Driver(connection, Ids(Readers(Database(database)).reserve))
+    rows = [(number,) for number in range(2 * FEW)]
+
+    def count(*, refused: bool) -> Program[int]:
+        yield RunMany("INSERT INTO numbers VALUES ($1)", rows)
+        if refused:
+            raise Exists("as it has to be")
+        return int((yield Run("SELECT count(*) FROM numbers"))[0][0])
+
+    async with connection.transaction():
+        assert await driver.drive(count(refused=False)) == len(rows)
+        with pytest.raises(Exists):  # and the statement under way is not cut off
+            await driver.drive(count(refused=True))
+        assert await driver.drive(count(refused=False)) == 3 * len(rows)
+    await connection.close()
 
 
 async def test_whose_value_does_not_fit_is_not_told_of_the_database(me: Caller) -> None:

@@ -190,9 +190,15 @@ def _read_entry(data: memoryview, at: int) -> tuple[Entry, int] | None:
         Manifest.decode(bytes(data[middle:stop])) if kind == _FILE else None,
         Origin(mtime if flags & _MTIME else None, mode if flags & _MODE else None),
         Digest(digest) if flags & _DIGEST else None,
-        Preconditions(
-            VersionId(version) if flags & _IF_VERSION else None,
-            if_absent=bool(flags & _IF_ABSENT),
-        ),
+        _wanted(flags, version),
     )
     return entry, stop
+
+
+def _wanted(flags: int, version: int) -> Preconditions:
+    if not flags & (_IF_ABSENT | _IF_VERSION):
+        return NO_PRECONDITIONS
+    return Preconditions(
+        VersionId(version) if flags & _IF_VERSION else None,
+        if_absent=bool(flags & _IF_ABSENT),
+    )

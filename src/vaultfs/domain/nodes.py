@@ -177,10 +177,12 @@ class Preconditions:
 
     @property
     def any(self) -> bool:
-        return self != NO_PRECONDITIONS
+        return self is not NO_PRECONDITIONS and self != NO_PRECONDITIONS
 
     def check(self, node: Node | None, where: str) -> None:
         """Raises `Exists` or `VersionMismatch` unless `node`, which is at `where`, is as wanted."""
+        if self is NO_PRECONDITIONS:
+            return
         if self.if_absent and node is not None:
             raise Exists(f"{where} is there already")
         if self.if_present and node is None:

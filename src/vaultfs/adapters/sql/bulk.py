@@ -93,12 +93,15 @@ def _folder(tx: Transaction, unit: Unit, put: PutFile) -> Program[Node | None]:
 
 
 def _any_there(folder: Node, keys: Sequence[str]) -> Program[bool]:
-    rows = yield Run(
-        "SELECT 1 FROM json_each($2) e CROSS JOIN nodes n WHERE n.parent = $1 AND n.key = e.value"
-        " AND n.trashed IS NULL LIMIT 1",
-        (folder.id, to_array(keys)),
-    )
+    rows = yield Run(_THERE, (folder.id, to_array(keys)))
     return bool(rows)
+
+
+_THERE = (  # mostly the folder is new
+    "SELECT 1 FROM json_each($2) e CROSS JOIN nodes n WHERE n.parent = $1 AND n.key = e.value"
+    " AND n.trashed IS NULL"
+    " AND EXISTS (SELECT 1 FROM nodes c WHERE c.parent = $1 AND c.trashed IS NULL) LIMIT 1"
+)
 
 
 def _insert(
@@ -119,10 +122,10 @@ def _insert(
     ids, names = range(node_id, node_id + many), [put.path[-1] for put in puts]
     place = (ids, repeat(folder.tree), repeat(folder.id), names)
     rest = (repeat("file"), *numbers, repeat("{}"), times, times, repeat(None))
+    yield RunMany(INSERT_NODE, list(zip(*place, keys, *rest, strict=False)))
     nodes = to_nodes(zip(*place, *rest, strict=False))
     tx.changes += map(change_row, units, count(tree.seq + 1), repeat("put"), nodes)
     tx.trees[tree.id] = tree._replace(seq=tree.seq + many)
-    yield RunMany(INSERT_NODE, list(zip(*place, keys, *rest, strict=False)))
     tx.forget_children()
     yield RunMany(INSERT_VERSION, list(map(_version_row, nodes, units, puts)))
     return [Done((Result(node, 1),)) for node in nodes]
@@ -144,7 +147,8 @@ def _move_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome]
     folder = yield from folder_at(tx, units[0], first.tree, first.target[:-1], make=False)
     if any(unit.presented for unit in units) or (yield from any_locked(tx, first.tree, units)):
         return None  # each is held to the locks, and ends those of its own that it moves
-    keys = [key_of(check_path(move.target)[-1]) for move in moves]
+    names = [check_path(move.target)[-1] for move in moves]
+    keys = list(map(key_of, names))
     if len(set(keys)) != len(keys) or (yield from _any_there(folder, keys)):
         return None
     sources = [key_of(move.source[-1]) for move in moves]
@@ -154,8 +158,8 @@ def _move_files(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome]
         return None
     for key, move in zip(sources, moves, strict=True):
         move.preconditions.check(nodes[key], "")
-    names = [move.target[-1] for move in moves]
-    return (yield from _relocate(tx, folder, units, [nodes[key] for key in sources], names))
+    moved = [nodes[key] for key in sources]
+    return (yield from _relocate(tx, folder, units, moved, names, keys))
 
 
 _FILES = (
@@ -170,6 +174,7 @@ def _relocate(
     units: Sequence[Unit],
     nodes: Sequence[Node],
     names: Sequence[str],
+    keys: Sequence[str],
 ) -> Program[list[Outcome]]:
     """Move `nodes` into `folder` under `names`; column by column, as they may be a thousand."""
     tree = yield from tree_row(tx, folder.tree)
@@ -177,13 +182,13 @@ def _relocate(
     above, times = repeat(folder.id), [unit.at_us for unit in units]
     revisions = [revision + 1 for revision in before]
     columns = (ids, owners, above, names, kinds, revisions, *content, times, repeat(None))
+    yield RunMany(
+        "UPDATE nodes SET parent = $1, name = $2, key = $3, revision = $4, modified = $5"
+        " WHERE id = $6",
+        list(zip(above, names, keys, revisions, times, ids, strict=False)),
+    )
     moved = to_nodes(zip(*columns, strict=False))
     tx.changes += map(change_row, units, count(tree.seq + 1), repeat("move"), moved)
     tx.trees[tree.id] = tree._replace(seq=tree.seq + len(units))
     tx.forget_children()
-    yield RunMany(
-        "UPDATE nodes SET parent = $1, name = $2, key = $3, revision = $4, modified = $5"
-        " WHERE id = $6",
-        list(zip(above, names, map(key_of, names), revisions, times, ids, strict=False)),
-    )
     return [Done((Result(node),)) for node in moved]

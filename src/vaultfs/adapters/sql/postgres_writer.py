@@ -267,13 +267,14 @@ class PostgresWriter(GroupCommit):
         self, connection: "Connection", this: _Round
     ) -> tuple[dict[int, Row], Sequence[TreeId]]:
         """Lock all that is changed; the rows of trees by id, and the trees that are locked."""
-        if not this.operations:  # one trip instead of three, which a lock would notice
+        operations = this.operations
+        if not operations:  # one trip instead of three, which a lock would notice
             await connection.execute(f"{BEGIN};{self.locks.text_of(this.trees)}")
             return {}, list(dict.fromkeys(this.trees))
         await connection.execute(BEGIN)
         trees: dict[int, Row] = {}
         locked: Sequence[TreeId] = ()
-        for what, sql, parameters in self.locks.of(this.operations, this.trees, this.keys):
+        for what, sql, parameters in self.locks.of(operations, this.trees, this.keys):
             rows: list[Any] = await connection.fetch(sql, *parameters)
             if what == "trees":
                 trees = {row[0]: row for row in rows}
