@@ -74,15 +74,12 @@ class PutTree:
     progress: Progress
     report: Report = field(factory=Report)
     groups: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(GROUPS))
-    computing: InOrder = field(factory=InOrder)
     large: anyio.Semaphore = field(factory=lambda: anyio.Semaphore(LARGE))
-    top: Address = field(init=False)
-    _sent: int = 0
-    _in_vain: int = 0
-    """How often in a row the server had nothing of what was asked for."""
+    small: "_Sender" = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.top = parse_address(self.path, own=self.vault.user)
+        top = parse_address(self.path, own=self.vault.user)
+        self.small = _Sender(self.vault, self.source, top)
 
     async def run(self) -> Report:
         """Send it all; only a failure of the server itself is raised."""
@@ -116,7 +113,7 @@ class PutTree:
     def _too_long(self, path: Path) -> InvalidName | None:
         """Why the vault has no room for such a path, if it has none."""
         try:
-            check_path((*self.top.path, *path))
+            check_path((*self.small.top.path, *path))
         except InvalidName as error:
             return error
         return None
@@ -140,57 +137,18 @@ class PutTree:
 
     async def _send_group(self, items: Sequence[Item]) -> None:
         try:
-            found, body = await self._framed_group(items)
-            if found:
-                self.report.travelled += len(body)
-                outs = await _post(self.vault, self.top, body)
-                for (item, _), out in zip(found, outs, strict=True):
-                    self._note(item, out)
+            outcomes, travelled = await self.small.send(items)
+            self.report.travelled += travelled
+            for item, out in outcomes:
+                self._note(item, out)
         finally:
             self.groups.release()
 
-    async def _framed_group(self, items: Sequence[Item]) -> tuple[list[_Found], bytes]:
-        """What of `items` could be read, and its frames."""
-        number = self._sent = self._sent + 1
-        async with self.computing.turn(number):
-            found = await self._loaded(items)
-            contents = [b"" if data is None else data for _, data in found]
-            pieces = await to_thread.run_sync(cut_each, contents)
-            digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
-            if not digests or not self._to_be_asked(number):
-                return found, await self._frames(found, pieces, set())
-        known = await self.vault.have(list(digests)[:MOST_ASKED])
-        self._in_vain = 0 if known else min(self._in_vain + 1, MOST_IN_VAIN)
-        async with self.computing.turn(number):
-            return found, await self._frames(found, pieces, known)
-
-    async def _frames(
-        self, found: Sequence[_Found], pieces: Sequence[_Pieces], known: set[Digest]
-    ) -> bytes:
-        return await to_thread.run_sync(_framed, self.top.path, found, pieces, known)
-
-    async def _loaded(self, items: Sequence[Item]) -> list[_Found]:
-        """The folders among `items`, and the files that could be read, with what is in them."""
-        files = [item for item in items if item.kind == "file"]
-        found: list[_Found] = [(item, None) for item in items if item.kind == "folder"]
-        for item, data in zip(files, await self.source.load(files), strict=True):
-            if isinstance(data, VaultError):
-                self._fail(item.path, data)
-            else:
-                found.append((item, data))
-        return found
-
-    def _to_be_asked(self, number: int) -> bool:
-        """Whether the server may have some of a group; asked more rarely if it had none."""
-        own = self.top.tree == self.vault.user  # of another's, all is sent
-        return own and not number % (1 + self._in_vain)
-
-    def _note(self, item: Item, out: FrameOut) -> None:
-        if out.code is not None:
-            error = error_of(out.code, out.detail or "", "")
-            if not isinstance(error, FILE_ERRORS):
-                raise error
-            self._fail(item.path, error)
+    def _note(self, item: Item, out: FrameOut | VaultError) -> None:
+        if isinstance(out, VaultError):
+            if not isinstance(out, FILE_ERRORS):
+                raise out
+            self._fail(item.path, out)
         elif item.kind == "folder":
             self.report.folders += 1
         else:
@@ -203,18 +161,75 @@ class PutTree:
         self.report.failed.append(Skipped(format_path(path), error.message))
 
 
-async def _post(vault: RemoteVault, top: Address, body: bytes) -> list[FrameOut]:
-    """What became of each entry of the frames in `body`."""
-    calls = vault.calls
-    answer = await calls.ask(
-        "POST",
-        calls.url(f"frames/{quote(top.tree, safe='')}"),
-        headers={"Content-Type": MEDIA_TYPE},
-        data=Slices(body) if len(body) > SMALL else body,
-        again=False,  # somebody else's version may stand between a first and a second time
-    )
-    out: FramesOut = calls.decode(answer, FramesOut)
-    return out.entries
+@define(eq=False)
+class _Sender:
+    """Sends groups of small files below `top`, and of folders."""
+
+    vault: RemoteVault
+    source: LocalSource
+    top: Address
+    preconditions: Preconditions = NO_PRECONDITIONS
+    _computing: InOrder = field(factory=InOrder)
+    _sent: int = 0
+    _in_vain: int = 0
+    """How often in a row the server had nothing of what was asked for."""
+
+    async def send(
+        self, items: Sequence[Item]
+    ) -> tuple[list[tuple[Item, FrameOut | VaultError]], int]:
+        """What became of each of `items`, folders first, and how many bytes were sent for them."""
+        number = self._sent = self._sent + 1
+        async with self._computing.turn(number):
+            loaded = await self._loaded(items)
+            found = [(item, data) for item, data in loaded if not isinstance(data, VaultError)]
+            pieces = await to_thread.run_sync(cut_each, [data or b"" for _, data in found])
+            digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
+            asking = bool(digests) and self._to_be_asked(number)
+            body = b"" if asking else await self._framed(found, pieces, set())
+        if asking:
+            known = await self.vault.have(list(digests)[:MOST_ASKED])
+            self._in_vain = 0 if known else min(self._in_vain + 1, MOST_IN_VAIN)
+            async with self._computing.turn(number):
+                body = await self._framed(found, pieces, known)
+        outs = iter(await self._post(body) if found else ())
+        outcomes = [
+            (item, data if isinstance(data, VaultError) else next(outs)) for item, data in loaded
+        ]
+        return outcomes, len(body) if found else 0
+
+    async def _loaded(self, items: Sequence[Item]) -> list[tuple[Item, bytes | VaultError | None]]:
+        """Folders, which have no content, and then files with theirs, as far as it can be read."""
+        files = [item for item in items if item.kind == "file"]
+        folders = [(item, None) for item in items if item.kind == "folder"]
+        return [*folders, *zip(files, await self.source.load(files), strict=True)]
+
+    def _to_be_asked(self, number: int) -> bool:
+        """Whether the server may have some of a group; asked more rarely if it had none."""
+        own = self.top.tree == self.vault.user  # of another's, all is sent
+        return own and not number % (1 + self._in_vain)
+
+    async def _framed(
+        self, found: Sequence[_Found], pieces: Sequence[_Pieces], known: set[Digest]
+    ) -> bytes:
+        return await to_thread.run_sync(
+            _framed, self.top.path, found, pieces, known, self.preconditions
+        )
+
+    async def _post(self, body: bytes) -> list[FrameOut | VaultError]:
+        """What became of each entry of the frames in `body`."""
+        calls = self.vault.calls
+        answer = await calls.ask(
+            "POST",
+            calls.url(f"frames/{quote(self.top.tree, safe='')}"),
+            headers={"Content-Type": MEDIA_TYPE},
+            data=Slices(body) if len(body) > SMALL else body,
+            again=False,  # somebody else's version may stand between a first and a second time
+        )
+        told: FramesOut = calls.decode(answer, FramesOut)
+        return [
+            out if out.code is None else error_of(out.code, out.detail or "", "")
+            for out in told.entries
+        ]
 
 
 async def push_new(
@@ -222,28 +237,16 @@ async def push_new(
 ) -> list[Pushed | VaultError]:
     """See `Surface.push_new`: one request with the frames of all of them."""
     top = parse_address(path, own=vault.user)
-    done: list[Pushed | VaultError] = []
-    loaded = await source.load(items)
-    found = [
-        (item, data) for item, data in zip(items, loaded, strict=True) if isinstance(data, bytes)
+    outcomes, travelled = await _Sender(vault, source, top, Preconditions(if_absent=True)).send(
+        items
+    )
+    share = travelled // max(1, len(outcomes))
+    return [
+        out if isinstance(out, VaultError) else _pushed(item, out, share) for item, out in outcomes
     ]
-    pieces = await to_thread.run_sync(cut_each, [data for _, data in found])
-    digests = dict.fromkeys(cut.digest for cuts, _ in pieces for cut in cuts)
-    known = set[Digest]()
-    if top.tree == vault.user:
-        known = await vault.have(list(digests)[:MOST_ASKED])
-    absent = Preconditions(if_absent=True)
-    body = await to_thread.run_sync(_framed, top.path, found, pieces, known, absent)
-    outs = iter(await _post(vault, top, body) if found else ())
-    share = len(body) // max(1, len(found))
-    for item, data in zip(items, loaded, strict=True):
-        done.append(data if isinstance(data, VaultError) else _pushed(item, next(outs), share))
-    return done
 
 
-def _pushed(item: Item, out: FrameOut, travelled: int) -> Pushed | VaultError:
-    if out.code is not None:
-        return error_of(out.code, out.detail or "", "")
+def _pushed(item: Item, out: FrameOut, travelled: int) -> Pushed:
     assert out.id is not None
     node = Node(
         id=NodeId(out.id),
@@ -280,7 +283,7 @@ def _framed(
     items: Sequence[_Found],
     pieces: Sequence[_Pieces],
     known: set[Digest],
-    preconditions: Preconditions = NO_PRECONDITIONS,
+    preconditions: Preconditions,
 ) -> bytes:
     """The frames of small files and of folders, which have no bytes. CPU work."""
     parts: list[Buffer] = [HEAD]
