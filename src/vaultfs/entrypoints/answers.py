@@ -106,15 +106,15 @@ def _kinds(kind: type[VaultError]) -> dict[str, type[VaultError]]:
     return found
 
 
-def refuse(status: int, data: bytes, headers: Mapping[str, str]) -> NoReturn:
-    """Raise what a refusal stands for."""
+def refuse(address: str, status: int, data: bytes, headers: Mapping[str, str]) -> NoReturn:
+    """Raise what a refusal of the server at `address` stands for."""
     try:
         problem = msgspec.json.decode(data, type=Problem)
     except msgspec.DecodeError:
         code = headers.get(ERROR_HEADER, "")  # an answer to HEAD has nothing else
         if not code:
             raise ServerError(
-                f"this is no vaultfs server, or it is behind a broken proxy: it answered {status}"
+                f"{address} is no vaultfs server, or is behind a broken proxy: it answered {status}"
             ) from None
         text = code.replace("_", " ")
         problem = Problem("", status, text, code, headers.get("X-Request-Id", ""))

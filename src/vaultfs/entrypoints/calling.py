@@ -121,11 +121,15 @@ class Calls:
 
     def _checked(self, found: Answer) -> Answer:
         if found.status >= 400:
-            refuse(found.status, found.data, found.headers)
+            refuse(self.address, found.status, found.data, found.headers)
         if 300 <= found.status < 400 and found.status != 304:
             where = found.headers.get("Location", "somewhere else")
             raise ServerError(f"{self.address} sends on to {where}: name that address instead")
         return found
+
+    async def refuse(self, answer: aiohttp.ClientResponse) -> NoReturn:
+        """Raise what a refusal stands for."""
+        refuse(self.address, answer.status, await answer.read(), answer.headers)
 
     def fail(self, error: Exception) -> NoReturn:
         """Raise `ServerError` for a request that got no answer, or why its body broke off."""

@@ -56,7 +56,6 @@ from vaultfs.entrypoints.answers import (
     ServerError,
     conditions,
     origin_headers,
-    refuse,
     to_node,
     to_retention,
     to_trashed,
@@ -231,7 +230,7 @@ class RemoteVault(Surface):
                     url, headers=headers, allow_redirects=False
                 ) as answer:
                     if answer.status not in {200, 206}:
-                        refuse(answer.status, await answer.read(), answer.headers)
+                        await self.calls.refuse(answer)
                     if answer.status == 200 and (at > 0 or end < version.size):
                         raise ServerError(f"{self.place} gives all where a range is asked for")
                     async for piece in answer.content.iter_chunked(PIECE):

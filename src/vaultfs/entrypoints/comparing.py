@@ -79,11 +79,11 @@ async def compare_there(
     async with vault.calls.http.get(url, headers=headers, allow_redirects=False) as answer:
         if answer.status == 304:
             return same(one.size)
-        from vaultfs.entrypoints.answers import refuse, version_of
+        from vaultfs.entrypoints.answers import version_of
         from vaultfs.entrypoints.calling import PIECE
 
         if answer.status >= 400:
-            refuse(answer.status, await answer.read(), answer.headers)
+            await vault.calls.refuse(answer)
         version = version_of(answer.headers)
         if answer.status == 226:
             return await measured(answer.content.iter_chunked(PIECE), version.size)

@@ -115,7 +115,7 @@ class Pull:
         return done._replace(travelled=self._travelled + done.version.size, way=way)
 
     async def _from(self, base: "LocalBase", number: VersionId) -> Pulled:
-        from vaultfs.entrypoints.answers import refuse, version_of
+        from vaultfs.entrypoints.answers import version_of
         from vaultfs.entrypoints.calling import AGAIN, TRIES, wait
 
         headers = {"A-IM": "vaultfs-delta", "If-None-Match": f'"v{number}"'}
@@ -131,7 +131,7 @@ class Pull:
                             return Pulled(version, False, 0, "unchanged")
                         return await self._full("full; reason=changed-meanwhile")
                     if answer.status not in {200, 226}:
-                        refuse(answer.status, await answer.read(), answer.headers)
+                        await self.vault.calls.refuse(answer)
                     version = version_of(answer.headers)
                     way = answer.headers.get("Vaultfs-Delta", "full")
                     status = await self._take(answer, base, version)

@@ -26,7 +26,7 @@ async def run_there(
     if answer.status == CONFLICT:
         found = msgspec.json.decode(answer.data, type=_Aborted)
         if found.code != "batch_aborted":
-            refuse(answer.status, answer.data, answer.headers)
+            refuse(calls.address, answer.status, answer.data, answer.headers)
     report: BatchOut = calls.decode(answer, BatchOut)
     return report
 

@@ -26,7 +26,7 @@ from vaultfs.domain.names import Path, format_path, parse_path
 from vaultfs.domain.packs import StoredChunk, contents_of
 from vaultfs.domain.services.budget import BLOCK, GROUP_FILES
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.entrypoints.answers import ServerError, refuse
+from vaultfs.entrypoints.answers import ServerError
 from vaultfs.entrypoints.calling import AGAIN, PIECE, TRIES, wait
 from vaultfs.entrypoints.client import RemoteVault
 from vaultfs.ports.progress import Progress
@@ -234,7 +234,7 @@ class GetTree:
         url = self.vault.url("frames", self.path, query)
         async with self.vault.calls.http.get(url, allow_redirects=False) as answer:
             if answer.status != 200:
-                refuse(answer.status, await answer.read(), answer.headers)
+                await self.vault.calls.refuse(answer)
             held: list[bytes] = []
             size = 0
             try:

@@ -35,7 +35,7 @@ from vaultfs.domain.errors import (
 from vaultfs.domain.frames import HEAD, MEDIA_TYPE, Named, write_chunk, write_named
 from vaultfs.domain.names import parse_address
 from vaultfs.domain.services.tasks import task_group
-from vaultfs.entrypoints.answers import ServerError, refuse
+from vaultfs.entrypoints.answers import ServerError
 from vaultfs.entrypoints.calling import AGAIN, PIECE, TRIES, wait
 from vaultfs.entrypoints.client import RemoteVault
 from vaultfs.entrypoints.surface import Stored
@@ -154,9 +154,9 @@ class Uploading:
                 data=_Body(self, receive),
                 allow_redirects=False,
             ) as answer:
-                data = await answer.read()
+                await answer.read()
                 if answer.status >= 400:
-                    refuse(answer.status, data, answer.headers)
+                    await self.vault.calls.refuse(answer)
                 if answer.headers.get("Upload-Offset") != str(self.item.size):
                     raise SourceChanged(f"{self.source.name} changed while it was read: try again")
             tasks.cancel_scope.cancel()
