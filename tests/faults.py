@@ -219,6 +219,9 @@ class CatalogAround(Catalog):
     async def node_path(self, node: NodeId) -> tuple[TreeId, Path]:
         return await self.inner.node_path(node)
 
+    async def node_paths(self, nodes: Sequence[NodeId]) -> dict[NodeId, tuple[TreeId, Path]]:
+        return await self.inner.node_paths(nodes)
+
     async def trash(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Trashed]:
         return await self.inner.trash(tree, after=after, limit=limit)
 

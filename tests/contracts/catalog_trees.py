@@ -127,6 +127,24 @@ class TreeContract:
         assert await me.feed() == [("mkdir", made.id)]
         assert await catalog.node_path(made.id) == (me.tree, ("a",))
 
+    async def test_many_are_asked_where_they_stand_at_once(
+        self, catalog: Catalog, me: Caller
+    ) -> None:
+        other = Caller(catalog, await add_user(catalog, "other"))
+        deep = await me.made(me.put_op("/a/b/f", parents=True))
+        root, above = await me.node("/"), await me.node("/a")
+        theirs = await other.mkdir("/a")
+        gone = await me.delete("/a/b", recursive=True)
+        wanted = [deep.id, NodeId(999), gone.id, root.id, theirs.id, above.id, deep.id]
+        assert await catalog.node_paths(wanted) == {
+            deep.id: (me.tree, ("a", "b", "f")),
+            gone.id: (me.tree, ("a", "b")),
+            root.id: (me.tree, ()),
+            theirs.id: (TreeId(other.user.id), ("a",)),
+            above.id: (me.tree, ("a",)),
+        }
+        assert await catalog.node_paths([]) == {}
+
     async def test_folders_above_are_made_if_wanted(self, me: Caller) -> None:
         assert isinstance(await me.refused(me.mkdir_op("/a/b/c")), ParentNotFound)
         made = await me.made(me.mkdir_op("/a/b/c", parents=True))

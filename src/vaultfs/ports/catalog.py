@@ -383,6 +383,10 @@ class Catalog(ABC):
         """
 
     @abstractmethod
+    async def node_paths(self, nodes: Sequence[NodeId]) -> dict[NodeId, tuple[TreeId, Path]]:
+        """The same for those of `nodes` that there are, as they are at one moment."""
+
+    @abstractmethod
     async def trash(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Trashed]:
         """Up to `limit` nodes that were deleted, ascending by id, with ids above `after`."""
 

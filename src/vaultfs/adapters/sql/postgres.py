@@ -6,6 +6,7 @@ order, is in `postgres_locks`; what is said differently here than to SQLite, in
 `postgres_dialect`.
 """
 
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -31,18 +32,16 @@ from vaultfs.adapters.sql.postgres_dialect import (
     CURRENT,
     KNOWN,
     LOCATE,
-    TRASH_PATHS,
     native,
 )
 from vaultfs.adapters.sql.postgres_driver import Ids
 from vaultfs.adapters.sql.postgres_lockstore import PostgresLockStore
 from vaultfs.adapters.sql.postgres_writer import PostgresWriter
-from vaultfs.adapters.sql.reading import SqlCatalog, to_path
+from vaultfs.adapters.sql.reading import SqlCatalog, to_paths
 from vaultfs.adapters.sql.statements import (
     Row,
     to_known,
     to_location,
-    to_node,
     to_nodes,
     to_version,
 )
@@ -145,13 +144,12 @@ class PostgresCatalog(SqlCatalog):
         async def run(connection: "Connection") -> tuple[list[Any], list[Any]]:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 nodes = await connection.fetch(queries.TRASH, tree, after, limit)
-                return nodes, await connection.fetch(TRASH_PATHS, [row[0] for row in nodes])
+                numbers = json.dumps([row[0] for row in nodes])
+                return nodes, await connection.fetch(native(queries.PATHS), numbers)
 
         nodes, rows = await self._read(run)
-        above: dict[int, list[Row]] = {}
-        for top, name, parent in rows:
-            above.setdefault(top, []).append((name, parent))
-        return [Trashed(to_node(row), to_path(above[row[0]])) for row in nodes]
+        paths = to_paths(rows)
+        return [Trashed(node, paths[node.id][1]) for node in to_nodes(nodes)]
 
     async def known(self, user: UserId, digests: Sequence[Digest]) -> Known:
         rows = await self._rows(KNOWN, user, list(digests))

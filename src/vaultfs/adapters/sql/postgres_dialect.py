@@ -93,14 +93,3 @@ CURRENT: Final = (
     f"SELECT {VERSION} FROM nodes n JOIN versions v ON v.id = n.version"
     " WHERE n.id = ANY($1::bigint[])"
 )
-TRASH_PATHS: Final = """
-    WITH RECURSIVE above(top, id, depth) AS (
-        SELECT top, top, 0 FROM unnest($1::bigint[]) top
-        UNION ALL
-        SELECT above.top, n.parent, above.depth + 1 FROM above JOIN nodes n ON n.id = above.id
-        WHERE n.parent IS NOT NULL
-    )
-    SELECT above.top, n.name, n.parent FROM above JOIN nodes n ON n.id = above.id
-    ORDER BY above.top, above.depth
-"""
-"""Whose path, and then as `queries.PATH`."""

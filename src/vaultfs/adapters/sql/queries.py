@@ -74,16 +74,15 @@ FILE = f"""
             AND v.number = COALESCE($3, n.number)
     ORDER BY walk.depth
 """
-PATH = """
-    WITH RECURSIVE above(id, depth) AS (
-        SELECT $1, 0
-        UNION ALL
-        SELECT n.parent, above.depth + 1 FROM above JOIN nodes n ON n.id = above.id
-        WHERE n.parent IS NOT NULL
+PATHS = """
+    WITH RECURSIVE above(id) AS (
+        SELECT CAST(e.value AS INTEGER) FROM json_each($1) e
+        UNION
+        SELECT n.parent FROM above JOIN nodes n ON n.id = above.id WHERE n.parent IS NOT NULL
     )
-    SELECT n.tree, n.name, n.parent FROM above JOIN nodes n ON n.id = above.id
-    ORDER BY above.depth
+    SELECT n.id, n.tree, n.name, n.parent FROM above JOIN nodes n ON n.id = above.id
 """
+"""What the paths of nodes are made of: those given as JSON and all above them, each once."""
 TRASH = (
     f"SELECT {NODE} FROM nodes n WHERE n.tree = $1 AND n.id > $2"
     " AND n.trashed IS NOT NULL ORDER BY n.id LIMIT $3"

@@ -1,5 +1,6 @@
 """What a catalog in SQL answers: the questions that are one text for every database."""
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -354,10 +355,14 @@ class SqlCatalog(Catalog):
         return list(map(to_version, rows))
 
     async def node_path(self, node: NodeId) -> tuple[TreeId, Path]:
-        rows = await self._rows(queries.PATH, node)
-        if not rows:
+        found = await self.node_paths([node])
+        if not found:
             raise NotFound(f"there is no node {node}")
-        return rows[0][0], to_path(row[1:] for row in rows)
+        return found[node]
+
+    async def node_paths(self, nodes: Sequence[NodeId]) -> dict[NodeId, tuple[TreeId, Path]]:
+        paths = to_paths(await self._rows(queries.PATHS, json.dumps(nodes)))
+        return {node: paths[node] for node in nodes if node in paths}
 
     async def files_with_history(
         self, tree: TreeId, *, after: int = 0, limit: int = 1000
@@ -471,9 +476,24 @@ class SqlCatalog(Catalog):
         return CatalogStats(*map(int, rows[0]))
 
 
-def to_path(rows: Iterable[Row]) -> Path:
-    """The path of (name, parent) from a node upwards; the root's name is none."""
-    return tuple(name for name, parent in reversed(tuple(rows)) if parent is not None)
+def to_paths(rows: Iterable[Row]) -> dict[NodeId, tuple[TreeId, Path]]:
+    """The tree and path of each node, from the rows of `queries.PATHS`."""
+    found = {number: (tree, name, parent) for number, tree, name, parent in rows}
+    paths: dict[NodeId, tuple[TreeId, Path]] = {}
+    for number in found:
+        below: list[NodeId] = []
+        at = number
+        while at not in paths:
+            tree, _, parent = found[at]
+            if parent is None:  # a root, whose name is none
+                paths[at] = tree, ()
+            else:
+                below.append(at)
+                at = parent
+        for each in reversed(below):
+            tree, name, parent = found[each]
+            paths[each] = tree, (*paths[parent][1], name)
+    return paths
 
 
 def _keys(path: Path) -> str:

@@ -28,7 +28,7 @@ from vaultfs.adapters.sql.connections import (
     open_writer,
     translated,
 )
-from vaultfs.adapters.sql.reading import SqlCatalog, to_path
+from vaultfs.adapters.sql.reading import SqlCatalog, to_paths
 from vaultfs.adapters.sql.recent import Recent
 from vaultfs.adapters.sql.statements import (
     NODE,
@@ -212,14 +212,10 @@ class SqliteCatalog(SqlCatalog):
     async def trash(self, tree: TreeId, *, after: int = 0, limit: int = 1000) -> list[Trashed]:
         def run(connection: sqlite3.Connection) -> list[Trashed]:
             with one_moment(connection):
-                rows = execute(connection, queries.TRASH, (tree, after, limit)).fetchall()
-                return [
-                    Trashed(
-                        to_node(row),
-                        to_path(path[1:] for path in execute(connection, queries.PATH, row[:1])),
-                    )
-                    for row in rows
-                ]
+                nodes = to_nodes(execute(connection, queries.TRASH, (tree, after, limit)))
+                numbers = json.dumps([node.id for node in nodes])
+                paths = to_paths(execute(connection, queries.PATHS, (numbers,)))
+                return [Trashed(node, paths[node.id][1]) for node in nodes]
 
         return await self._read(run)
 

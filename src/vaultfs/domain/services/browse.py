@@ -139,4 +139,5 @@ class Browse:
         Those in the trash are left out.
         """
         found = await self.catalog.granted_to(caller.id, after=after, limit=min(limit, PAGE))
-        return [((await self.catalog.node_path(each.node))[1], each) for each in found]
+        paths = await self.catalog.node_paths([each.node for each in found])
+        return [(paths[each.node][1], each) for each in found if each.node in paths]

@@ -11,7 +11,7 @@ import anyio
 from attrs import define
 
 from vaultfs.domain.digests import digest_of
-from vaultfs.domain.errors import CursorReset, InvalidField, NotFound, TooLarge
+from vaultfs.domain.errors import CursorReset, InvalidField, TooLarge
 from vaultfs.domain.names import Address, Path
 from vaultfs.domain.nodes import User
 from vaultfs.domain.services.browse import PAGE, Browse
@@ -73,14 +73,9 @@ class Feed:
                 return News([], cursor or _written(None))
             await anyio.sleep(min(pause, left))
             pause = min(2 * pause, LATEST)
-        return News([await self._seen(each) for each in found], _written(found[-1]))
-
-    async def _seen(self, change: Change) -> Seen:
-        try:
-            _, path = await self.browse.catalog.node_path(change.node)
-        except NotFound:
-            return Seen(change, None)
-        return Seen(change, path)
+        paths = await catalog.node_paths(list({each.node for each in found}))
+        seen = [Seen(each, paths[each.node][1] if each.node in paths else None) for each in found]
+        return News(seen, _written(found[-1]))
 
 
 def _written(change: Change | None) -> str:
