@@ -9,7 +9,8 @@ from attrs import evolve
 from tests.contracts.callers import Caller, add_user, state_of
 
 from vaultfs.domain.errors import Exists, InvalidField, NotFound, VersionMismatch
-from vaultfs.domain.nodes import Preconditions
+from vaultfs.domain.names import Path
+from vaultfs.domain.nodes import ABSENT, NO_PRECONDITIONS, NodeId, Preconditions
 from vaultfs.domain.operations import (
     Done,
     Move,
@@ -201,6 +202,32 @@ class CallContract:
         assert done > 10
         assert await catalog.check() == []
 
+    @pytest.mark.parametrize("seed", range(12))
+    async def test_puts_given_together_do_as_one_by_one(
+        self, catalog: Catalog, empty: Catalog, me: Caller, seed: int
+    ) -> None:
+        other = Caller(empty, await add_user(empty, me.user.name))
+        random, done = Random(seed), 0
+        for _ in range(10):
+            folder = random.choice(("", "/a", "/a/b"))
+            names = random.sample("0123456789abcdefghijklmnoé", random.randint(3, 12))
+            wanted = [NO_PRECONDITIONS, ABSENT, Preconditions(if_present=True)]
+            asked = random.choices(wanted, (8, 8, 1), k=len(names))
+            puts = [
+                me.put_op(f"{folder}/{name}", name, parents=True, preconditions=preconditions)
+                for name, preconditions in zip(names, asked, strict=True)
+            ]
+            now = me.now
+            outcomes = await catalog.apply([me.unit(put) for put in puts])
+            other.now = now
+            expected = [await other.outcome(put) for put in puts]
+            assert list(map(_nameless, outcomes)) == list(map(_nameless, expected))
+            assert await _happened(me) == await _happened(other)
+            assert await me.used() == await other.used()
+            done += sum(isinstance(outcome, Done) for outcome in outcomes)
+        assert done > 10
+        assert await catalog.check() == []
+
     async def test_a_value_that_no_catalog_can_hold_is_refused_to_its_own_unit(
         self, me: Caller
     ) -> None:
@@ -310,6 +337,22 @@ async def _moves(me: Caller, random: Random) -> list[Move]:
         ends = ((source, unicodedata.normalize("NFD", name)), (*target.split("/"), to[-40:]))
         moves.append(Move(me.tree, *ends, wanted, replace=random.random() < 0.1))
     return moves
+
+
+def _nameless(outcome: Outcome) -> object:
+    """The same without numbers, which are taken in another order."""
+    if isinstance(outcome, Refused):
+        return _told(outcome)
+    node = outcome.results[-1].node
+    assert node is not None
+    return outcome.results[-1].count, node._replace(id=NodeId(0), parent=None, version=None)
+
+
+async def _happened(caller: Caller) -> list[tuple[str, Path]]:
+    """What the feed tells, with paths for numbers."""
+    feed = [(kind, NodeId(node)) for kind, node in await caller.feed()]
+    paths = await caller.catalog.node_paths([node for _, node in feed])
+    return [(kind, paths[node][1]) for kind, node in feed]
 
 
 def _told(outcome: Outcome) -> object:

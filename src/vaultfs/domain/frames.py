@@ -20,6 +20,7 @@ from vaultfs.domain.errors import Corrupt, Unsupported
 from vaultfs.domain.manifests import INLINE_ENTRIES, Manifest
 from vaultfs.domain.names import MAX_PATH
 from vaultfs.domain.nodes import (
+    ABSENT,
     NO_PRECONDITIONS,
     UNKNOWN_ORIGIN,
     Origin,
@@ -196,9 +197,9 @@ def _read_entry(data: memoryview, at: int) -> tuple[Entry, int] | None:
 
 
 def _wanted(flags: int, version: int) -> Preconditions:
-    if not flags & (_IF_ABSENT | _IF_VERSION):
-        return NO_PRECONDITIONS
+    if not flags & _IF_VERSION:
+        return ABSENT if flags & _IF_ABSENT else NO_PRECONDITIONS
     return Preconditions(
-        VersionId(version) if flags & _IF_VERSION else None,
+        VersionId(version),
         if_absent=bool(flags & _IF_ABSENT),
     )

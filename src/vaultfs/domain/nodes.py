@@ -201,3 +201,4 @@ class Preconditions:
 
 
 NO_PRECONDITIONS = Preconditions()
+ABSENT = Preconditions(if_absent=True)

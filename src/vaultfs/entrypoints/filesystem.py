@@ -29,7 +29,7 @@ from fsspec.utils import infer_storage_options
 
 from vaultfs.domain import errors
 from vaultfs.domain.errors import VaultError
-from vaultfs.domain.nodes import NO_PRECONDITIONS, Node, Preconditions
+from vaultfs.domain.nodes import ABSENT, NO_PRECONDITIONS, Node
 from vaultfs.entrypoints.client import connect
 from vaultfs.entrypoints.fileobjects import ReadFile, WriteFile
 from vaultfs.entrypoints.sync import SyncRemoteVault
@@ -188,7 +188,7 @@ class VaultFileSystem(fsspec.AbstractFileSystem):
     def _put(self, path: str, content: bytes | Path, mode: str) -> None:
         if self._intrans:
             raise NotImplementedError("transactions of several files")
-        wanted = Preconditions(if_absent=True) if mode == "create" else NO_PRECONDITIONS
+        wanted = ABSENT if mode == "create" else NO_PRECONDITIONS
         with _translated():
             try:
                 self.vault.put(self._strip_protocol(path), content, preconditions=wanted)

@@ -25,6 +25,7 @@ from vaultfs.domain.frames import (
 )
 from vaultfs.domain.names import Address, Path, check_path, format_path, parse_address
 from vaultfs.domain.nodes import (
+    ABSENT,
     NO_PRECONDITIONS,
     Node,
     NodeId,
@@ -237,9 +238,7 @@ async def push_new(
 ) -> list[Pushed | VaultError]:
     """See `Surface.push_new`: one request with the frames of all of them."""
     top = parse_address(path, own=vault.user)
-    outcomes, travelled = await _Sender(vault, source, top, Preconditions(if_absent=True)).send(
-        items
-    )
+    outcomes, travelled = await _Sender(vault, source, top, ABSENT).send(items)
     share = travelled // max(1, len(outcomes))
     return [
         out if isinstance(out, VaultError) else _pushed(item, out, share) for item, out in outcomes

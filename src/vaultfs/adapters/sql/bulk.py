@@ -23,7 +23,7 @@ from vaultfs.adapters.sql.transaction import (
 )
 from vaultfs.domain.errors import VaultError
 from vaultfs.domain.names import check_path, key_of
-from vaultfs.domain.nodes import Node
+from vaultfs.domain.nodes import ABSENT, NO_PRECONDITIONS, Node
 from vaultfs.domain.operations import Done, Move, Operation, Outcome, PutFile, Result, Unit
 
 LEAST: Final = 4
@@ -45,11 +45,15 @@ def group_of(operation: Operation) -> Hashable:
     """What it has in common with those of one user that it may be done together with; None if
     there are none.
     """
-    if isinstance(operation, PutFile) and not operation.preconditions.any and operation.path:
+    if isinstance(operation, PutFile) and operation.preconditions in _NEW and operation.path:
         return operation.tree, operation.path[:-1]
     if isinstance(operation, Move) and operation.source and operation.target:
         return operation.tree, operation.source[:-1], operation.target[:-1]
     return None
+
+
+_NEW: Final = (NO_PRECONDITIONS, ABSENT)
+"""What holds of every file that was not there, and such files alone are put together."""
 
 
 def together(tx: Transaction, units: Sequence[Unit]) -> Program[list[Outcome] | None]:

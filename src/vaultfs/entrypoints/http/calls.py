@@ -18,7 +18,7 @@ from vaultfs.domain.errors import InvalidField, NotFound, SourceChanged, TooLarg
 from vaultfs.domain.lockitems import MAX_LOCKS
 from vaultfs.domain.locknodes import parse_presented
 from vaultfs.domain.names import Address, check_user, key_of, parse_address, split_path
-from vaultfs.domain.nodes import NO_PRECONDITIONS, Preconditions, User, VersionId
+from vaultfs.domain.nodes import ABSENT, NO_PRECONDITIONS, Preconditions, User, VersionId
 from vaultfs.domain.services.browse import PAGE
 from vaultfs.domain.services.files import Files
 from vaultfs.domain.services.tasks import task_group
@@ -179,7 +179,7 @@ class Call:
             raise InvalidField("If-None-Match of a write is * or nothing")
         absent = none_match is not None
         if match is None:
-            return Preconditions(if_absent=True) if absent else NO_PRECONDITIONS
+            return ABSENT if absent else NO_PRECONDITIONS
         if match.strip() == "*":
             return Preconditions(if_present=True, if_absent=absent)
         demands = [_demand(tag.strip(), absent=absent) for tag in match.split(",")]
