@@ -155,9 +155,9 @@ class SyncFolder:
         return self._read(path, known)
 
     def _read(self, path: Path, known: InStep | None) -> Found:
-        where = self.where(path)
+        where = os.path.join(self.top, *path)
         with translated(where):
-            descriptor = open_regular(str(where))
+            descriptor = open_regular(where)
             try:
                 before = os.fstat(descriptor)
                 content = digest_of_file(descriptor)
@@ -197,11 +197,12 @@ class SyncFolder:
         return False
 
     def _must_be(self, path: Path, seen: os.stat_result) -> None:
-        with translated(self.where(path)):
-            now = self.where(path).lstat()
+        where = os.path.join(self.top, *path)  # a third of what a `Path` takes, for each file
+        with translated(where):
+            now = os.lstat(where)
         same = (now.st_size, now.st_mtime_ns) == (seen.st_size, seen.st_mtime_ns)
         if not same or not stat.S_ISREG(now.st_mode):
-            raise SourceChanged(f"{self.where(path)} changed meanwhile: it was left as it is")
+            raise SourceChanged(f"{where} changed meanwhile: it was left as it is")
 
     def _prune(self, folder: Path) -> None:
         with suppress(OSError):

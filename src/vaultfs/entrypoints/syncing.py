@@ -480,28 +480,37 @@ class Syncing:
             for status in (self._files[step.path].status,)
         ]
         done = await self.vault.push_new(self.folder, items, self.path)
-        for step, each in zip(group, done, strict=True):
+        outcomes = list(zip(group, done, strict=True))
+        pushed = {step.path: each for step, each in outcomes if not isinstance(each, VaultError)}
+        await self._note_pushed(pushed)
+        for step, each in outcomes:
             if isinstance(each, VersionMismatch | Exists):
                 self._problem(step, MEANWHILE)
             elif isinstance(each, FILE_ERRORS):
                 self._problem(step, each.message)
             elif isinstance(each, VaultError):
                 raise each
-            else:
-                self._pushed(step.path, each)
             self.progress(1)
 
     async def _push(self, path: Path, base: VersionId | None) -> None:
         done = await self.vault.push(self._at(path), self.files.where(path), base=base)
-        self._pushed(path, done)
+        await self._note_pushed({path: done})
 
-    def _pushed(self, path: Path, done: "Pushed") -> None:
+    async def _note_pushed(self, pushed: "Mapping[Path, Pushed]") -> None:
+        def note() -> None:
+            self.state.set_all(
+                {"/".join(path): self._pushed(path, done) for path, done in pushed.items()}
+            )
+
+        await to_thread.run_sync(note)
+        self.summary.pushed += len(pushed)
+        self.summary.travelled += sum(done.travelled for done in pushed.values())
+
+    def _pushed(self, path: Path, done: "Pushed") -> InStep:
         assert done.node.version is not None
         there, mine = There(done.node.id, done.node.version, b""), self._files[path]
         same = self.files.is_as_seen(path, mine.status)  # or nobody knows what went
-        self._settle(path, there, mine.content if same else b"", mine.status)
-        self.summary.pushed += 1
-        self.summary.travelled += done.travelled
+        return self._row(path, there, mine.content if same else b"", mine.status)
 
     async def _delete_there(self, path: Path) -> None:
         from vaultfs.domain.nodes import Preconditions
@@ -550,11 +559,13 @@ class Syncing:
     ) -> None:
         """Note that a file is in step, as it was `seen`: it may have been written since."""
         if seen is not None:
-            row = InStep(
-                *(self.vault.place, self._at(path), there.version, 0, seen.st_size),
-                *(seen.st_mtime_ns, there.node, content),
-            )
-            self.state.set("/".join(path), row)
+            self.state.set("/".join(path), self._row(path, there, content, seen))
+
+    def _row(self, path: Path, there: There, content: bytes, seen: os.stat_result) -> InStep:
+        return InStep(
+            *(self.vault.place, self._at(path), there.version, 0, seen.st_size),
+            *(seen.st_mtime_ns, there.node, content),
+        )
 
 
 def _path(name: str) -> Path:
