@@ -199,7 +199,4 @@ def _read_entry(data: memoryview, at: int) -> tuple[Entry, int] | None:
 def _wanted(flags: int, version: int) -> Preconditions:
     if not flags & _IF_VERSION:
         return ABSENT if flags & _IF_ABSENT else NO_PRECONDITIONS
-    return Preconditions(
-        VersionId(version),
-        if_absent=bool(flags & _IF_ABSENT),
-    )
+    return Preconditions(VersionId(version), if_absent=bool(flags & _IF_ABSENT))
