@@ -2,21 +2,22 @@
 
 import unicodedata
 from random import Random
+from typing import Final
 
 import anyio
 import pytest
 from attrs import evolve
-from tests.contracts.callers import Caller, add_user, state_of
+from tests.contracts.callers import Caller, add_user, pack_of, state_of
 
 from vaultfs.domain.errors import Exists, InvalidField, NotFound, VersionMismatch
-from vaultfs.domain.names import Path
-from vaultfs.domain.nodes import ABSENT, NO_PRECONDITIONS, NodeId, Preconditions
+from vaultfs.domain.nodes import Node, NodeId, Origin, Preconditions, VersionId
 from vaultfs.domain.operations import (
     Done,
     Move,
     Outcome,
     Prune,
     Purge,
+    PutFile,
     Refused,
     SetMetadata,
     SetQuota,
@@ -203,27 +204,30 @@ class CallContract:
         assert await catalog.check() == []
 
     @pytest.mark.parametrize("seed", range(12))
-    async def test_puts_given_together_do_as_one_by_one(
+    async def test_files_put_together_are_as_those_put_one_by_one(
         self, catalog: Catalog, empty: Catalog, me: Caller, seed: int
     ) -> None:
+        quota = 4000 if seed % 3 == 0 else None
         other = Caller(empty, await add_user(empty, me.user.name))
+        for caller in (me, other):
+            made = await caller.do(pack_of("pack", "abc", caller.user.id))
+            names = (*"01", "é", "trashed")
+            await caller.do(
+                *(SetQuota(caller.tree, quota), caller.mkdir_op("/a/5", parents=True)),
+                *(caller.put_op(f"/a/{name}") for name in names),
+            )
+            await caller.delete("/a/trashed")
         random, done = Random(seed), 0
         for _ in range(10):
-            folder = random.choice(("", "/a", "/a/b"))
-            names = random.sample("0123456789abcdefghijklmnoé", random.randint(3, 12))
-            wanted = [NO_PRECONDITIONS, ABSENT, Preconditions(if_present=True)]
-            asked = random.choices(wanted, (8, 8, 1), k=len(names))
-            puts = [
-                me.put_op(f"{folder}/{name}", name, parents=True, preconditions=preconditions)
-                for name, preconditions in zip(names, asked, strict=True)
-            ]
-            now = me.now
-            outcomes = await catalog.apply([me.unit(put) for put in puts])
-            other.now = now
-            expected = [await other.outcome(put) for put in puts]
-            assert list(map(_nameless, outcomes)) == list(map(_nameless, expected))
-            assert await _happened(me) == await _happened(other)
-            assert await me.used() == await other.used()
+            wanted, now = _puts(me, random, *made.packs), me.now
+            outcomes = await catalog.apply([evolve(me.unit(put), relies=on) for put, on in wanted])
+            other.now, expected = now, list[Outcome]()
+            for put, on in wanted:
+                expected += await empty.apply([evolve(other.unit(put), relies=on)])
+            (seen, ids), (as_well, other_ids) = await _seen(me), await _seen(other)
+            assert seen == as_well
+            told = [_told(_without(each, ids)) for each in outcomes]
+            assert told == [_told(_without(each, other_ids)) for each in expected]
             done += sum(isinstance(outcome, Done) for outcome in outcomes)
         assert done > 10
         assert await catalog.check() == []
@@ -339,20 +343,81 @@ async def _moves(me: Caller, random: Random) -> list[Move]:
     return moves
 
 
-def _nameless(outcome: Outcome) -> object:
-    """The same without numbers, which are taken in another order."""
+def _puts(me: Caller, random: Random, pack: int) -> list[tuple[PutFile, tuple[int, ...]]]:
+    """New files in one folder, and the packs that each relies on; one or two may be odd."""
+    odd = random.choice(("", "", "there", "twice", "gone", "present", "above", "orphan"))
+    folders = ("", "/a", "/a/5", f"/new-{me.now}", f"/é-{me.now}/{_E}")
+    folder = "/a" if odd == "there" else random.choice(folders)
+    count = random.choice((3, 6, 12, 80))
+    chosen = random.sample(range(count), 1 if odd == "there" else 2)
+    there = random.choice(("0", "5", _E, "trashed"))
+    puts: list[tuple[PutFile, tuple[int, ...]]] = []
+    for number in range(count):
+        kind = odd if number in chosen else ""
+        name = unicodedata.normalize(random.choice(("NFC", "NFD")), f"{me.now} é {number}")
+        name = {"there": there, "twice": f"{me.now}"}.get(kind, name)
+        put = me.put_op(
+            f"{'/a/0' if kind == 'above' else folder}/{name}",
+            name,
+            random.choice((0, 10, 100)),
+            origin=random.choice((Origin(), Origin(mtime_us=number, mode=0o640))),
+            preconditions=Preconditions(
+                if_absent=random.random() < 0.5, if_present=kind == "present"
+            ),
+            parents=kind != "orphan",
+        )
+        puts.append((put, (pack, 999) if kind == "gone" else (pack,) * random.randint(0, 1)))
+    return puts
+
+
+_E: Final = "e\N{COMBINING ACUTE ACCENT}"
+_Ids = tuple[dict[int | None, int], dict[int | None, int]]
+"""Of nodes and of versions, and what each is called by who does not care which was given out."""
+
+
+async def _seen(me: Caller) -> tuple[list[object], _Ids]:
+    """All that is in the tree of `me` and in its feed, ids by the order of their appearance."""
+    nodes: dict[int | None, int] = {None: -1, (await me.node("/")).id: 0}
+    versions: dict[int | None, int] = {None: -1}
+    seen: list[object] = [await me.used()]
+    after = 0
+    while page := await me.catalog.changes(me.tree, after=after):
+        after = page[-1].seq
+        for change in page:
+            number = NodeId(nodes.setdefault(change.node, len(nodes)))
+            version = VersionId(versions.setdefault(change.version, len(versions)))
+            seen.append(change._replace(node=number, version=version))
+    folders = ["/"]
+    for folder in folders:
+        for name in await me.names(folder):
+            node = await me.node(path := f"{folder}/{name}".replace("//", "/"))
+            seen.append(_renamed(node, (nodes, versions)))
+            if node.is_folder:
+                folders.append(path)
+            else:
+                found = await me.catalog.versions(node.id)
+                numbers = [(nodes[each.node], versions[each.id]) for each in found]
+                seen.append((numbers, [each[2:] for each in found]))
+    return seen, (nodes, versions)
+
+
+def _renamed(node: Node, ids: _Ids) -> Node:
+    nodes, versions = ids
+    return node._replace(
+        id=NodeId(nodes[node.id]),
+        parent=NodeId(nodes[node.parent]),
+        version=VersionId(versions[node.version]),
+    )
+
+
+def _without(outcome: Outcome, ids: _Ids) -> Outcome:
+    """The same, its ids as `_seen` has them."""
     if isinstance(outcome, Refused):
-        return _told(outcome)
-    node = outcome.results[-1].node
-    assert node is not None
-    return outcome.results[-1].count, node._replace(id=NodeId(0), parent=None, version=None)
-
-
-async def _happened(caller: Caller) -> list[tuple[str, Path]]:
-    """What the feed tells, with paths for numbers."""
-    feed = [(kind, NodeId(node)) for kind, node in await caller.feed()]
-    paths = await caller.catalog.node_paths([node for _, node in feed])
-    return [(kind, paths[node][1]) for kind, node in feed]
+        return outcome
+    results = outcome.results
+    return Done(
+        tuple(evolve(each, node=each.node and _renamed(each.node, ids)) for each in results)
+    )
 
 
 def _told(outcome: Outcome) -> object:

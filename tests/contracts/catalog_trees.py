@@ -1,6 +1,8 @@
 """What every catalog must do with folders, files and versions."""
 
+import pickle
 import unicodedata
+from copy import copy, deepcopy
 from datetime import timedelta
 
 import pytest
@@ -126,6 +128,14 @@ class TreeContract:
         assert made.created_us == made.modified_us == me.now
         assert await me.feed() == [("mkdir", made.id)]
         assert await catalog.node_path(made.id) == (me.tree, ("a",))
+
+    async def test_a_node_can_be_copied_and_pickled(self, me: Caller) -> None:
+        await me.mkdir("/a")
+        node = await me.node("/a")
+        for copied in (copy(node), deepcopy(node), pickle.loads(pickle.dumps(node))):
+            assert copied == node
+            assert copied.name == "a"
+        assert repr(node).startswith("Node(id=")
 
     async def test_many_are_asked_where_they_stand_at_once(
         self, catalog: Catalog, me: Caller

@@ -71,6 +71,10 @@ class _Direct(tuple[Any, ...]):
     __slots__ = ()
     __new__ = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
+    def __reduce__(self) -> tuple[type[Node], Row]:
+        """A copy, and what comes out of a pickle, is any other node."""
+        return Node, tuple(self)
+
 
 to_node: Callable[[Row], Node] = type("Node", (_Direct, Node), {"__slots__": ()})
 _ALL: Callable[[Row], Row] = itemgetter(slice(None))
