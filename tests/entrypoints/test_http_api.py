@@ -410,6 +410,37 @@ async def test_a_body_that_is_wrong_is_refused(api: Client, body: bytes) -> None
     assert (await api("POST", "/v1/move", content=body)).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("body", "pointer", "code"),
+    [
+        (b'{"source": 1, "target": "/b"}', "#/source", "invalid"),
+        (b'{"source": "/a"}', "#/target", "missing"),
+        (b'{"source": "/a", "target": "/b", "a/b~ c": 1}', "#/a~1b~0%20c", "unknown"),
+        (b"[]", "#", "invalid"),
+        *((b"{", "#", "malformed"), (b"", "#", "malformed"), (b"\xff", "#", "malformed")),
+        (b"[" * 100_000, "#", "invalid"),
+    ],
+)
+async def test_what_is_wrong_with_a_body_is_pointed_at(
+    api: Client, body: bytes, pointer: str, code: str
+) -> None:
+    problem = (await api("POST", "/v1/move", content=body)).json()
+    assert problem["errors"] == [{"pointer": pointer, "code": code}]
+
+
+async def test_what_is_wrong_deep_in_a_body_is_pointed_at(api: Client) -> None:
+    wrong: list[tuple[Any, str, str]] = [
+        ([{"path": "/a"}, {"path": 1}], "#/paths/1/path", "invalid"),
+        ([{}], "#/paths/0/path", "missing"),
+    ]
+    for paths, pointer, code in wrong:
+        body = {"paths": paths, "mode": "X", "owner": "a"}
+        problem = (await api("POST", "/v1/locks", json=body)).json()
+        assert problem["errors"] == [{"pointer": pointer, "code": code}]
+    problem = (await api("GET", "/v1/folders/me/?limit=0")).json()
+    assert "errors" not in problem
+
+
 async def test_a_body_that_is_too_large_is_not_read(api: Client) -> None:
     read = 0
 

@@ -31,7 +31,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
     request_id: str
     type: str = "about:blank"
     errors: list[dict[str, str]] = []
-    """What is wrong with which part of the request: `pointer` and `code`."""
+    """What is wrong with which part of a JSON body: `pointer`, as in `#/paths/0`, and `code`."""
     holders: list[dict[str, str]] = []
     """Of a lock in the way: which `owner` holds it, or waits for it, in which `mode`."""
     circle: list[dict[str, str]] = []
