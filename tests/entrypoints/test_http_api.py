@@ -598,6 +598,18 @@ async def test_users_and_quotas(api: Client) -> None:
     await api.refused(403, "GET", "/v1/audit", token=token)
 
 
+async def test_the_audit_says_who_did_what_to_whom(api: Client) -> None:
+    token = await api.new_user("bob")
+    await api.ok("PUT", "/v1/users/bob/quota", json={"quota": 5})
+    await api.ok("PUT", "/v1/retention/bob", token=token, json={"last": 3})
+    rows = (await api.ok("GET", "/v1/audit"))["entries"]
+    told = {row["kind"]: (row["user"], row["tree"]) for row in rows}
+    assert told["set-quota"] == ("me", "bob")
+    assert told["set-retention"] == ("bob", "bob")
+    assert told["add-token"] == ("me", None)
+    assert (rows[0]["kind"], rows[0]["user"]) == ("add-user", None)
+
+
 async def test_who_is_above_the_quota_can_make_room(api: Client) -> None:
     bob = await api.new_user("bob")
     for name in ("a", "b"):
