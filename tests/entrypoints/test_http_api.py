@@ -115,6 +115,15 @@ async def test_a_range_of_what_it_was_gives_all_of_what_it_is(api: Client) -> No
         assert (await api("GET", FILE, headers=headers)).content == expected
 
 
+async def test_a_part_of_a_file_does_not_replace_it(api: Client) -> None:
+    await put(api, "/a.txt", b"0123456789")
+    for value in ("bytes 5-9/10", "bytes 0-4/*", "bytes */10", "x"):
+        headers = {"Content-Range": value}
+        code = await api.refused(400, "PUT", FILE, content=b"56789", headers=headers)
+        assert code == "invalid_field"
+    assert (await api("GET", FILE)).content == b"0123456789"
+
+
 async def test_any_version_can_be_read(api: Client) -> None:
     for text in (b"one", b"two", b"three"):
         await put(api, "/a.txt", text)
