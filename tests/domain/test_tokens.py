@@ -1,5 +1,8 @@
 """Tokens and rates."""
 
+from contextlib import suppress
+from hmac import compare_digest
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +54,35 @@ def test_another_secret_is_refused(wrong: str) -> None:
         check_token(token(), wrong, 0)
     with pytest.raises(NotAuthenticated, match="no such token"):
         check_token(None, wrong, 0)
+
+
+def test_secrets_are_compared_in_the_same_time_whatever_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[tuple[int, int]] = []
+
+    def noting(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return compare_digest(one, other)
+
+    class Opaque(bytes):
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError("compared in a time that tells how much is right")
+
+        __hash__ = bytes.__hash__
+
+    monkeypatch.setattr("vaultfs.domain.tokens.compare_digest", noting)
+    kept, before = Opaque(hash_of(SECRET)), Opaque(hash_of(OLD))
+    once = token(digest=kept, previous=None)
+    rotated = token(digest=kept, previous=before, previous_until_us=100)
+    for each, secret in (
+        *((None, SECRET), (once, SECRET), (once, OLD), (once, b"x" * 32)),
+        *((rotated, SECRET), (rotated, OLD), (rotated, b"x" * 32)),
+    ):
+        compared.clear()
+        with suppress(NotAuthenticated):
+            check_token(each, secret_of(secret), 0)
+        assert compared == [(32, 32), (32, 32)]
 
 
 def test_both_secrets_of_a_rotated_token_are_good_for_a_time() -> None:

@@ -115,6 +115,15 @@ async def test_a_range_of_what_it_was_gives_all_of_what_it_is(api: Client) -> No
         assert (await api("GET", FILE, headers=headers)).content == expected
 
 
+async def test_a_part_of_a_file_does_not_replace_it(api: Client) -> None:
+    await put(api, "/a.txt", b"0123456789")
+    for value in ("bytes 5-9/10", "bytes 0-4/*", "bytes */10", "x"):
+        headers = {"Content-Range": value}
+        code = await api.refused(400, "PUT", FILE, content=b"56789", headers=headers)
+        assert code == "invalid_field"
+    assert (await api("GET", FILE)).content == b"0123456789"
+
+
 async def test_any_version_can_be_read(api: Client) -> None:
     for text in (b"one", b"two", b"three"):
         await put(api, "/a.txt", text)
@@ -410,6 +419,37 @@ async def test_a_body_that_is_wrong_is_refused(api: Client, body: bytes) -> None
     assert (await api("POST", "/v1/move", content=body)).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("body", "pointer", "code"),
+    [
+        (b'{"source": 1, "target": "/b"}', "#/source", "invalid"),
+        (b'{"source": "/a"}', "#/target", "missing"),
+        (b'{"source": "/a", "target": "/b", "a/b~ c": 1}', "#/a~1b~0%20c", "unknown"),
+        (b"[]", "#", "invalid"),
+        *((b"{", "#", "malformed"), (b"", "#", "malformed"), (b"\xff", "#", "malformed")),
+        (b"[" * 100_000, "#", "invalid"),
+    ],
+)
+async def test_what_is_wrong_with_a_body_is_pointed_at(
+    api: Client, body: bytes, pointer: str, code: str
+) -> None:
+    problem = (await api("POST", "/v1/move", content=body)).json()
+    assert problem["errors"] == [{"pointer": pointer, "code": code}]
+
+
+async def test_what_is_wrong_deep_in_a_body_is_pointed_at(api: Client) -> None:
+    wrong: list[tuple[Any, str, str]] = [
+        ([{"path": "/a"}, {"path": 1}], "#/paths/1/path", "invalid"),
+        ([{}], "#/paths/0/path", "missing"),
+    ]
+    for paths, pointer, code in wrong:
+        body = {"paths": paths, "mode": "X", "owner": "a"}
+        problem = (await api("POST", "/v1/locks", json=body)).json()
+        assert problem["errors"] == [{"pointer": pointer, "code": code}]
+    problem = (await api("GET", "/v1/folders/me/?limit=0")).json()
+    assert "errors" not in problem
+
+
 async def test_a_body_that_is_too_large_is_not_read(api: Client) -> None:
     read = 0
 
@@ -565,6 +605,18 @@ async def test_users_and_quotas(api: Client) -> None:
     kinds = [each["kind"] for each in (await api.ok("GET", "/v1/audit"))["entries"]]
     assert kinds == ["add-user", "add-token", "add-user", "add-token", "set-quota"]
     await api.refused(403, "GET", "/v1/audit", token=token)
+
+
+async def test_the_audit_says_who_did_what_to_whom(api: Client) -> None:
+    token = await api.new_user("bob")
+    await api.ok("PUT", "/v1/users/bob/quota", json={"quota": 5})
+    await api.ok("PUT", "/v1/retention/bob", token=token, json={"last": 3})
+    rows = (await api.ok("GET", "/v1/audit"))["entries"]
+    told = {row["kind"]: (row["user"], row["tree"]) for row in rows}
+    assert told["set-quota"] == ("me", "bob")
+    assert told["set-retention"] == ("bob", "bob")
+    assert told["add-token"] == ("me", None)
+    assert (rows[0]["kind"], rows[0]["user"]) == ("add-user", None)
 
 
 async def test_who_is_above_the_quota_can_make_room(api: Client) -> None:

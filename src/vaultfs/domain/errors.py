@@ -54,6 +54,13 @@ class InvalidName(VaultError):
 class InvalidField(VaultError):
     """A value of the wrong kind or out of its bounds."""
 
+    flaw: tuple[str, str] | None = None
+    """Of a JSON body: where it is wrong, as a fragment that points there, and how."""
+
+    def __init__(self, message: str, *, flaw: tuple[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.flaw = flaw
+
 
 class Internal(VaultError):
     """A bug of this program; its log has more."""

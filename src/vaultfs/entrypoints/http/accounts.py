@@ -122,7 +122,8 @@ async def list_audit(call: Call) -> Response:
         call.identity, after=call.number_cursor("audit") or 0, limit=limit
     )
     more = write_cursor("audit", rows[-1].id) if len(rows) == limit else None
-    return call.json(AuditList(list(map(audit_out, rows)), more))
+    names = {user.id: user.name for user in await call.server.accounts.users(call.identity)}
+    return call.json(AuditList([audit_out(row, names) for row in rows], more))
 
 
 _TOKENS, _TOKEN = "/v1/users/{user}/tokens", "/v1/users/{user}/tokens/{token}"

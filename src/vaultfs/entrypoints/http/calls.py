@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote
 
 import anyio
 import msgspec
@@ -35,6 +36,8 @@ BODY_WITHIN: Final = 60
 """Seconds within which a JSON body has to be there."""
 T = TypeVar("T")
 
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_FIELD = re.compile(r"Object (?:contains )?(missing|unknown) (?:required )?field `([^`]*)")
 _ETAG = re.compile(r'"([vr])(\d{1,18})"')
 
 
@@ -275,7 +278,22 @@ def decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidField(f"the body is not what this takes: {error}") from error
+        text = f"the body is not what this takes: {error}"
+        raise InvalidField(text, flaw=_flaw(error)) from error
+
+
+def _flaw(error: Exception) -> tuple[str, str]:
+    """Where in a body (RFC 6901, 6), and how it is wrong: `msgspec` says so in words alone."""
+    if not isinstance(error, msgspec.ValidationError):
+        return "#", "malformed"
+    text, _, place = str(error).removesuffix("`").partition(" - at `$")
+    steps = [name or index for name, index in _STEP.findall(place.partition("[...]")[0])]
+    code = "invalid"
+    if (field := _FIELD.match(text)) is not None:
+        steps.append(field[2])
+        code = field[1]
+    escaped = [each.replace("~", "~0").replace("/", "~1") for each in steps]
+    return "".join(["#", *("/" + quote(each, safe="~") for each in escaped)]), code
 
 
 def write_cursor(kind: str, value: str | int) -> str:

@@ -352,6 +352,8 @@ def _wanted_digests(header: str | None) -> list[tuple[str, hashing.Hasher, bytes
 
 async def put_file(call: Call) -> Response:
     """The body becomes the newest version of the file."""
+    if call.header("content-range") is not None:  # as `curl -C` sends it
+        raise InvalidField("a PUT has the whole file, no Content-Range: /v1/uploads takes parts")
     preconditions = await call.preconditions(call.address)
     length = call.length
     if length is not None and length > MOST:

@@ -32,6 +32,9 @@ def problem_of(error: Exception, request_id: str) -> Problem:
     if isinstance(error, errors.OutcomeUnknown):
         detail = f"it may or may not have happened: look, and repeat it (operation {error.op_id})"
     found = problem(status_of(error), error_code(error), detail, request_id)
+    if isinstance(error, errors.InvalidField) and error.flaw is not None:
+        pointer, code = error.flaw
+        found.errors = [{"pointer": pointer, "code": code}]
     if isinstance(error, errors.Blocking):
         found.holders = list(map(holder_out, error.blockers))
     if isinstance(error, errors.DeadlockFound):

@@ -1,13 +1,14 @@
 """What travels as JSON: the bodies of requests and of answers."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, Literal
 
 import msgspec
 
 from vaultfs.domain.names import Path, format_path
-from vaultfs.domain.nodes import Node, User, Version, moment
+from vaultfs.domain.nodes import Node, User, UserId, Version, moment
 from vaultfs.domain.services.feed import Seen
 from vaultfs.domain.tokens import Scope, Token
 from vaultfs.domain.uploads import Upload
@@ -15,6 +16,9 @@ from vaultfs.ports.catalog import Audited, Granted, Trashed
 
 ERROR_HEADER: Final = "Vaultfs-Error"
 """The code of a problem, for answers to HEAD, which have no body."""
+
+_TREE: Final = re.compile(r"tree (\d{1,18}): ")
+_ABOUT_TREES: Final = frozenset({"set-quota", "set-retention", "break-lock"})
 
 LOCK_HEADER: Final = "VaultFS-Lock-Token"
 """A lock that covers what a request writes; as often as there are locks."""
@@ -31,7 +35,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
     request_id: str
     type: str = "about:blank"
     errors: list[dict[str, str]] = []
-    """What is wrong with which part of the request: `pointer` and `code`."""
+    """What is wrong with which part of a JSON body: `pointer`, as in `#/paths/0`, and `code`."""
     holders: list[dict[str, str]] = []
     """Of a lock in the way: which `owner` holds it, or waits for it, in which `mode`."""
     circle: list[dict[str, str]] = []
@@ -207,8 +211,12 @@ class AuditOut(msgspec.Struct):
     id: int
     at: datetime
     actor: int
+    user: str | None
+    """Who did it: the actor's name; null for the server itself."""
     kind: str
     subject: str
+    tree: str | None
+    """Whose tree it is, where the subject has the number of one."""
 
 
 class AuditList(msgspec.Struct):
@@ -779,6 +787,15 @@ def token_out(token: Token, secret: str | None = None) -> TokenOut:
     )
 
 
-def audit_out(row: Audited) -> AuditOut:
-    """An audit row."""
-    return AuditOut(row.id, moment(row.at_us), row.actor, row.kind, row.subject)
+def audit_out(row: Audited, names: Mapping[UserId, str]) -> AuditOut:
+    """An audit row; `names` are those of the users."""
+    about = _TREE.match(row.subject) if row.kind in _ABOUT_TREES else None
+    return AuditOut(
+        row.id,
+        moment(row.at_us),
+        row.actor,
+        names.get(row.actor),
+        row.kind,
+        row.subject,
+        None if about is None else names.get(UserId(int(about[1]))),
+    )
