@@ -57,10 +57,6 @@ class InvalidField(VaultError):
     flaw: tuple[str, str] | None = None
     """Of a JSON body: where it is wrong, as a fragment that points there, and how."""
 
-    def __init__(self, message: str, *, flaw: tuple[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.flaw = flaw
-
 
 class Internal(VaultError):
     """A bug of this program; its log has more."""

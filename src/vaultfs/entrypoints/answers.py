@@ -128,6 +128,8 @@ def error_of(  # noqa: PLR0911 a case for each error with more to it
     match code:
         case "version_mismatch":
             return errors.VersionMismatch(text, expected=None, found=None)
+        case "outcome_unknown":
+            return errors.OutcomeUnknown(text, op_id="")
         case "rate_limited":
             return errors.RateLimited(text, retry_after=LONGEST_WAIT)
         case "damaged_content":

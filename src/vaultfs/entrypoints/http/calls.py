@@ -278,8 +278,9 @@ def decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        text = f"the body is not what this takes: {error}"
-        raise InvalidField(text, flaw=_flaw(error)) from error
+        refused = InvalidField(f"the body is not what this takes: {error}")
+        refused.flaw = _flaw(error)
+        raise refused from error
 
 
 def _flaw(error: Exception) -> tuple[str, str]:
