@@ -1,8 +1,9 @@
 """What a server answers, as values of the domain again, and the opposite for requests."""
 
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Final, NoReturn
 
 import msgspec
@@ -121,34 +122,26 @@ def refuse(address: str, status: int, data: bytes, headers: Mapping[str, str]) -
     raise error_of(problem.code, problem.detail, problem.request_id)
 
 
-def error_of(  # noqa: PLR0911 a case for each error with more to it
-    code: str, text: str, request_id: str
-) -> VaultError:
+_WITH_MORE: Final[dict[str, Callable[[str], VaultError]]] = {
+    "version_mismatch": partial(errors.VersionMismatch, expected=None, found=None),
+    "outcome_unknown": partial(errors.OutcomeUnknown, op_id=""),
+    "rate_limited": partial(errors.RateLimited, retry_after=LONGEST_WAIT),
+    "damaged_content": partial(errors.DamagedContent, digest=b""),
+    "offset_mismatch": partial(errors.OffsetMismatch, offset=0),
+    "chunks_missing": errors.ChunksMissing,
+    "too_many_nodes": partial(errors.TooManyNodes, count=0),
+    "dependency_failed": partial(errors.DependencyFailed, depends_on=""),
+    "deadlock_found": partial(errors.DeadlockFound, circle=()),
+}
+"""Errors by their codes: those with more to them than a message."""
+
+
+def error_of(code: str, text: str, request_id: str) -> VaultError:
     """What the code of a problem stands for."""
-    match code:
-        case "version_mismatch":
-            return errors.VersionMismatch(text, expected=None, found=None)
-        case "outcome_unknown":
-            return errors.OutcomeUnknown(text, op_id="")
-        case "rate_limited":
-            return errors.RateLimited(text, retry_after=LONGEST_WAIT)
-        case "damaged_content":
-            return errors.DamagedContent(text, digest=b"")
-        case "offset_mismatch":
-            return errors.OffsetMismatch(text, offset=0)
-        case "chunks_missing":
-            return errors.ChunksMissing(text)
-        case "too_many_nodes":
-            return errors.TooManyNodes(text, count=0)
-        case "dependency_failed":
-            return errors.DependencyFailed(text, depends_on="")
-        case "deadlock_found":
-            return errors.DeadlockFound(text, circle=())
-        case _:
-            kind = _kinds(VaultError).get(code)
-            if kind is None or kind is VaultError:
-                return ServerError(f"{text} (request {request_id})")
-            return kind(text)
+    kind = _WITH_MORE.get(code) or _kinds(VaultError).get(code)
+    if kind is None or kind is VaultError:
+        return ServerError(f"{text} (request {request_id})")
+    return kind(text)
 
 
 def to_node(entry: wire.NodeOut) -> Node:
