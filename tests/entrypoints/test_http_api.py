@@ -769,6 +769,14 @@ async def test_a_token_has_a_rate_of_its_own() -> None:
         await api.ok("GET", "/v1/whoami")
 
 
+async def test_what_a_token_may_not_do_counts_for_its_rate() -> None:
+    async with open_api(Rate(1, 2)) as api:
+        reader = await api.new_token("me", Scope.READ)
+        for _ in range(2):
+            await api.refused(403, "PUT", FILE, token=reader, content=b"")
+        await api.refused(429, "PUT", FILE, token=reader, content=b"")
+
+
 async def test_rates_of_those_who_ask_no_longer_are_forgotten(
     api: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,9 +259,9 @@ class Api:
         if route.scope is not None:
             identity = await self.server.accounts.identify(_token_of(headers))
             seen.user, seen.token = identity.user.name, identity.token
+            seen.extra.append(self.server.admit(identity.token))
             if not (route.admin_too and TokenScope.ADMIN in identity.scopes):
                 identity.require(route.scope)
-            seen.extra.append(self.server.admit(identity.token))
         request = Request(scope, seen.take)
         number, extra = seen.request_id, seen.extra
         return route, Call(self.server, request, headers, identity, number, params, extra)
