@@ -493,6 +493,25 @@ async def test_the_token_is_the_password_of_basic(api: Client) -> None:
         assert answer.status_code == 401
 
 
+async def test_a_page_of_another_site_cannot_use_a_password_that_the_browser_keeps(
+    api: Client,
+) -> None:
+    await put(api, "/a.txt")
+    basic = {"Authorization": "Basic " + b64encode(f"me:{api.token}".encode()).decode()}
+    body = b'{"source": "/a.txt", "target": "/b.txt"}'
+    for site in ("cross-site", "same-site"):
+        headers = {**basic, "Sec-Fetch-Site": site, "Content-Type": "text/plain"}
+        code = await api.refused(403, "POST", "/v1/move", token="", headers=headers, content=body)
+        assert code == "forbidden"
+        await api.ok("GET", "/v1/whoami", token="", headers=headers)  # as a link does
+        await api.ok("GET", "/v1/whoami", headers={"Sec-Fetch-Site": site})
+    headers = {**basic, "Sec-Fetch-Site": "same-origin"}
+    await api.ok("POST", "/v1/move", token="", headers=headers, content=body)
+    bearer = {"Sec-Fetch-Site": "cross-site"}
+    back = {"source": "/b.txt", "target": "/a.txt"}
+    await api.ok("POST", "/v1/move", headers=bearer, json=back)
+
+
 async def test_a_token_does_what_its_scopes_say(api: Client) -> None:
     await put(api, "/a.txt")
     reader = await api.new_token("me", Scope.READ)
@@ -767,6 +786,14 @@ async def test_a_token_has_a_rate_of_its_own() -> None:
         assert isinstance(clock, ManualClock)
         clock.advance(timedelta(seconds=1))
         await api.ok("GET", "/v1/whoami")
+
+
+async def test_what_a_token_may_not_do_counts_for_its_rate() -> None:
+    async with open_api(Rate(1, 2)) as api:
+        reader = await api.new_token("me", Scope.READ)
+        for _ in range(2):
+            await api.refused(403, "PUT", FILE, token=reader, content=b"")
+        await api.refused(429, "PUT", FILE, token=reader, content=b"")
 
 
 async def test_rates_of_those_who_ask_no_longer_are_forgotten(

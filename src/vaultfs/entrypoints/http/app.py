@@ -25,6 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from vaultfs.domain.errors import (
     Busy,
     Exists,
+    Forbidden,
     InvalidField,
     InvalidName,
     NotAuthenticated,
@@ -85,6 +86,7 @@ ROUTES: Final = (
 DEFAULT_RATE: Final = Rate(per_second=1000, burst=4000)
 MOST_BUCKETS: Final = 10_000
 """Callers whose rates are kept; those whose buckets are full are forgotten first."""
+_ELSEWHERE: Final = frozenset({"cross-site", "same-site"})
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _REFUSED: Final = re.compile(rb"%(2f|5c|[01][0-9a-f]|7f|2e%2e|2e\.)|\.%2e", re.IGNORECASE)
 """In the path as it was sent: what would be another path once it is decoded."""
@@ -259,9 +261,10 @@ class Api:
         if route.scope is not None:
             identity = await self.server.accounts.identify(_token_of(headers))
             seen.user, seen.token = identity.user.name, identity.token
+            seen.extra.append(self.server.admit(identity.token))
+            _check_site(scope, headers)
             if not (route.admin_too and TokenScope.ADMIN in identity.scopes):
                 identity.require(route.scope)
-            seen.extra.append(self.server.admit(identity.token))
         request = Request(scope, seen.take)
         number, extra = seen.request_id, seen.extra
         return route, Call(self.server, request, headers, identity, number, params, extra)
@@ -387,6 +390,16 @@ def _check_encoded(raw: bytes) -> None:
         unquote_to_bytes(raw).decode()
     except UnicodeDecodeError:
         raise InvalidName("the address is not UTF-8 once it is decoded") from None
+
+
+def _check_site(scope: Scope, headers: dict[str, str]) -> None:
+    """Raise `Forbidden` for a change that a browser sends for a page of somewhere else: it adds
+    a password of Basic that it keeps by itself, which it does to no bearer.
+    """
+    if scope["method"] in {"GET", "HEAD"} or headers.get("sec-fetch-site") not in _ELSEWHERE:
+        return
+    if headers["authorization"].lower().startswith("basic "):
+        raise Forbidden("a page of another site changes nothing here with a browser's password")
 
 
 def _token_of(headers: dict[str, str]) -> str:
