@@ -227,10 +227,10 @@ def test_what_no_server_accepts_is_not_kept(cli: Cli, home: dict[str, str | None
 
 
 def test_a_token_is_asked_for_without_being_shown(cli: Cli, home: dict[str, str | None]) -> None:
+    words, env = command("login", cli.server), clean_env(**text_of(home))
     pid, terminal = pty.fork()
-    if pid == 0:  # pragma: no cover - the child is another program at once
-        words = command("login", cli.server)
-        os.execve(words[0], words, clean_env(**text_of(home)))
+    if pid == 0:  # pragma: no cover - the child is another program before it needs any lock
+        os.execve(words[0], words, env)
     shown = b""
     sent = False
     while select.select([terminal], [], [], 30)[0]:
