@@ -177,7 +177,7 @@ class Preconditions:
 
     @property
     def any(self) -> bool:
-        return self is not NO_PRECONDITIONS and self != NO_PRECONDITIONS
+        return self != NO_PRECONDITIONS
 
     def check(self, node: Node | None, where: str) -> None:
         """Raises `Exists` or `VersionMismatch` unless `node`, which is at `where`, is as wanted."""

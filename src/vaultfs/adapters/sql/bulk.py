@@ -14,6 +14,7 @@ from vaultfs.adapters.sql.stock import rely
 from vaultfs.adapters.sql.transaction import (
     INSERT_NODE,
     Transaction,
+    Tree,
     chain_to,
     change_row,
     charge,
@@ -128,9 +129,7 @@ def _insert(
     rest = (repeat("file"), *numbers, repeat("{}"), times, times, repeat(None))
     yield RunMany(INSERT_NODE, list(zip(*place, keys, *rest, strict=False)))
     nodes = to_nodes(zip(*place, *rest, strict=False))
-    tx.changes += map(change_row, units, count(tree.seq + 1), repeat("put"), nodes)
-    tx.trees[tree.id] = tree._replace(seq=tree.seq + many)
-    tx.forget_children()
+    _log(tx, tree, units, "put", nodes)
     yield RunMany(INSERT_VERSION, list(map(_version_row, nodes, units, puts)))
     return [Done((Result(node, 1),)) for node in nodes]
 
@@ -192,7 +191,14 @@ def _relocate(
         list(zip(above, names, keys, revisions, times, ids, strict=False)),
     )
     moved = to_nodes(zip(*columns, strict=False))
-    tx.changes += map(change_row, units, count(tree.seq + 1), repeat("move"), moved)
-    tx.trees[tree.id] = tree._replace(seq=tree.seq + len(units))
-    tx.forget_children()
+    _log(tx, tree, units, "move", moved)
     return [Done((Result(node),)) for node in moved]
+
+
+def _log(
+    tx: Transaction, tree: Tree, units: Sequence[Unit], kind: str, nodes: Sequence[Node]
+) -> None:
+    """Add an entry for each of `nodes` to the feed; what is known of their folders is old now."""
+    tx.changes += map(change_row, units, count(tree.seq + 1), repeat(kind), nodes)
+    tx.trees[tree.id] = tree._replace(seq=tree.seq + len(nodes))
+    tx.forget_children()

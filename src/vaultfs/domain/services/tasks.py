@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator, Hashable, Iterator
 from contextlib import asynccontextmanager
-from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 import anyio
@@ -72,8 +71,7 @@ class InOrder:
     """
 
     _taken: bool = False
-    _waiting: list[tuple[int, anyio.Event]] = field(factory=list[tuple[int, anyio.Event]])
-    """A heap."""
+    _waiting: dict[int, anyio.Event] = field(factory=dict[int, anyio.Event])
 
     @asynccontextmanager
     async def turn(self, number: int) -> AsyncGenerator[None, None]:
@@ -87,20 +85,18 @@ class InOrder:
             self._pass_on()
 
     async def _wait(self, number: int) -> None:
-        called = anyio.Event()
-        heappush(self._waiting, (number, called))
+        called = self._waiting[number] = anyio.Event()
         try:
             await called.wait()
         except BaseException:
             if called.is_set():
                 self._pass_on()
             else:
-                self._waiting.remove((number, called))
-                heapify(self._waiting)
+                del self._waiting[number]
             raise
 
     def _pass_on(self) -> None:
         if self._waiting:
-            heappop(self._waiting)[1].set()
+            self._waiting.pop(min(self._waiting)).set()
         else:
             self._taken = False
