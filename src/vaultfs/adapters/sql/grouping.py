@@ -13,6 +13,8 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
+from vaultfs.domain.services.tasks import Signal
+
 if TYPE_CHECKING:
     from vaultfs.adapters.sql.statements import Program
     from vaultfs.adapters.sql.transaction import Transaction
@@ -39,7 +41,7 @@ class Job:
     key: str = ""
     """No two programs with the same one run at a time."""
     begun: bool = False
-    called: anyio.Event | None = None
+    called: Signal | None = None
     """Set when it is over, or when it is to take those who wait into a transaction."""
     outcomes: "list[Outcome]" = field(factory=list["Outcome"])
     result: Any = None
@@ -84,7 +86,7 @@ class GroupCommit(ABC):
             self._leader = job
         try:
             if self._leader is not job:
-                job.called = anyio.Event()
+                job.called = Signal()
                 await job.called.wait()
             if self._leader is job:
                 if self._crowded:  # those of the last round may have more to do at once

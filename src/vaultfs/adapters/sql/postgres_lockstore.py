@@ -16,7 +16,8 @@ from vaultfs.adapters.sql import lockview
 from vaultfs.adapters.sql.lockview import SHARED_CLOCK, LockView
 from vaultfs.adapters.sql.postgres_connections import Database, Readers, is_lost
 from vaultfs.adapters.sql.postgres_driver import Driver
-from vaultfs.adapters.sql.postgres_writer import CHANNEL, CLOCK, PostgresWriter
+from vaultfs.adapters.sql.postgres_swaps import CHANNEL
+from vaultfs.adapters.sql.postgres_writer import CLOCK, PostgresWriter
 from vaultfs.adapters.sql.sqllocks import SqlLockStore
 from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.nodes import TreeId

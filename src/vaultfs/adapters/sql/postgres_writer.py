@@ -1,8 +1,8 @@
 """The writing side of the PostgreSQL catalog: one connection, many callers' units at once."""
 
 import random
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -22,6 +22,15 @@ from vaultfs.adapters.sql.postgres_connections import (
 )
 from vaultfs.adapters.sql.postgres_driver import Driver, Ids
 from vaultfs.adapters.sql.postgres_locks import Locks
+from vaultfs.adapters.sql.postgres_swaps import (
+    CALL,
+    NOW,
+    SWAP,
+    DatabaseClock,
+    TransactionNeededError,
+    at_once,
+    swap_of,
+)
 from vaultfs.adapters.sql.programs import finish, run_unit
 from vaultfs.adapters.sql.statements import Row
 from vaultfs.adapters.sql.transaction import Transaction
@@ -41,15 +50,12 @@ IDLE_WITHIN: Final = "10s"
 """So long may a writer that has stopped hold up others, who wait for longer than that."""
 
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
-CHANNEL: Final = "vaultfs_locks"
-"""What servers are called on when somebody else's waiting may be over."""
-CLOCK: Final = "SELECT extract(epoch FROM clock_timestamp())::float8"
+CLOCK: Final = f"SELECT {NOW}"
 LOOK: Final = (
     f"SELECT t.id, coalesce(l.version, 0), c.now FROM ({CLOCK} AS now) c"
     " CROSS JOIN unnest($1::bigint[]) t(id) LEFT JOIN lock_state l ON l.tree = t.id"
 )
 """The time, and the versions of the locks of trees; once those are locked."""
-CALL: Final = f"SELECT pg_notify('{CHANNEL}', '')"
 MARKED: Final = "SELECT state::jsonb ->> 'mark' FROM lock_state WHERE tree = $1"
 
 HAPPENED: Final = (
@@ -107,6 +113,13 @@ class _Round:
         return [job.tree for job in self.jobs if job.tree is not None]
 
     @property
+    def only_locks_of(self) -> TreeId | None:
+        """The tree, if it changes the locks of one and nothing else."""
+        tree = self.jobs[0].tree
+        alike = all(job.tree == tree and not job.operations and not job.key for job in self.jobs)
+        return tree if alike else None
+
+    @property
     def keys(self) -> list[str]:
         """Of programs that exclude each other."""
         return [job.key for job in self.jobs if job.key]
@@ -138,6 +151,9 @@ class PostgresWriter(GroupCommit):
     attempts: int = ATTEMPTS
     lock_cache: LockCache = field(factory=LockCache)
     _connection: "Connection | None" = None
+    _clock: DatabaseClock = field(factory=DatabaseClock)
+    _alone: bool = False
+    """Nobody else has changed the locks between the last two times that this server did."""
 
     async def aclose(self) -> None:
         """Let go of the connection."""
@@ -203,6 +219,8 @@ class PostgresWriter(GroupCommit):
 
     async def _attempt(self, this: _Round) -> list[list[Outcome]]:
         connection = await self._connected()
+        if not this.in_doubt_until and await self._swap(connection, this):
+            return this.outcomes
         try:
             trees, locked = await self._begin(connection, this)
             driver = Driver(connection, self.ids, trees)
@@ -220,7 +238,7 @@ class PostgresWriter(GroupCommit):
             seen = tx.locks.seen.items()
             this.locked = tuple(tree for tree, (_, locks) in seen if locks.changed)
             if any(locks.news for _, (_, locks) in seen):
-                await connection.execute(CALL)
+                await connection.execute(f"SELECT {CALL}")
         except BaseException:
             self.lock_cache.settle()
             with suppress(pg.PostgresError, pg.InterfaceError, OSError):
@@ -233,6 +251,36 @@ class PostgresWriter(GroupCommit):
             raise
         self.lock_cache.keep(tx.locks)
         return this.outcomes
+
+    async def _swap(self, connection: "Connection", this: _Round) -> bool:
+        """Change the locks of one tree, if that is all; False if nothing was done."""
+        tree = this.only_locks_of
+        known = None if tree is None else self.lock_cache.trees.get(tree)
+        if tree is None or known is None or not self._alone:
+            return False
+        versions = {tree: known[0]}
+        this.view = self.lock_cache.view_at(self._clock.now(), this.mark, versions)
+        try:
+            tx = Transaction(locks=this.view)
+            for job in this.jobs:
+                _run_at_once(job, tx)
+            parameters = swap_of(this.view, tree)
+            this.outcomes, this.locked = [[] for _ in this.jobs], (tree,)
+            with _doubting(this):
+                row = await connection.fetchrow(SWAP, *parameters)
+        except TransactionNeededError:
+            self.lock_cache.settle()
+            return False
+        except BaseException:
+            self.lock_cache.settle()
+            raise
+        self._alone = row is not None
+        if row is None:
+            self.lock_cache.settle()
+            return False
+        self._clock.hear(row[0])
+        self.lock_cache.keep(this.view)
+        return True
 
     async def _happened(self, connection: "Connection", this: _Round) -> bool:
         """Whether the last try was committed after all."""
@@ -255,13 +303,9 @@ class PostgresWriter(GroupCommit):
         return []
 
     async def _commit(self, connection: "Connection", this: _Round) -> None:
-        try:
+        with _doubting(this):
             ended = await connection.execute("COMMIT")
             assert ended == "COMMIT", ended
-        except BaseException as error:
-            if is_lost(error):
-                this.in_doubt_until = anyio.current_time() + RESOLVE_WITHIN
-            raise
 
     async def _begin(
         self, connection: "Connection", this: _Round
@@ -288,7 +332,10 @@ class PostgresWriter(GroupCommit):
         if not trees:
             return self.lock_cache.view_at(float(await connection.fetchval(CLOCK)), this.mark, {})
         rows: list[Any] = await connection.fetch(LOOK, trees)
-        versions = {tree: version for tree, version, _ in rows}
+        versions: dict[TreeId, int] = {tree: version for tree, version, _ in rows}
+        known = self.lock_cache.trees
+        self._alone = all(known.get(each, (-1,))[0] == versions[each] for each in versions)
+        self._clock.hear(rows[0][2])
         return self.lock_cache.view_at(rows[0][2], this.mark, versions)
 
     async def _run(
@@ -338,6 +385,7 @@ class PostgresWriter(GroupCommit):
             self._connection = await self.database.connect(by_index=True)
             await self._connection.execute(
                 f"SET lock_timeout = '{BUSY_AFTER}s';"
+                " SET default_transaction_isolation = 'read committed';"
                 f"SET idle_in_transaction_session_timeout = '{IDLE_WITHIN}';"
                 # What was acknowledged is on the disk, whatever the server does by default.
                 " SELECT set_config('synchronous_commit', 'on', false)"
@@ -349,3 +397,23 @@ class PostgresWriter(GroupCommit):
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+def _run_at_once(job: Job, tx: Transaction) -> None:
+    """Run the program of `job`. Raises `TransactionNeededError` if it asks for anything."""
+    assert job.program is not None
+    try:
+        job.error, job.result = None, at_once(job.program(tx))
+    except VaultError as error:
+        job.error = error
+
+
+@contextmanager
+def _doubting(this: _Round) -> Generator[None, None, None]:
+    """Note that nobody knows what became of a commit, if the connection is lost inside."""
+    try:
+        yield
+    except BaseException as error:
+        if is_lost(error):
+            this.in_doubt_until = anyio.current_time() + RESOLVE_WITHIN
+        raise

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 import anyio
+from anyio import get_cancelled_exc_class
 from attrs import define
 
 from vaultfs.domain.errors import (
@@ -306,11 +307,17 @@ class Locks(LockWaits):
                 self._pass_on(tree, table)
             return
         give_back = partial(self.store.change, tree, partial(release, owner, token))
-        with anyio.CancelScope(shield=True):
-            try:
-                await give_back()
-            except VaultError:
-                self._tasks.start_soon(self._later, give_back)
+        try:
+            await give_back()
+        except VaultError:
+            self._tasks.start_soon(self._later, give_back)
+        except get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                try:
+                    await give_back()
+                except VaultError:
+                    self._tasks.start_soon(self._later, give_back)
+            raise
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from vaultfs.domain.locknodes import Blocker
 from vaultfs.domain.locktrees import News, TreeLocks
 from vaultfs.domain.nodes import TreeId
 from vaultfs.domain.services.lockchanges import drop, unconvert, who_waits
+from vaultfs.domain.services.tasks import Signal
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.locks import LockStore
 
@@ -33,7 +34,7 @@ class Waiter:
     __slots__ = ("error", "event", "grant", "settled")
 
     def __init__(self) -> None:
-        self.event = anyio.Event()
+        self.event = Signal()
         self.settled = False
         self.grant: int | None = None
         self.error: VaultError | None = None
