@@ -28,6 +28,7 @@ def _holds(table: LockTable) -> dict[Resource, dict[Owner, Mode]]:
     found: dict[Resource, dict[Owner, Mode]] = {}
     for grant in table.grants.values():
         assert table.owned[grant.owner][grant.id] is grant
+        assert grant.nodes == {table.nodes[each]: mode for each, mode in grant.plan.items()}
         for resource, mode in grant.plan.items():
             owners = found.setdefault(resource, {})
             owners[grant.owner] = LUB[owners.get(grant.owner, mode)][mode]
@@ -48,21 +49,20 @@ def _check_node(node: Node, effective: dict[Owner, Mode]) -> None:
 
 
 def _check_places(table: LockTable, request: Waiting) -> None:
-    assert set(request.wants) == set(request.plan)
+    assert set(request.wants) == {table.nodes[each] for each in request.plan}
     for resource, mode in request.plan.items():
         node = table.nodes[resource]
         mine = node.has(request.owner)
-        assert request.wants[resource] is (mode if mine is None else LUB[mine][mode])
+        assert request.wants[node] is (mode if mine is None else LUB[mine][mode])
         assert node.queue is not None
-        assert node.queue[request] is request.wants[resource]
+        assert node.queue[request] is request.wants[node]
 
 
 def in_the_way(table: LockTable, request: Waiting) -> set[Owner]:
     """The owners that `request` waits for, whether they hold or are further ahead."""
     found: set[Owner] = set()
-    for resource, want in request.wants.items():
-        node = table.nodes[resource]
-        asked = request.ranges.get(resource, ())
+    for node, want in request.wants.items():
+        asked = request.ranges.get(node.resource, ())
         covered = node.has(request.owner) is want
         found |= {
             owner
@@ -77,7 +77,7 @@ def in_the_way(table: LockTable, request: Waiting) -> set[Owner]:
         for other, mode in (node.queue or {}).items():
             if other is request:
                 break
-            theirs = other.ranges.get(resource, ())
+            theirs = other.ranges.get(node.resource, ())
             if (not covered and clash(mode, want)) or any(
                 one.meets(each) for one in asked for each in theirs
             ):

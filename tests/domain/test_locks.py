@@ -27,6 +27,11 @@ def at(path: str) -> Resource:
     return ("tree", *filter(None, path.split("/")))
 
 
+def granted_by(table: LockTable) -> list[tuple[int, Grant]]:
+    """Requests that waited and got something, and what."""
+    return [(request, grant) for request, grant in table.take_passed() if grant is not None]
+
+
 class Table:
     """A table, and the grants of its owners by what they are for."""
 
@@ -46,8 +51,8 @@ class Table:
         check(self.table)
         assert dump(load(dump(self.table))) == dump(self.table)
 
-    def _passed(self) -> tuple[tuple[int, Grant], ...]:
-        granted = self.table.take_passed().granted
+    def _passed(self) -> list[tuple[int, Grant]]:
+        granted = granted_by(self.table)
         for _, grant in granted:
             self._note(grant)
         return granted
@@ -284,9 +289,9 @@ def test_a_part_of_a_batch_can_be_released() -> None:
     table = play("A: X d/a X d/b S d/c -> granted", "B: S d/b -> waits", "C: S d -> waits")
     grant = table.grants[A, "d/a"]
     table.table.release(grant, [at("d/b")])
-    assert [each.owner for _, each in table.table.take_passed().granted] == [B]
+    assert [each.owner for _, each in granted_by(table.table)] == [B]
     table.table.release(grant, [at("d/a")])
-    assert [each.owner for _, each in table.table.take_passed().granted] == [C]
+    assert [each.owner for _, each in granted_by(table.table)] == [C]
     assert table.table.nodes[at("d")].has(A) is Mode.IS
     check(table.table)
 
@@ -295,7 +300,7 @@ def test_a_conversion_whose_grant_is_released_is_dropped() -> None:
     table = play("A: S a -> granted", "B: S a -> granted", "A: upgrade X a -> waits")
     request = table.table.waits[A].id
     table.table.release(table.grants[A, "a"])
-    assert table.table.take_passed().dropped == (request,)
+    assert table.table.take_passed() == [(request, None)]
     check(table.table)
 
 
@@ -349,7 +354,7 @@ def test_a_range_waits_behind_one_that_it_would_meet_and_passes_others() -> None
     assert isinstance(ask(C, 15, 30), Waiting)
     assert isinstance(ask(D, 30, 40), Grant)
     table.release(first.id)
-    assert [grant.owner for _, grant in table.take_passed().granted] == [B]
+    assert [grant.owner for _, grant in granted_by(table)] == [B]
     check(table)
 
 
@@ -364,7 +369,7 @@ def test_a_range_that_is_waited_for_no_longer_lets_those_behind_go_on() -> None:
     assert isinstance(waits, Waiting)
     assert isinstance(behind, Waiting)
     table.cancel(waits.id)
-    assert [number for number, _ in table.take_passed().granted] == [behind.id]
+    assert [number for number, _ in granted_by(table)] == [behind.id]
 
 
 def test_ranges_of_several_files_end_together() -> None:
@@ -384,7 +389,7 @@ def test_ranges_of_several_files_end_together() -> None:
     released.release(held.id)
     expired.tick(5)
     for table in (released, expired):
-        assert [grant.owner for _, grant in table.take_passed().granted] == [B]
+        assert [grant.owner for _, grant in granted_by(table)] == [B]
         check(table)
 
 
@@ -400,7 +405,7 @@ def test_an_upgrade_ahead_shuts_out_nobody_who_has_the_file_and_waits_for_a_rang
     assert isinstance(table.request(A, {file: Mode.X}), Waiting)  # for B, too
     check(table)
     table.release(held.id)
-    assert [number for number, _ in table.take_passed().granted] == [waits.id]
+    assert [number for number, _ in granted_by(table)] == [waits.id]
     check(table)
 
 
@@ -412,7 +417,7 @@ def test_who_is_let_pass_to_open_a_circle_goes_on_also_behind_an_upgrade() -> No
     waits = table.request(B, {}, ranges={file: (byte_range(15, 18, exclusive=False),)})
     assert isinstance(waits, Waiting)
     assert isinstance(table.request(A, {file: Mode.X}), Waiting)
-    assert [number for number, _ in table.take_passed().granted] == [waits.id]
+    assert [number for number, _ in granted_by(table)] == [waits.id]
     check(table)
 
 
@@ -430,7 +435,7 @@ def test_what_an_owner_asks_to_share_it_has_no_longer_exclusively_in_any_grant()
     assert isinstance(waits, Waiting)
     second = ask(A, 0, 10, exclusive=False)
     assert isinstance(second, Grant)
-    assert [number for number, _ in table.take_passed().granted] == [waits.id]
+    assert [number for number, _ in granted_by(table)] == [waits.id]
     table.release(second.id)
     check(table)
     assert isinstance(ask(C, 0, 10, exclusive=False), Grant)
@@ -467,7 +472,7 @@ def test_a_lease_that_runs_out_wakes_the_queue_and_cannot_be_renewed() -> None:
     table.renew(grant.id, 20)
     assert table.tick(10) == ()
     assert table.tick(20) == (grant,)
-    [(_, following)] = table.take_passed().granted
+    [(_, following)] = granted_by(table)
     assert following.owner == B
     assert following.token > grant.token
     with pytest.raises(KeyError):
@@ -491,9 +496,10 @@ def test_a_waiter_whose_own_lease_ran_out_is_dropped_not_granted() -> None:
     assert isinstance(late, Waiting)
     table.request(C, {at("a"): Mode.X})
     table.tick(10)  # both at once: the waiter must not get what runs out with it
-    passed = table.take_passed()
-    assert passed.dropped == (late.id,)
-    assert [grant.owner for _, grant in passed.granted] == [C]
+    (dropped, granted) = table.take_passed()
+    assert dropped == (late.id, None)
+    assert granted[1] is not None
+    assert granted[1].owner == C
     check(table)
 
 
@@ -506,8 +512,7 @@ def test_a_conversion_of_a_lease_that_ran_out_with_what_it_waited_for_is_dropped
     upgrade = table.convert(held.id, {file: Mode.X})
     assert isinstance(upgrade, Waiting)
     table.tick(5)
-    passed = table.take_passed()
-    assert (passed.granted, passed.dropped) == ((), (upgrade.id,))
+    assert table.take_passed() == [(upgrade.id, None)]
     assert not table.nodes
 
 

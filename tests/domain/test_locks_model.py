@@ -246,8 +246,8 @@ def _an_upgrade_goes_to_the_end(patch: pytest.MonkeyPatch) -> None:
 def _intents_stay_behind(patch: pytest.MonkeyPatch) -> None:
     real = LockTable._unhold  # pyright: ignore[reportPrivateUsage]
 
-    def unhold(table: LockTable, owner: Owner, plan: dict[Resource, Mode]) -> object:
-        return real(table, owner, dict(list(plan.items())[-1:]))
+    def unhold(table: LockTable, owner: Owner, counted: dict[Node, Mode]) -> object:
+        return real(table, owner, dict(list(counted.items())[-1:]))
 
     patch.setattr(LockTable, "_unhold", unhold)
 

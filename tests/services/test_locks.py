@@ -51,7 +51,7 @@ class FailingStore(MemoryLockStore):
 
     failures: int = 0
 
-    def at_once(self, tree: TreeId) -> LockTable | None:
+    def at_once(self, tree: TreeId, *, timed: bool = False) -> LockTable | None:
         return None
 
     async def change(

@@ -45,8 +45,11 @@ class MemoryLockStore(LockStore):
         locks.table.tick(self.clock.monotonic())
         return locks
 
-    def at_once(self, tree: TreeId) -> LockTable | None:
-        return self._now(tree).table
+    def at_once(self, tree: TreeId, *, timed: bool = False) -> LockTable | None:
+        locks = self._trees.get(tree)
+        if timed or locks is None or locks.table.leases:
+            locks = self._now(tree)
+        return locks.table
 
     async def change(
         self,

@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import frozen
 
-from vaultfs.domain.lockmodes import Mode, Resource, clash
+from vaultfs.domain.lockmodes import Mode, clash
 from vaultfs.domain.locknodes import Deadlock, Grant, Link, Node, Owner, Waiting
 
 TRIES: Final = 1000
@@ -21,10 +21,10 @@ TRIES: Final = 1000
 
 @frozen
 class _Edge:
-    """`request` waits on `resource`, for `owner`."""
+    """`request` waits on `node`, for `owner`."""
 
     request: Waiting
-    resource: Resource
+    node: Node
     want: Mode
     owner: Owner
     mode: Mode
@@ -33,56 +33,49 @@ class _Edge:
 
 
 def untangle(
-    nodes: Mapping[Resource, Node],
     waits: Mapping[Owner, Waiting],
     request: Waiting,
     grants: Iterable[Grant],
-) -> Deadlock | tuple[Resource, ...]:
+) -> Deadlock | tuple[Node, ...]:
     """The circle that `request` closes, or where places were changed so that it closes none.
 
     `waits` is what each owner waits for, `grants` are those of the owner of `request`. If
     there is a circle, all places are as they were. Takes time linear in the edges that
     can be reached, and none if nobody waits for that owner.
     """
-    if not _somebody_waits_for(nodes, request, grants):
+    if not _somebody_waits_for(request, grants):
         return ()
-    return _Untangling(nodes, waits, request).run()
+    return _Untangling(waits, request).run()
 
 
-def _somebody_waits_for(
-    nodes: Mapping[Resource, Node], request: Waiting, grants: Iterable[Grant]
-) -> bool:
+def _somebody_waits_for(request: Waiting, grants: Iterable[Grant]) -> bool:
     """Whether anybody could wait for what its owner holds, or behind it where it went ahead."""
-    for resource in request.wants:
-        queue = nodes[resource].queue
-        if queue is not None and next(reversed(queue)) is not request:
+    for node in request.wants:
+        if node.queue is not None and next(reversed(node.queue)) is not request:
             return True
     return any(
-        (queue := nodes[resource].queue) is not None and (len(queue) > 1 or request not in queue)
+        node.queue is not None and (len(node.queue) > 1 or request not in node.queue)
         for grant in grants
-        for resource in grant.plan
+        for node in grant.nodes
     )
 
 
 class _Untangling:
-    def __init__(
-        self, nodes: Mapping[Resource, Node], waits: Mapping[Owner, Waiting], request: Waiting
-    ) -> None:
-        self._nodes = nodes
+    def __init__(self, waits: Mapping[Owner, Waiting], request: Waiting) -> None:
         self._waits = waits
         self._request = request
-        self._moved: list[tuple[Resource, list[Waiting]]] = []
+        self._moved: list[tuple[Node, list[Waiting]]] = []
         """Where somebody was let pass, and how the queue was before."""
-        self._fixed: set[tuple[int, int, Resource]] = set()
+        self._fixed: set[tuple[int, int, Node]] = set()
         """Pairs whose order has been chosen: the first goes before the second."""
         self._tries = 0
 
-    def run(self) -> Deadlock | tuple[Resource, ...]:
+    def run(self) -> Deadlock | tuple[Node, ...]:
         circle = self._circle(self._request, hard=True)
         if circle:  # no change of places can help
             return _deadlock(circle)
         stays = self._open([self._request])
-        return stays or tuple(resource for resource, _ in self._moved)
+        return stays or tuple(node for node, _ in self._moved)
 
     def _open(self, starts: list[Waiting]) -> Deadlock | None:
         """Change places until no circle goes through any of `starts`; one that stays, if so."""
@@ -94,10 +87,10 @@ class _Untangling:
             ahead = edge.ahead
             if ahead is None or self._tries == TRIES:
                 continue
-            if (ahead.id, edge.request.id, edge.resource) in self._fixed:
+            if (ahead.id, edge.request.id, edge.node) in self._fixed:
                 continue
             self._tries += 1
-            self._pass(edge.request, ahead, edge.resource)
+            self._pass(edge.request, ahead, edge.node)
             other = self._open([*starts, ahead])
             if other is None:
                 return None
@@ -105,20 +98,19 @@ class _Untangling:
             stays = other
         return stays
 
-    def _pass(self, request: Waiting, ahead: Waiting, resource: Resource) -> None:
-        node = self._nodes[resource]
-        self._moved.append((resource, list(node.queue or ())))
-        self._fixed.add((request.id, ahead.id, resource))
+    def _pass(self, request: Waiting, ahead: Waiting, node: Node) -> None:
+        self._moved.append((node, list(node.queue or ())))
+        self._fixed.add((request.id, ahead.id, node))
         node.move(request, ahead)
 
     def _undo(self, request: Waiting, ahead: Waiting) -> None:
-        resource, before = self._moved.pop()
-        self._fixed.remove((request.id, ahead.id, resource))
-        self._nodes[resource].order(before)
+        node, before = self._moved.pop()
+        self._fixed.remove((request.id, ahead.id, node))
+        node.order(before)
 
     def _circle(self, start: Waiting, *, hard: bool = False) -> list[_Edge]:
         """The edges of a circle through the owner of `start`, all `hard` if so, or nothing."""
-        search = _Search(self._nodes, start, hard=hard)
+        search = _Search(start, hard=hard)
         seen = {start.owner}
         path: list[_Edge] = []
         steps = [search.edges(start)]
@@ -142,7 +134,8 @@ class _Untangling:
 def _deadlock(circle: Iterable[_Edge]) -> Deadlock:
     return Deadlock(
         tuple(
-            Link(e.request.owner, e.request.id, e.resource, e.want, e.owner, e.mode) for e in circle
+            Link(e.request.owner, e.request.id, e.node.resource, e.want, e.owner, e.mode)
+            for e in circle
         )
     )
 
@@ -156,45 +149,42 @@ class _Search:
     for the owner that the walk is to come back to.
     """
 
-    def __init__(self, nodes: Mapping[Resource, Node], start: Waiting, *, hard: bool) -> None:
-        self._nodes = nodes
+    def __init__(self, start: Waiting, *, hard: bool) -> None:
         self._hard = hard
         self._start = start
-        self._held: set[tuple[Resource, Mode]] = set()
-        self._ahead: dict[tuple[Resource, Mode], int] = {}
-        self._places: dict[Resource, dict[Waiting, int]] = {}
+        self._held: set[tuple[Node, Mode]] = set()
+        self._ahead: dict[tuple[Node, Mode], int] = {}
+        self._places: dict[Node, dict[Waiting, int]] = {}
 
     def edges(self, request: Waiting) -> Iterator[_Edge]:
         """What keeps `request` waiting."""
-        for resource, want in request.wants.items():
-            node = self._nodes[resource]
+        for node, want in request.wants.items():
             yield from self._to_holders(node, request, want)
             if not self._hard:
                 yield from self._to_waiters(node, request, want)
 
     def _to_holders(self, node: Node, request: Waiting, want: Mode) -> Iterator[_Edge]:
-        resource, back = node.resource, self._start.owner
-        if request.ranges or (resource, want) not in self._held:
+        back = self._start.owner
+        if request.ranges or (node, want) not in self._held:
             if not request.ranges:
-                self._held.add((resource, want))
+                self._held.add((node, want))
             for owner, mode in node.holders_against(request, want):
-                yield _Edge(request, resource, want, owner, mode, None)
+                yield _Edge(request, node, want, owner, mode, None)
         elif (mine := node.has(back)) is not None and clash(mine, want) and request.owner != back:
-            yield _Edge(request, resource, want, back, mine, None)
+            yield _Edge(request, node, want, back, mine, None)
 
     def _to_waiters(self, node: Node, request: Waiting, want: Mode) -> Iterator[_Edge]:
-        resource = node.resource
         if not request.ranges:
             place = self._place(node, request)
-            if self._ahead.get((resource, want), -1) >= place:
+            if self._ahead.get((node, want), -1) >= place:
                 return
-            self._ahead[resource, want] = place
+            self._ahead[node, want] = place
         for other, mode in node.waiters_against(request, want):
-            yield _Edge(request, resource, want, other.owner, mode, other)
+            yield _Edge(request, node, want, other.owner, mode, other)
 
     def _place(self, node: Node, request: Waiting) -> int:
-        places = self._places.get(node.resource)
+        places = self._places.get(node)
         if places is None:
             places = {each: place for place, each in enumerate(node.queue or ())}
-            self._places[node.resource] = places
+            self._places[node] = places
         return places[request]

@@ -20,17 +20,13 @@ MAX_LOCKS = 1000
 """Paths, and ranges of bytes, that one request may lock."""
 
 
+@lru_cache(maxsize=4096)
 def resource(tree: TreeId, path: Path) -> Resource:
     """The resource that `path` in `tree` is, the same for all ways to write the path.
 
     Raises `InvalidName`.
     """
-    return (str(tree), *_keys(path))
-
-
-@lru_cache(maxsize=4096)
-def _keys(path: Path) -> Path:
-    return tuple(map(key_of, check_path(path)))
+    return (str(tree), *map(key_of, check_path(path)))
 
 
 def path_of(of: Resource) -> str:

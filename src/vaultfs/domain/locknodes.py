@@ -46,10 +46,12 @@ class Grant:
     owner: Owner
     items: dict[Resource, Mode]
     plan: dict[Resource, Mode]
-    """The items and the intents above them."""
+    """The items and the intents above them. Not to be changed."""
     ranges: Mapping[Resource, tuple[Range, ...]]
     expires: float | None
     """When it ends by itself, on the clock of `tick`; None: never."""
+    nodes: "dict[Node, Mode]" = field(factory=dict["Node", Mode])
+    """The same by node, once it is counted in them."""
 
     @property
     def token(self) -> int:
@@ -70,7 +72,7 @@ class Waiting:
     expires: float | None
     converts: Grant | None
     """The grant whose modes it changes; None: it is to be a new one."""
-    wants: dict[Resource, Mode] = field(factory=dict[Resource, Mode])
+    wants: "dict[Node, Mode]" = field(factory=dict["Node", Mode])
     """For each node what its owner will have there: with what it has already."""
 
 
@@ -117,16 +119,8 @@ class OwnerBusy:
     request: int
 
 
-class Passed(NamedTuple):
-    """What became of requests that waited."""
-
-    granted: tuple[tuple[int, Grant], ...] = ()
-    """Their ids and their grants, in the order in which they were granted."""
-    dropped: tuple[int, ...] = ()
-    """Those whose lease ran out, or whose grant to convert did, or was released."""
-
-
-NOTHING: Final = Passed()
+_FIRST: Final = tuple((FIELD[mode], mode) for mode in Mode)
+"""What an owner has who has one grant."""
 Answer = Grant | Waiting | Blocked | Deadlock | OwnerBusy
 
 
@@ -149,12 +143,11 @@ class Node:
 
     def add(self, owner: Owner, mode: Mode) -> None:
         """Count one more grant of `owner`."""
-        hold = self.holds.get(owner)
-        if hold is None:
-            self.holds[owner] = (FIELD[mode], mode)
+        if owner not in self.holds:
+            self.holds[owner] = _FIRST[mode]
             self.held += FIELD[mode]
             return
-        counts, before = hold
+        counts, before = self.holds[owner]
         after = LUB[before][mode]
         self.holds[owner] = (counts + FIELD[mode], after)
         self.held += FIELD[after] - FIELD[before]

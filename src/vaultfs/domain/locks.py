@@ -50,13 +50,13 @@ are searched for only if somebody waits for what its owner holds.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from vaultfs.domain.deadlocks import untangle
 from vaultfs.domain.intervals import Range, Ranges, weakened
 from vaultfs.domain.lockmodes import CLASH, FIELD, LUB, Mode, Resource, clash, covers, plan_of
 from vaultfs.domain.locknodes import (
     NO_RANGES,
-    NOTHING,
     Answer,
     Blocked,
     Blocker,
@@ -65,7 +65,6 @@ from vaultfs.domain.locknodes import (
     Node,
     Owner,
     OwnerBusy,
-    Passed,
     Waiting,
 )
 
@@ -73,7 +72,7 @@ from vaultfs.domain.locknodes import (
 class LockTable:
     """All locks of some trees, and all who wait for them. See the head of this module.
 
-    What a call passes on to those who wait is to be had from `take_passed`.
+    What a call passes on to those who wait stands in `passed`, until it is taken from there.
     """
 
     def __init__(self) -> None:
@@ -88,12 +87,12 @@ class LockTable:
         """The grants of each owner that has some, by id."""
         self.waits: dict[Owner, Waiting] = {}
         """What each owner that waits is waiting for."""
-        self._leases = 0
+        self.leases = 0
         """Grants and requests that may run out."""
         self._ranged = 0
         """Requests that wait for ranges, maybe among others."""
-        self._granted: list[tuple[int, Grant]] = []
-        self._dropped: list[int] = []
+        self.passed: list[tuple[int, Grant | None]] = []
+        """Requests that waited and became a grant; or nothing, as it ran out or what it was for."""
 
     # What callers ask for
 
@@ -114,7 +113,7 @@ class LockTable:
             return OwnerBusy(self.waits[owner].id)
         plan = whole_plan(items, ranges)
         if not ranges and self._free(owner, plan):
-            return self.admit(self._made(owner, dict(items), plan, ranges, expires))
+            return self.admit(Grant(self._next(), owner, dict(items), plan, ranges, expires))
         request = Waiting(self._next(), owner, dict(items), plan, ranges, expires, None)
         return self._enter(request, wait=wait)
 
@@ -163,7 +162,7 @@ class LockTable:
         Raises `KeyError` if it is not there: what has run out cannot be renewed.
         """
         found = self.grants.get(number) or self.waiting[number]
-        self._leases += found.expires is None
+        self.leases += found.expires is None
         found.expires = expires
 
     def tick(self, now: float) -> tuple[Grant, ...]:
@@ -172,26 +171,22 @@ class LockTable:
         Time that goes back is not believed.
         """
         self.now = max(self.now, now)
-        if not self._leases:
+        if not self.leases:
             return ()
         dropped = [each for each in self.waiting.values() if self._over(each.expires)]
         expired = [each for each in self.grants.values() if self._over(each.expires)]
         loosened = [place for request in dropped for place in self._leave(request)]
         for grant in expired:
             loosened += self._forget(grant)
-        self._dropped += (each.id for each in dropped)
+        self.passed += ((each.id, None) for each in dropped)
         self._wake(loosened)
         for grant in expired:
             self._reconsider(grant.owner)
         return tuple(expired)
 
-    def take_passed(self) -> Passed:
-        """What became of requests that waited, since the last call."""
-        if not self._granted and not self._dropped:
-            return NOTHING
-        passed = Passed(tuple(self._granted), tuple(self._dropped))
-        self._granted.clear()
-        self._dropped.clear()
+    def take_passed(self) -> list[tuple[int, Grant | None]]:
+        """What became of requests that waited, since the last call, in that order."""
+        passed, self.passed = self.passed, []
         return passed
 
     def in_the_way(
@@ -212,14 +207,13 @@ class LockTable:
     def blockers(self, request: Waiting) -> list[Blocker]:
         """Who keeps `request` waiting, holders first on each node."""
         found: list[Blocker] = []
-        for resource, want in request.wants.items():
-            node = self.nodes[resource]
+        for node, want in request.wants.items():
             found += [
-                Blocker(owner, resource, mode)
+                Blocker(owner, node.resource, mode)
                 for owner, mode in node.holders_against(request, want)
             ]
             found += [
-                Blocker(other.owner, resource, mode, waits=True)
+                Blocker(other.owner, node.resource, mode, waits=True)
                 for other, mode in node.waiters_against(request, want)
             ]
         return found
@@ -254,7 +248,7 @@ class LockTable:
     def _enter(self, request: Waiting, *, wait: bool) -> Answer:
         """Grant `request` if it can be, or let it wait if that can end."""
         self.line_up(request)
-        # Of one that holds nothing it is known by now that it clashes, and nobody waits for it.
+        # Of one that holds nothing it is known by now that it clashes.
         holds = request.owner in self.owned
         if (holds or request.ranges) and self._grantable(request):
             return self._admit(request)
@@ -262,13 +256,15 @@ class LockTable:
             blockers = tuple(self.blockers(request))
             self._leave(request)
             return Blocked(blockers)
-        deadlock = self._untangle(request) if holds else None
+        if not holds:
+            return request  # nobody waits for it, so it closes no circle
+        deadlock = self._untangle(request)
         if deadlock is not None:
             self._leave(request)
             return deadlock
-        for place, (number, grant) in enumerate(self._granted):
-            if number == request.id:  # it was let pass
-                del self._granted[place]
+        for place, (number, grant) in enumerate(self.passed):
+            if number == request.id and grant is not None:  # it was let pass
+                del self.passed[place]
                 return grant
         return request
 
@@ -280,19 +276,18 @@ class LockTable:
             if node is None:
                 node = nodes[resource] = Node(resource)
             mine = node.has(request.owner) if holds else None
-            want = wants[resource] = mode if mine is None else LUB[mine][mode]
+            want = wants[node] = mode if mine is None else LUB[mine][mode]
             node.enter(request, want, mine)
         self.waiting[request.id] = self.waits[request.owner] = request
-        self._leases += request.expires is not None
+        self.leases += request.expires is not None
         self._ranged += bool(request.ranges)
 
     def _grantable(self, request: Waiting) -> bool:
-        lease = request if request.converts is None else request.converts
-        if self._over(lease.expires):
+        expires = request.expires if request.converts is None else request.converts.expires
+        if expires is not None and self._over(expires):
             return False
-        nodes, owner, ranges = self.nodes, request.owner, request.ranges
-        for resource, want in request.wants.items():
-            node = nodes[resource]
+        owner, ranges = request.owner, request.ranges
+        for node, want in request.wants.items():
             if not ranges and node.ranges is None:  # mostly nobody clashes, which counts tell
                 hold = node.holds.get(owner)
                 held = node.held if hold is None else node.held - FIELD[hold[1]]
@@ -309,29 +304,17 @@ class LockTable:
     def _admit(self, request: Waiting) -> Grant:
         """Turn a request that nothing blocks into its grant."""
         self._forget_waiting(request)
-        nodes = self.nodes
-        for resource in request.wants:
-            nodes[resource].leave(request)
+        for node in request.wants:
+            node.leave(request)
         grant = request.converts
         if grant is None:
-            request_of = (request.owner, request.items, request.plan)
-            return self.admit(self._made(*request_of, request.ranges, request.expires))
+            wanted = (request.owner, request.items, request.plan, request.ranges)
+            return self.admit(Grant(self._next(), *wanted, request.expires))
         self._replace(grant, grant.items | request.items, grant.ranges)
-        for resource in request.wants:
-            node = nodes.get(resource)
-            if node is not None and node.unused():
-                del nodes[resource]
+        for node in request.wants:
+            if node.unused() and self.nodes.get(node.resource) is node:
+                del self.nodes[node.resource]
         return grant
-
-    def _made(
-        self,
-        owner: Owner,
-        items: dict[Resource, Mode],
-        plan: dict[Resource, Mode],
-        ranges: Mapping[Resource, tuple[Range, ...]],
-        expires: float | None,
-    ) -> Grant:
-        return Grant(self._next(), owner, items, plan, ranges, expires)
 
     def admit(self, grant: Grant) -> Grant:
         """Count in what clashes with nobody: a grant just made, or one of a saved state."""
@@ -343,8 +326,8 @@ class LockTable:
         else:
             owned[number] = grant
         if grant.expires is not None:
-            self._leases += 1
-        self._hold(owner, grant.plan)
+            self.leases += 1
+        grant.nodes = self._hold(owner, grant.plan)
         if grant.ranges:
             self._have_ranges(owner, grant.ranges)
             self._weaken(grant)
@@ -381,28 +364,30 @@ class LockTable:
         # Whom it concerns, only those who wait know; they may want some of the other files too.
         self._wake([(node, Mode.X) for node in nodes])
 
-    def _hold(self, owner: Owner, plan: Mapping[Resource, Mode]) -> None:
+    def _hold(self, owner: Owner, plan: Mapping[Resource, Mode]) -> dict[Node, Mode]:
+        """Count the holds of `plan` in its nodes, which are returned."""
         nodes = self.nodes
+        counted: dict[Node, Mode] = {}
         for resource, mode in plan.items():
             node = nodes.get(resource)
             if node is None:
                 node = nodes[resource] = Node(resource)
             node.add(owner, mode)
-        if self.waits and owner in self.waits:
+            counted[node] = mode
+        if owner in self.waits:
             self._want_anew(owner)
+        return counted
 
-    def _unhold(self, owner: Owner, plan: Mapping[Resource, Mode]) -> list[tuple[Node, Mode]]:
-        """Count the holds of `plan` down; where, and from which mode, `owner` became weaker."""
-        nodes = self.nodes
+    def _unhold(self, owner: Owner, counted: Mapping[Node, Mode]) -> list[tuple[Node, Mode]]:
+        """Count the holds of a grant down; where, and from which mode, `owner` became weaker."""
         loosened: list[tuple[Node, Mode]] = []
-        for resource, mode in plan.items():
-            node = nodes[resource]
+        for node, mode in counted.items():
             before = node.remove(owner, mode)
             if before is not None and node.queue is not None:
                 loosened.append((node, before))
             if node.queue is None and not node.holds:
-                del nodes[resource]
-        if self.waits and owner in self.waits:
+                del self.nodes[node.resource]
+        if owner in self.waits:
             self._want_anew(owner)
         return loosened
 
@@ -413,9 +398,9 @@ class LockTable:
             node = self.nodes[resource]
             mine = node.has(owner)
             want = mode if mine is None else LUB[mine][mode]
-            if node.queue is not None and want is not request.wants[resource]:
-                node.wanted += FIELD[want] - FIELD[request.wants[resource]]
-                node.queue[request] = request.wants[resource] = want
+            if node.queue is not None and want is not request.wants[node]:
+                node.wanted += FIELD[want] - FIELD[request.wants[node]]
+                node.queue[request] = request.wants[node] = want
 
     def _replace(
         self,
@@ -424,9 +409,9 @@ class LockTable:
         ranges: Mapping[Resource, tuple[Range, ...]],
     ) -> None:
         """Give a grant other contents; never through a moment in which it has neither."""
-        before, ranged = held.plan, [*held.ranges]
+        before, ranged = held.nodes, [*held.ranges]
         held.items, held.ranges, held.plan = items, ranges, whole_plan(items, ranges)
-        self._hold(held.owner, held.plan)
+        held.nodes = self._hold(held.owner, held.plan)
         loosened = self._unhold(held.owner, before)
         waiting = self.waits.get(held.owner) if self.waits else None
         if waiting is not None and waiting.converts is held:
@@ -441,14 +426,13 @@ class LockTable:
         request.items = {r: mode for r, mode in request.items.items() if r in held.items}
         request.plan = whole_plan({**held.items, **request.items}, held.ranges)
         loosened: list[tuple[Node, Mode]] = []
-        for resource in [each for each in request.wants if each not in request.plan]:
-            node = self.nodes[resource]
+        for node in [each for each in request.wants if each.resource not in request.plan]:
             node.leave(request)
-            want = request.wants.pop(resource)
+            want = request.wants.pop(node)
             if node.queue is not None:
                 loosened.append((node, want))
             elif node.unused():
-                del self.nodes[resource]
+                del self.nodes[node.resource]
         self._want_anew(request.owner)
         loosened += [(self.nodes[resource], Mode.X) for resource in request.plan]
         return loosened
@@ -467,7 +451,7 @@ class LockTable:
         loosened = self._forget(held)
         if loosened:
             self._wake(loosened)
-        if self.waits:
+        if held.owner in self.waits:
             self._reconsider(held.owner)
 
     def _forget(self, held: Grant) -> list[tuple[Node, Mode]]:
@@ -480,22 +464,22 @@ class LockTable:
         else:
             del owned[held.id]
         if held.expires is not None:
-            self._leases -= 1
-        waiting = self.waits.get(owner) if self.waits else None
-        loosened: list[tuple[Node, Mode]] = []
-        if waiting is not None and waiting.converts is held:  # there is nothing to convert now
-            loosened = self._leave(waiting)
-            self._dropped.append(waiting.id)
-        loosened += self._unhold(owner, held.plan)
+            self.leases -= 1
+        left: list[tuple[Node, Mode]] = []
+        if owner in self.waits and self.waits[owner].converts is held:  # nothing to convert now
+            waiting = self.waits[owner]
+            left = self._leave(waiting)
+            self.passed.append((waiting.id, None))
+        loosened = self._unhold(owner, held.nodes)
         if held.ranges:
             self._have_ranges(owner, held.ranges)
-        return loosened
+        return left + loosened if left else loosened
 
     def _forget_waiting(self, request: Waiting) -> None:
         del self.waiting[request.id]
         del self.waits[request.owner]
         if request.expires is not None:
-            self._leases -= 1
+            self.leases -= 1
         if request.ranges:
             self._ranged -= 1
 
@@ -503,22 +487,21 @@ class LockTable:
         """Take a request out of its queues; where others may go on by that."""
         self._forget_waiting(request)
         loosened: list[tuple[Node, Mode]] = []
-        for resource, want in request.wants.items():
-            node = self.nodes[resource]
+        for node, want in request.wants.items():
             node.leave(request)
             if node.queue is not None:
                 loosened.append((node, Mode.X if request.ranges else want))
             elif node.unused():
-                del self.nodes[resource]
+                del self.nodes[node.resource]
         return loosened
 
     def _untangle(self, request: Waiting) -> Deadlock | None:
         """See that `request` closes no circle, by changing places if that is needed and helps."""
         grants = self.owned.get(request.owner, {}).values()
-        verdict = untangle(self.nodes, self.waits, request, grants)
+        verdict = untangle(self.waits, request, grants)
         if isinstance(verdict, Deadlock):
             return verdict
-        self._wake([(self.nodes[resource], Mode.X) for resource in verdict])
+        self._wake([(node, Mode.X) for node in verdict])
         return None
 
     def _wake(self, loosened: Sequence[tuple[Node, Mode]]) -> None:
@@ -554,7 +537,7 @@ class LockTable:
         if request.id in failed:
             return False
         if self._grantable(request):
-            self._granted.append((request.id, self._admit(request)))
+            self.passed.append((request.id, self._admit(request)))
             return True
         failed.add(request.id)
         return False
@@ -572,5 +555,15 @@ def _intents(
 def whole_plan(
     items: Mapping[Resource, Mode], ranges: Mapping[Resource, tuple[Range, ...]]
 ) -> dict[Resource, Mode]:
-    """All that has to be held for `items` and `ranges`."""
-    return plan_of((*items.items(), *_intents(ranges)) if ranges else items.items())
+    """All that has to be held for `items` and `ranges`; not to be changed."""
+    if ranges:
+        return plan_of((*items.items(), *_intents(ranges)))
+    if len(items) == 1:
+        ((resource, mode),) = items.items()
+        return _plan_of_one(resource, mode)
+    return plan_of(items.items())
+
+
+@lru_cache(maxsize=512)
+def _plan_of_one(resource: Resource, mode: Mode) -> dict[Resource, Mode]:
+    return plan_of(((resource, mode),))

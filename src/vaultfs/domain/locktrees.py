@@ -28,7 +28,7 @@ from typing import Any
 from attrs import define, field
 
 from vaultfs.domain import lockstate
-from vaultfs.domain.locknodes import NOTHING, Answer, Grant, Waiting
+from vaultfs.domain.locknodes import Answer, Grant, Waiting
 from vaultfs.domain.locks import LockTable
 
 News = tuple[tuple[int, int | None], ...]
@@ -107,13 +107,10 @@ class TreeLocks:
 
     def _take_passed(self) -> None:
         """Note what became of requests that waited."""
-        passed = self.table.take_passed()
-        if passed is not NOTHING:
+        if self.table.passed:
             self.changed = True
-            for request, grant in passed.granted:
+            for request, grant in self.table.take_passed():
                 self._settled(request, grant)
-            for request in passed.dropped:
-                self._settled(request, None)
 
     def _settled(self, request: int, grant: Grant | None) -> None:
         session = self.sessions.pop(request, "")

@@ -39,9 +39,10 @@ class LockStore(ABC):
         """
 
     @abstractmethod
-    def at_once(self, tree: TreeId) -> LockTable | None:
-        """The table of `tree`, the time told, if this process has it alone; else None.
+    def at_once(self, tree: TreeId, *, timed: bool = False) -> LockTable | None:
+        """The table of `tree` if this process has it alone; else None.
 
+        The time is told if that could change anything, or if it is to be `timed`.
         What is done to it is kept with that. Who does it tells those to whom it passes
         something on. It is what `change` costs that is spared.
         """

@@ -48,8 +48,8 @@ class SqlLockStore(LockStore):
     def listen(self, listener: Listener) -> None:
         self._cache.listener = listener
 
-    def at_once(self, tree: TreeId) -> LockTable | None:  # noqa: ARG002 a commit is to be waited for
-        return None
+    def at_once(self, tree: TreeId, *, timed: bool = False) -> LockTable | None:  # noqa: ARG002
+        return None  # a commit is to be waited for
 
     async def change(
         self,

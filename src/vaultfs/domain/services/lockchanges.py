@@ -38,6 +38,9 @@ def normal(tree: TreeId, items: Mapping[Path, T], both: Callable[[T, T], T]) -> 
 
 def modes_of(tree: TreeId, items: Mapping[Path, Mode]) -> dict[Resource, Mode]:
     """The modes by resource. Raises `InvalidName`."""
+    if len(items) == 1:
+        ((path, mode),) = items.items()
+        return {resource(tree, path): mode}
     return normal(tree, items, _stronger)
 
 

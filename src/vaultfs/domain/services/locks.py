@@ -28,7 +28,6 @@ from vaultfs.domain.intervals import Range
 from vaultfs.domain.lockitems import MAX_LOCKS
 from vaultfs.domain.lockmodes import Mode, Resource, covers
 from vaultfs.domain.locknodes import (
-    NOTHING,
     Answer,
     Grant,
     Owner,
@@ -124,23 +123,19 @@ class Locks(LockWaits):
         if not 0 < count <= MAX_LOCKS:
             raise LockMisuse(f"{count} paths and ranges: 1 to {MAX_LOCKS} can be locked")
         wait = timeout is None or timeout > 0
-        self._asking += 1
-        try:
-            table = self.store.at_once(tree)
-            if table is None:
-                answer = await self._ask(owner, tree, (wanted, spans), ttl, wait=wait)
-            else:
-                expires = None if ttl is None else table.now + ttl
-                answer = table.request(owner, wanted, ranges=spans, expires=expires, wait=wait)
+        table = self.store.at_once(tree, timed=ttl is not None)
+        if table is None:
+            answer = await self._ask(owner, tree, (wanted, spans), ttl, wait=wait)
+        else:
+            expires = None if ttl is None else table.now + ttl
+            answer = table.request(owner, wanted, ranges=spans, expires=expires, wait=wait)
+            if table.passed:
                 self._pass_on(tree, table)
-            if isinstance(answer, Grant):
-                return answer.id
-            if not isinstance(answer, Waiting):
-                refuse(answer, wanted, spans)
-            waiter = self._queue_up(tree, answer.id)
-        finally:
-            self._asking -= 1
-        token = await self._wait((tree, answer.id), waiter, timeout)
+        if isinstance(answer, Grant):
+            return answer.id
+        if not isinstance(answer, Waiting):
+            refuse(answer, wanted, spans)
+        token = await self._wait(tree, answer.id, timeout)
         if ttl is not None:
             await self._begin_lease(owner, tree, token, ttl)
         return token
@@ -166,15 +161,12 @@ class Locks(LockWaits):
             return answer, answer.id if isinstance(answer, Grant | Waiting) else 0
 
         undo: Undo = partial(take_back, owner)
-        return (await self.store.change(tree, ask, undo))[0]
+        return (await self._queued(tree, ask, undo))[0]
 
     def _pass_on(self, tree: TreeId, table: LockTable) -> None:
         """Tell those who wait in this process, which has the table alone, what they got."""
-        passed = table.take_passed()
-        if passed is not NOTHING:
-            granted = [(request, got.id) for request, got in passed.granted]
-            dropped = [(request, None) for request in passed.dropped]
-            self._hear(tree, (*granted, *dropped))
+        for request, got in table.take_passed():
+            self._settle((tree, request), None if got is None else got.id)
 
     async def _begin_lease(self, owner: Owner, tree: TreeId, token: int, ttl: float) -> None:
         """Count the time of a lease that was waited for from now on."""
@@ -249,17 +241,12 @@ class Locks(LockWaits):
         def undo(locks: TreeLocks, done: tuple[Answer, int, dict[Resource, Mode]]) -> None:
             unconvert(locks, done[1], token, done[2])
 
-        self._asking += 1
-        try:
-            answer, number, before = await self.store.change(tree, ask, undo)
-            if isinstance(answer, Grant):
-                return
-            if not isinstance(answer, Waiting):
-                refuse(answer, wanted)
-            waiter = self._queue_up(tree, number)
-        finally:
-            self._asking -= 1
-        await self._wait((tree, number), waiter, timeout, before)
+        answer, number, before = await self._queued(tree, ask, undo)
+        if isinstance(answer, Grant):
+            return
+        if not isinstance(answer, Waiting):
+            refuse(answer, wanted)
+        await self._wait(tree, number, timeout, before)
 
     async def downgrade(
         self, owner: Owner, tree: TreeId, token: int, items: Mapping[Path, Mode]
@@ -304,7 +291,8 @@ class Locks(LockWaits):
             grant = table.grants.get(token)
             if grant is not None and grant.owner == owner:
                 table.release(token)
-                self._pass_on(tree, table)
+                if table.passed:
+                    self._pass_on(tree, table)
             return
         give_back = partial(self.store.change, tree, partial(release, owner, token))
         try:

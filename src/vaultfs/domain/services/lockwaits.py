@@ -7,7 +7,7 @@ a grant that comes at the same moment is given back.
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -16,7 +16,7 @@ from attrs import define, field
 from vaultfs.domain.errors import LeaseExpired, LockTimedOut, VaultError
 from vaultfs.domain.lockitems import who
 from vaultfs.domain.lockmodes import Mode, Resource
-from vaultfs.domain.locknodes import Blocker
+from vaultfs.domain.locknodes import Blocker, Waiting
 from vaultfs.domain.locktrees import News, TreeLocks
 from vaultfs.domain.nodes import TreeId
 from vaultfs.domain.services.lockchanges import drop, unconvert, who_waits
@@ -24,34 +24,40 @@ from vaultfs.domain.services.tasks import Signal
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.locks import LockStore
 
+Asked = TypeVar("Asked", bound=tuple[Any, ...])
 RETRY_EVERY: Final = 1.0
 """Seconds between tries to give back what could not be given back."""
 
 
-class Waiter:
+class Waiter(Signal):
     """A request of this process that waits."""
 
-    __slots__ = ("error", "event", "grant", "settled")
+    __slots__ = ("error", "grant")
 
     def __init__(self) -> None:
-        self.event = Signal()
-        self.settled = False
+        super().__init__()
         self.grant: int | None = None
         self.error: VaultError | None = None
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what became of it."""
+        return self.is_set and self.error is None
+
     def settle(self, grant: int | None) -> None:
         """It became `grant`, or nothing."""
-        self.settled, self.grant = True, grant
-        self.event.set()
+        self.grant, self.error = grant, None
+        self.set()
 
     def fail(self, error: VaultError) -> None:
-        """Nobody can tell any more what becomes of it."""
-        self.error = error
-        self.event.set()
+        """Nobody can tell any more what becomes of it, unless it is known."""
+        if not self.is_set:
+            self.error = error
+            self.set()
 
     def check(self) -> None:
         """Raise why nobody can tell, if that is so."""
-        if self.error is not None and not self.settled:
+        if self.error is not None:
             raise self.error
 
 
@@ -78,40 +84,58 @@ class LockWaits:
         if not self._asking:
             self._early.clear()  # of callers who have gone
         for request, grant in news:
-            waiter = self._waiters.get((tree, request))
-            if waiter is not None:
-                waiter.settle(grant)
-            elif self._asking:
-                self._early[tree, request] = grant
+            self._settle((tree, request), grant)
 
-    def _queue_up(self, tree: TreeId, request: int) -> Waiter:
-        """Be told what becomes of `request`."""
-        key = (tree, request)
-        waiter = self._waiters[key] = Waiter()
-        if key in self._early:
-            waiter.settle(self._early.pop(key))
-        if not self._watching:
-            self._watching = True
-            self._tasks.start_soon(self._look_around)
-        return waiter
+    def _settle(self, key: tuple[TreeId, int], grant: int | None) -> None:
+        waiter = self._waiters.get(key)
+        if waiter is not None:
+            waiter.settle(grant)
+        elif self._asking:
+            self._early[key] = grant
+
+    async def _queued(
+        self,
+        tree: TreeId,
+        ask: Callable[[TreeLocks], Asked],
+        undo: Callable[[TreeLocks, Asked], None],
+    ) -> Asked:
+        """What `ask` returns, which begins with an answer: what becomes of it can be waited for."""
+        self._asking += 1
+        try:
+            asked = await self.store.change(tree, ask, undo)
+            if isinstance(asked[0], Waiting):
+                key = (tree, asked[0].id)
+                self._waiters[key] = waiter = Waiter()
+                if key in self._early:
+                    waiter.settle(self._early.pop(key))
+            return asked
+        finally:
+            self._asking -= 1
 
     async def _wait(
         self,
-        key: tuple[TreeId, int],
-        waiter: Waiter,
+        tree: TreeId,
+        request: int,
         timeout: float | None,
         before: dict[Resource, Mode] | None = None,
     ) -> int:
         """The token of the grant that a request becomes; `before` if it converts one."""
+        key = (tree, request)
+        waiter = self._waiters.get(key)
+        if waiter is None:
+            waiter = self._waiters[key] = Waiter()
+        if not self._watching:
+            self._watching = True
+            self._tasks.start_soon(self._look_around)
         try:
             if timeout is None:
-                await waiter.event.wait()
+                await waiter.wait()
             else:
                 with anyio.move_on_after(timeout):
-                    await waiter.event.wait()
-            waiter.check()
-            if not waiter.settled:
+                    await waiter.wait()
+            if not waiter.is_set:
                 await self._give_up(key, waiter, timeout)
+            waiter.check()
         except BaseException:
             await self._leave(key, waiter, before)
             raise
@@ -137,11 +161,11 @@ class LockWaits:
         with anyio.CancelScope(shield=True):
             blockers = await self.store.change(key[0], leave)
             if blockers is not None:
-                waiter.settled = True
+                waiter.settle(None)
                 raise LockTimedOut(
                     f"not had in {timeout:g} seconds: {who(blockers)}", blockers=blockers
                 )
-            await waiter.event.wait()  # it is on its way
+            await waiter.wait()  # it is on its way
             waiter.check()
 
     async def _leave(
@@ -182,7 +206,7 @@ class LockWaits:
             return not waiter.settled
 
         if await self.store.change(key[0], leave):
-            await waiter.event.wait()
+            await waiter.wait()
         if waiter.grant is not None:
             token = waiter.grant
             if before is None:
