@@ -119,7 +119,7 @@ class OwnerBusy:
     request: int
 
 
-_FIRST: Final = tuple((FIELD[mode], mode) for mode in Mode)
+FIRST: Final = tuple((FIELD[mode], mode) for mode in Mode)
 """What an owner has who has one grant."""
 Answer = Grant | Waiting | Blocked | Deadlock | OwnerBusy
 
@@ -144,7 +144,7 @@ class Node:
     def add(self, owner: Owner, mode: Mode) -> None:
         """Count one more grant of `owner`."""
         if owner not in self.holds:
-            self.holds[owner] = _FIRST[mode]
+            self.holds[owner] = FIRST[mode]
             self.held += FIELD[mode]
             return
         counts, before = self.holds[owner]

@@ -56,6 +56,7 @@ from vaultfs.domain.deadlocks import untangle
 from vaultfs.domain.intervals import Range, Ranges, weakened
 from vaultfs.domain.lockmodes import CLASH, FIELD, LUB, Mode, Resource, clash, covers, plan_of
 from vaultfs.domain.locknodes import (
+    FIRST,
     NO_RANGES,
     Answer,
     Blocked,
@@ -372,7 +373,11 @@ class LockTable:
             node = nodes.get(resource)
             if node is None:
                 node = nodes[resource] = Node(resource)
-            node.add(owner, mode)
+            if owner in node.holds:
+                node.add(owner, mode)
+            else:  # what a lock mostly costs, so it is spared a call
+                node.holds[owner] = FIRST[mode]
+                node.held += FIELD[mode]
             counted[node] = mode
         if owner in self.waits:
             self._want_anew(owner)
@@ -382,7 +387,12 @@ class LockTable:
         """Count the holds of a grant down; where, and from which mode, `owner` became weaker."""
         loosened: list[tuple[Node, Mode]] = []
         for node, mode in counted.items():
-            before = node.remove(owner, mode)
+            if node.holds[owner] is FIRST[mode]:
+                before = mode
+                del node.holds[owner]
+                node.held -= FIELD[mode]
+            else:
+                before = node.remove(owner, mode)
             if before is not None and node.queue is not None:
                 loosened.append((node, before))
             if node.queue is None and not node.holds:
