@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 import anyio
+import asyncpg
 import pytest
 from anyio.abc import SocketStream
 from attrs import define
@@ -37,6 +38,8 @@ class Cable:
     cuts: int = 0
     dies: bool = False
     """Once it was cut, it stays so."""
+    swaps: bool = False
+    """Whether locks are changed by statements that commit by themselves, which count as well."""
     deaf: bool = False
     """What the server answers gets lost."""
 
@@ -56,7 +59,7 @@ class Cable:
         try:
             while True:
                 data = await client.receive()
-                if self.cut is not None and data.endswith(b"COMMIT\0"):
+                if self.cut is not None and (data.endswith(b"COMMIT\0") or self._swaps(data)):
                     cut, self.cut = self.cut, None
                     self.cuts, self.dead = self.cuts + 1, self.dies
                     if cut == "after":
@@ -67,6 +70,10 @@ class Cable:
                 await server.send(data)
         except GONE:
             pass
+
+    def _swaps(self, data: bytes) -> bool:
+        """Whether it commits a change of locks by itself: it has the state, and one statement."""
+        return b'{"boot":"database"' in data and self.swaps
 
     async def _back(self, server: SocketStream, client: SocketStream) -> None:
         try:
@@ -144,10 +151,19 @@ async def test_so_do_batches(me: Caller, cable: Cable, cut: Cut) -> None:
     assert await me.names() == ["new", "new (2)", "new (3)"]
 
 
+async def meddle(database: str) -> None:
+    """Have the next change of locks made in a transaction, as if another had changed them."""
+    connection = await asyncpg.connect(database)
+    await connection.execute("UPDATE lock_state SET version = version + 1")
+    await connection.close()
+
+
+@pytest.mark.parametrize("swaps", [False, True])
 @pytest.mark.parametrize("cut", ["before", "after"])
 async def test_who_waits_for_a_lock_hears_of_a_release_whose_answer_is_lost(
-    me: Caller, cable: Cable, cut: Cut
+    me: Caller, cable: Cable, database: str, cut: Cut, *, swaps: bool
 ) -> None:
+    cable.swaps = swaps
     async with open_locks(me.catalog.lock_store(), SystemClock()) as locks:
         one, other = locks.new_owner(), locks.new_owner()
         held = await locks.acquire(one, me.tree, {("f",): Mode.X})
@@ -160,6 +176,8 @@ async def test_who_waits_for_a_lock_hears_of_a_release_whose_answer_is_lost(
             tasks.start_soon(wait)
             while not (await locks.snapshot(me.tree)).queued:
                 await anyio.sleep(0.01)
+            if not swaps:
+                await meddle(database)
             cable.cut = cut
             await locks.release(one, me.tree, held)
         assert cable.cuts == 1

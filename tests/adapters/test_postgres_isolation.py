@@ -6,7 +6,7 @@ rule taken away, and must fail.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -20,9 +20,16 @@ from vaultfs.adapters.sql.postgres import PostgresCatalog
 from vaultfs.adapters.sql.postgres_connections import Database, Readers
 from vaultfs.adapters.sql.postgres_driver import Ids
 from vaultfs.adapters.sql.postgres_locks import EPOCHS, TREES, Locks
+from vaultfs.adapters.sql.postgres_swaps import SLACK, SWAP
 from vaultfs.adapters.sql.postgres_writer import PostgresWriter
-from vaultfs.domain.errors import Busy
+from vaultfs.adapters.system import SystemClock
+from vaultfs.domain.errors import Busy, LeaseExpired
+from vaultfs.domain.lockmodes import Mode
+from vaultfs.domain.locknodes import Owner
+from vaultfs.domain.names import Path
 from vaultfs.domain.operations import AddToken, Done, Outcome, Refused, TouchToken, Unit
+from vaultfs.domain.services.locks import Locks as LockManager
+from vaultfs.domain.services.locks import open_locks
 from vaultfs.domain.tokens import Token
 
 
@@ -35,6 +42,17 @@ class SteppedWriter(PostgresWriter):
     ready: anyio.Event = field(factory=anyio.Event)
     """It is about to commit."""
     go: anyio.Event = field(factory=anyio.Event)
+    swaps: int = 0
+    """Changes of locks that were made by one statement."""
+
+    async def _swap(self, connection: Any, this: Any) -> bool:
+        done = await super()._swap(connection, this)
+        self.swaps += done
+        return done
+
+    def fall_back(self, seconds: float) -> None:
+        """Reckon with a time that is too early, as after a pause of the machine."""
+        self._clock.hear(self._clock.now() - seconds)
 
     async def _commit(self, connection: Any, this: Any) -> None:
         self.ready.set()
@@ -271,6 +289,65 @@ async def tree_and_epoch(stage: Stage, locks: Locks) -> None:
         await put.end()
 
 
+@asynccontextmanager
+async def swapping(server: Server) -> AsyncGenerator[LockManager, None]:
+    """The locks of a server that has lately changed them, so that its next change is a swap."""
+    async with open_locks(server.catalog.lock_store(), SystemClock()) as locks:
+        for _ in range(2):
+            async with locks.hold(locks.new_owner(), server.me.tree, {("b",): Mode.X}):
+                pass
+        assert server.writer.swaps
+        yield locks
+
+
+async def write_and_lock(stage: Stage, locks: Locks) -> None:
+    """Somebody locks what a commit that is under way has found free."""
+    async with (
+        stage.server(locks, stops=True, now=10**12) as one,
+        stage.server(locks) as other,
+        swapping(other) as theirs,
+    ):
+        put = stage.start(lambda: one.me.put("/a/x"))
+        await one.writer.ready.wait()
+        wanted: dict[Path, Mode] = {("a",): Mode.X}
+        asked = stage.start(lambda: theirs.acquire(Owner("o"), one.me.tree, wanted))
+        try:
+            await stage.waiting(1, asked)
+            assert not asked.over.is_set(), "it would have the folder alone"
+        finally:
+            one.writer.go.set()
+        await put.end()
+        await asked.end()
+
+
+async def two_locks(stage: Stage, locks: Locks) -> None:
+    """Somebody locks what another has locked since they looked."""
+    async with (
+        stage.server(locks) as one,
+        stage.server(locks) as other,
+        swapping(one) as mine,
+        open_locks(other.catalog.lock_store(), SystemClock()) as theirs,
+    ):
+        wanted: dict[Path, Mode] = {("a",): Mode.X}
+        await theirs.acquire(Owner("a"), one.me.tree, wanted)
+        assert await mine.try_hold(Owner("b"), one.me.tree, wanted) is None
+
+
+async def late_renewal(stage: Stage, locks: Locks) -> None:
+    """Somebody renews a lease that has run out while their machine stood still."""
+    async with stage.server(locks) as one, swapping(one) as mine:
+        before = one.writer.swaps
+        token = await mine.acquire(Owner("a"), one.me.tree, {("a",): Mode.X}, ttl=0.2)
+        assert one.writer.swaps > before
+        await anyio.sleep(0.3)
+        one.writer.fall_back(0.3)
+        renewed = False
+        with suppress(LeaseExpired):
+            await mine.renew(Owner("a"), one.me.tree, token, ttl=60)
+            renewed = True
+        assert not renewed
+
+
 ALL = Locks()
 
 
@@ -288,6 +365,12 @@ def instead(what: str, old: str, new: str) -> Locks:
     )
 
 
+def swap_with(old: str, new: str = "") -> Locks:
+    """The rules with other words where locks are swapped."""
+    assert old in SWAP
+    return Locks(swap=SWAP.replace(old, new))
+
+
 EPOCHS_FIRST = Locks((("epochs", EPOCHS), ("trees", TREES)))
 
 SCENARIOS: dict[str, Scenario] = {
@@ -299,6 +382,9 @@ SCENARIOS: dict[str, Scenario] = {
     "gc is raised": raising("gc"),
     "both epochs are raised": both_epochs,
     "a tree and an epoch": tree_and_epoch,
+    "a write and a lock": write_and_lock,
+    "two locks": two_locks,
+    "a late renewal": late_renewal,
 }
 MUTATIONS: dict[str, tuple[str, Locks]] = {
     "trees are not locked (moves)": ("two moves", without("trees")),
@@ -321,6 +407,12 @@ MUTATIONS: dict[str, tuple[str, Locks]] = {
         instead("epochs", "ORDER BY name DESC", "ORDER BY name"),
     ),
     "epochs are read before trees": ("a tree and an epoch", EPOCHS_FIRST),
+    "a swap does not lock the tree": ("a write and a lock", swap_with(" FOR UPDATE")),
+    "a swap compares nothing": ("two locks", swap_with("l.version = $2", "$2 > 0")),
+    "a swap believes its clock": (
+        "a late renewal",
+        swap_with(f"BETWEEN $4 AND $4 + {SLACK}", ">= $4"),
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from attrs import define, field
 from tests.locks_child import opened
 from tests.postgres import Postgres
 
-from vaultfs.adapters.sql.lockview import DEAD_AFTER
+from vaultfs.adapters.sql.lockview import BEAT, DEAD_AFTER
 from vaultfs.domain.errors import Locked, LockTimedOut
 from vaultfs.domain.services.lockview import Snapshot
 from vaultfs.entrypoints.sdk import Vault
@@ -280,6 +280,6 @@ async def test_who_lives_is_told_by_the_clock_of_the_database(
                 async with vault.lock("/a", timeout=0.2):
                     pass
             postgres.run(f"UPDATE lock_sessions SET seen = seen - {DEAD_AFTER}", name)
-            async with vault.lock("/a", timeout=2) as locked:
+            async with vault.lock("/a", timeout=BEAT + 2) as locked:
                 await locked.put("/a", b"mine")
             process.send_signal(signal.SIGCONT)

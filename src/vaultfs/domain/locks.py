@@ -387,8 +387,8 @@ class LockTable:
         """Count the holds of a grant down; where, and from which mode, `owner` became weaker."""
         loosened: list[tuple[Node, Mode]] = []
         for node, mode in counted.items():
+            before: Mode | None = mode
             if node.holds[owner] is FIRST[mode]:
-                before = mode
                 del node.holds[owner]
                 node.held -= FIELD[mode]
             else:

@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from vaultfs.domain.services.tasks import Signal
+from vaultfs.domain.services.signals import Signal
 
 if TYPE_CHECKING:
     from vaultfs.adapters.sql.statements import Program

@@ -49,6 +49,8 @@ class LockView:
     """What this one has looked at."""
     news: list[tuple[TreeId, News]] = field(factory=list[tuple[TreeId, News]])
     """For those who wait in this process, once it is durable."""
+    heard: dict[str, float] = field(factory=dict[str, float])
+    """When other sessions were heard of, as far as is known."""
     beat: bool = False
     """Whether it says that this process lives."""
 
@@ -63,6 +65,8 @@ class LockCache:
     """When it last said that it lives."""
     listener: Callable[[TreeId, News], None] = _nobody
     trees: dict[TreeId, tuple[int, TreeLocks]] = field(factory=dict[TreeId, tuple[int, TreeLocks]])
+    heard: dict[str, float] = field(factory=dict[str, float])
+    """When other sessions were heard of: of who was just now, nobody need ask."""
     _unsure: set[TreeId] = field(factory=set[TreeId])
     """Trees that this process may hold something in, and knows nothing of since a rollback."""
     _view: LockView | None = None
@@ -70,13 +74,13 @@ class LockCache:
 
     def view(self) -> LockView:
         """What a transaction that begins now is to use; `settle` ends it."""
-        self._view = LockView(self.session, known=self.trees)
+        self._view = LockView(self.session, known=self.trees, heard=self.heard)
         return self._view
 
     def view_at(self, now: float, mark: str, versions: Mapping[TreeId, int]) -> LockView:
         """The same, where the database tells the time."""
-        view = LockView(self.session, now, SHARED_CLOCK, mark, known=self.trees, versions=versions)
-        self._view = view
+        kept = (self.trees, versions)
+        self._view = LockView(self.session, now, SHARED_CLOCK, mark, *kept, heard=self.heard)
         return self._view
 
     def keep(self, view: LockView) -> None:
@@ -151,11 +155,13 @@ def _read(tree: TreeId) -> Program[TreeLocks]:
 
 def _living(view: LockView, sessions: set[str]) -> Program[set[str]]:
     """Those of `sessions` that were heard of not long ago."""
-    rows = yield Run(
-        "SELECT id FROM lock_sessions WHERE boot = $1 AND seen > $2",
-        (view.boot, view.now - DEAD_AFTER),
-    )
-    return sessions & {row[0] for row in rows}
+    heard, lately = view.heard, view.now - BEAT
+    if not all(heard.get(each, lately) > lately for each in sessions):
+        rows = yield Run("SELECT id, seen FROM lock_sessions WHERE boot = $1", (view.boot,))
+        heard.clear()
+        heard.update(dict(map(tuple, rows)))
+    since = view.now - DEAD_AFTER
+    return {each for each in sessions if heard.get(each, since) > since}
 
 
 def save(view: LockView) -> Program[None]:

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from vaultfs.adapters.sql.postgres_swaps import SWAP
 from vaultfs.domain import operations as ops
 from vaultfs.domain.operations import Operation
 
@@ -58,6 +59,8 @@ class Locks:
         ("numbers", NUMBERS),
         ("audit", AUDIT),
     )
+    swap: str = SWAP
+    """What changes the locks of a tree by itself."""
 
     def of(
         self, operations: Sequence[Operation], trees: Iterable[int] = (), keys: Iterable[str] = ()

@@ -25,7 +25,6 @@ from vaultfs.adapters.sql.postgres_locks import Locks
 from vaultfs.adapters.sql.postgres_swaps import (
     CALL,
     NOW,
-    SWAP,
     DatabaseClock,
     TransactionNeededError,
     at_once,
@@ -267,7 +266,7 @@ class PostgresWriter(GroupCommit):
             parameters = swap_of(this.view, tree)
             this.outcomes, this.locked = [[] for _ in this.jobs], (tree,)
             with _doubting(this):
-                row = await connection.fetchrow(SWAP, *parameters)
+                row = await connection.fetchrow(self.locks.swap, *parameters)
         except TransactionNeededError:
             self.lock_cache.settle()
             return False

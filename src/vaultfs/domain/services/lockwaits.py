@@ -20,7 +20,7 @@ from vaultfs.domain.locknodes import Blocker, Waiting
 from vaultfs.domain.locktrees import News, TreeLocks
 from vaultfs.domain.nodes import TreeId
 from vaultfs.domain.services.lockchanges import drop, unconvert, who_waits
-from vaultfs.domain.services.tasks import Signal
+from vaultfs.domain.services.signals import Signal
 from vaultfs.ports.clock import Clock
 from vaultfs.ports.locks import LockStore
 
