@@ -190,15 +190,25 @@ def _flat(locks: list[asyncio.Lock], _task: int, file: int) -> Any:
     return locks[file]
 
 
-def _held(locks: Locks, task: int, file: int) -> Any:
-    return locks.hold(Owner(f"t{task}"), TREE, {("d", str(file)): Mode.X})
+def _held(
+    locks: Locks,
+    owners: list[Owner],
+    wanted: list[dict[tuple[str, ...], Mode]],
+    task: int,
+    file: int,
+) -> Any:
+    return locks.hold(owners[task], TREE, wanted[file])
 
 
 async def contention(locks: Locks) -> None:
     for tasks, files, turns in ((64, 1, 200), (1000, 100, 10), (1000, 1, 10)):
         flat = [asyncio.Lock() for _ in range(files)]
         base, _ = await contended(tasks, files, turns, partial(_flat, flat))
-        speed, tail = await contended(tasks, files, turns, partial(_held, locks))
+        owners = [Owner(f"t{number}") for number in range(tasks)]
+        wanted: list[dict[tuple[str, ...], Mode]] = [
+            {("d", str(number)): Mode.X} for number in range(files)
+        ]
+        speed, tail = await contended(tasks, files, turns, partial(_held, locks, owners, wanted))
         line(f"vaultfs, {tasks} tasks on {files} files", speed, base)
         print(f"{'':44} p99 of the waits is {tail:.1f} x their median")
 
