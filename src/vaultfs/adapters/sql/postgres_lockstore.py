@@ -2,7 +2,7 @@
 
 The row of a tree is locked first, as for every change of the tree (`postgres_locks`): so the
 locks of a tree change one after another, and the calls of one server that come meanwhile
-go together. The database tells the time. Servers wake each other by NOTIFY, and look
+go together, in one statement if they can (`postgres_swaps`). The database tells the time. Servers wake each other by NOTIFY, and look
 again twice a second in case they were not.
 """
 
