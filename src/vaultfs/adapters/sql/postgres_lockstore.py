@@ -2,8 +2,8 @@
 
 The row of a tree is locked first, as for every change of the tree (`postgres_locks`): so the
 locks of a tree change one after another, and the calls of one server that come meanwhile
-go together, in one statement if they can (`postgres_swaps`). The database tells the time. Servers wake each other by NOTIFY, and look
-again twice a second in case they were not.
+go together, in one statement if they can (`postgres_swaps`). The database tells the time.
+Servers wake each other by NOTIFY, and look again twice a second in case they were not.
 """
 
 from collections.abc import Collection

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 from attrs import define
 
 from vaultfs.adapters.sql.lockview import LockView, save
-from vaultfs.adapters.sql.statements import Program
+from vaultfs.adapters.sql.statements import Program, Run
 from vaultfs.domain.nodes import TreeId
 
 T = TypeVar("T")
@@ -79,6 +79,7 @@ def swap_of(view: LockView, tree: TreeId) -> tuple[Any, ...]:
     An answer that changes nothing rests on what was seen, so that has to be read again.
     """
     for written in save(view):
-        number, version, state = written.parameters  # type: ignore[union-attr]
+        assert isinstance(written, Run)
+        number, version, state = written.parameters
         return number, version - 1, state, view.now, bool(view.seen[tree][1].news)
     raise TransactionNeededError
