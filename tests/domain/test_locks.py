@@ -129,6 +129,29 @@ def test_who_comes_later_and_clashes_waits_behind_and_who_does_not_passes() -> N
     )
 
 
+def test_nobody_inherits_what_somebody_above_waits_for() -> None:
+    play(
+        "A: X d/a -> granted",
+        "B: S d -> waits",
+        "C: X d/a -> waits",
+        "D: X d/b -> waits",
+        "A: release d/a -> done, B goes on",
+        "B: release d -> done, C goes on, D goes on",
+    )
+
+
+def test_who_waits_for_the_same_inherits_it() -> None:
+    play(
+        "A: X d/a -> granted",
+        "B: X d/a -> waits",
+        "C: S d -> waits",
+        "D: X d/a -> waits",
+        "A: release d/a -> done, B goes on",
+        "B: release d/a -> done, C goes on",
+        "C: release d -> done, D goes on",
+    )
+
+
 def test_readers_behind_a_writer_go_on_together() -> None:
     play(
         "A: X a -> granted",

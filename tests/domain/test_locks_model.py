@@ -153,6 +153,46 @@ def test_the_same_at_length(seed: int) -> None:
     use(seed, 200)
 
 
+class _Crowd(_Users):
+    """Owners who mostly wait for the same few paths, so that grants are handed over."""
+
+    def _ask(self, owner: Owner) -> Answer:
+        if self.table.owned.get(owner) and self.random.random() < 0.8:
+            return OwnerBusy(0)
+        above = self.random.random() < 0.04
+        resource = RESOURCES[1] if above else self.random.choice(FILES[:2])
+        mode = Mode.S if above else self.random.choice((Mode.X, Mode.X, Mode.X, Mode.X, Mode.U))
+        lease = None if self.random.random() < 0.95 else self.table.now + 5
+        return self.table.request(owner, {resource: mode}, expires=lease)
+
+
+def _history(seed: int) -> list[object]:
+    crowd, history = _Crowd(seed), list[object]()
+    crowd.table.tick(0)
+    for _ in range(300):
+        crowd.step()
+        history.append(dump(crowd.table))
+    return history
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_to_hand_a_grant_over_is_to_drop_it_and_to_grant_it(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed = list[Waiting]()
+    real = LockTable._hand_over  # pyright: ignore[reportPrivateUsage]
+
+    def hand_over(table: LockTable, held: Grant, request: Waiting) -> None:
+        handed.append(request)
+        real(table, held, request)
+
+    monkeypatch.setattr(LockTable, "_hand_over", hand_over)
+    one = _history(seed)
+    assert len(handed) > 5
+    monkeypatch.setattr(LockTable, "_heir", lambda *_: None)
+    assert _history(seed) == one
+
+
 def _nothing(*_: object) -> tuple[Resource, ...]:
     return ()
 
@@ -252,6 +292,15 @@ def _intents_stay_behind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LockTable, "_unhold", unhold)
 
 
+def _an_heir_passes_who_waits_above(patch: pytest.MonkeyPatch) -> None:
+    def heir(_: LockTable, held: Grant) -> Waiting | None:
+        *_above, leaf = held.nodes
+        request = leaf.queue and next(iter(leaf.queue))
+        return request if request and request.plan is held.plan else None
+
+    patch.setattr(LockTable, "_heir", heir)
+
+
 @pytest.mark.parametrize(
     "mutant",
     [
@@ -265,6 +314,7 @@ def _intents_stay_behind(patch: pytest.MonkeyPatch) -> None:
         _tokens_are_made_anew,
         _an_upgrade_goes_to_the_end,
         _intents_stay_behind,
+        _an_heir_passes_who_waits_above,
     ],
 )
 def test_a_table_with_a_rule_left_out_is_found_out(
@@ -273,6 +323,7 @@ def test_a_table_with_a_rule_left_out_is_found_out(
     mutant(monkeypatch)
     with pytest.raises((AssertionError, KeyError, ValueError, RecursionError)):
         test_locks.test_who_comes_later_and_clashes_waits_behind_and_who_does_not_passes()
+        test_locks.test_nobody_inherits_what_somebody_above_waits_for()
         test_locks.test_a_waiter_whose_own_lease_ran_out_is_dropped_not_granted()
         for seed in range(60):
             use(seed)

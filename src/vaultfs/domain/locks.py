@@ -26,7 +26,9 @@ it has meanwhile, and has exactly that if it fails.
 what went can be concerned. Their queue is gone through from its head. Each is granted
 if on all its nodes nobody in front of it, and no holder, clashes. The walk ends at the first
 that is not and clashes with everything (X), but for those behind it who have the node and
-wait for ranges of it alone. What passed on is returned to the caller, who wakes the tasks.
+wait for ranges of it alone. What passed on is kept for the caller, who wakes the tasks.
+Where many wait for one path the first mostly asked for just what is released: then its modes
+are handed over as they are (`_heir`), which comes to the same and costs half.
 
 *Deadlocks* are found when a request would wait: a waits-for graph between owners is searched
 for a circle through it (`deadlocks.py`). An edge to a holder is *hard*, one to somebody
@@ -142,7 +144,11 @@ class LockTable:
         """Give up a grant, or some resources of it. Raises `KeyError` if it is not there."""
         held = self.grants[grant]
         if resources is None:
-            self._drop(held)
+            heir = self._heir(held) if self.waiting else None
+            if heir is None:
+                self._drop(held)
+            else:
+                self._hand_over(held, heir)
             return
         gone = set(resources)
         items = {resource: mode for resource, mode in held.items.items() if resource not in gone}
@@ -456,6 +462,49 @@ class LockTable:
         request = self.waits.get(owner)
         if request is not None:
             self._untangle(request)
+
+    def _heir(self, held: Grant) -> Waiting | None:
+        """The first who waits for just what `held` has, if it can have that in its place.
+
+        It is one who holds nothing, of a grant that is all that its owner holds; and nobody
+        above it waits who would not get along with it.
+        """
+        owner = held.owner
+        *above, leaf = held.nodes
+        if leaf.queue is None or held.expires is not None or owner in self.waits:
+            return None
+        request = next(iter(leaf.queue))
+        if (
+            request.plan is not held.plan  # those of one path and mode are one
+            or request.expires is not None
+            or request.converts is not None
+            or request.owner in self.owned
+            or len(self.owned[owner]) > 1
+        ):
+            return None
+        for node in above:
+            mode = held.nodes[node]
+            if (node.wanted - FIELD[mode]) & CLASH[mode]:
+                return None
+        return request
+
+    def _hand_over(self, held: Grant, request: Waiting) -> None:
+        """Give all of `held` to its heir: what `_drop` comes to then, at half the cost.
+
+        Who got along with the modes still does, and who did not waits for the heir now.
+        """
+        owner, heir = held.owner, request.owner
+        for node, mode in held.nodes.items():
+            del node.holds[owner]
+            node.holds[heir] = FIRST[mode]
+            node.leave(request)
+        self._forget_waiting(request)
+        del self.grants[held.id], self.owned[owner]
+        number = self._next()
+        grant = Grant(number, heir, request.items, request.plan, NO_RANGES, None, held.nodes)
+        self.grants[number] = grant
+        self.owned[heir] = {number: grant}
+        self.passed.append((request.id, grant))
 
     def _drop(self, held: Grant) -> None:
         loosened = self._forget(held)
