@@ -33,7 +33,7 @@ class Job:
     program: "Callable[[Transaction], Program[Any]] | None" = None
     """Instead of units. It raises a `VaultError` only before it has written anything."""
     tree: "TreeId | None" = None
-    """The one that the program is about."""
+    """Set if the program changes the locks of a tree, and does nothing else."""
     operations: "tuple[Operation, ...]" = ()
     """Those that the program will execute: what they change is locked first."""
     op_id: str = ""

@@ -108,15 +108,14 @@ class _Round:
 
     @property
     def trees(self) -> list[TreeId]:
-        """Those that programs change the locks of."""
+        """Those whose locks programs change."""
         return [job.tree for job in self.jobs if job.tree is not None]
 
     @property
     def only_locks_of(self) -> TreeId | None:
         """The tree, if it changes the locks of one and nothing else."""
-        tree = self.jobs[0].tree
-        alike = all(job.tree == tree and not job.operations and not job.key for job in self.jobs)
-        return tree if alike else None
+        trees = {job.tree for job in self.jobs}
+        return trees.pop() if len(trees) == 1 else None
 
     @property
     def keys(self) -> list[str]:
