@@ -175,6 +175,10 @@ def _history(seed: int) -> list[object]:
     return history
 
 
+def _nobody(*_: object) -> None:
+    return None
+
+
 @pytest.mark.parametrize("seed", range(25))
 def test_to_hand_a_grant_over_is_to_drop_it_and_to_grant_it(
     seed: int, monkeypatch: pytest.MonkeyPatch
@@ -189,7 +193,7 @@ def test_to_hand_a_grant_over_is_to_drop_it_and_to_grant_it(
     monkeypatch.setattr(LockTable, "_hand_over", hand_over)
     one = _history(seed)
     assert len(handed) > 5
-    monkeypatch.setattr(LockTable, "_heir", lambda *_: None)
+    monkeypatch.setattr(LockTable, "_heir", _nobody)
     assert _history(seed) == one
 
 
@@ -294,9 +298,9 @@ def _intents_stay_behind(patch: pytest.MonkeyPatch) -> None:
 
 def _an_heir_passes_who_waits_above(patch: pytest.MonkeyPatch) -> None:
     def heir(_: LockTable, held: Grant) -> Waiting | None:
-        *_above, leaf = held.nodes
-        request = leaf.queue and next(iter(leaf.queue))
-        return request if request and request.plan is held.plan else None
+        queue = list(held.nodes)[-1].queue or {}
+        first = next(iter(queue), None)
+        return None if first is None or first.plan is not held.plan else first
 
     patch.setattr(LockTable, "_heir", heir)
 
