@@ -298,7 +298,7 @@ def _intents_stay_behind(patch: pytest.MonkeyPatch) -> None:
 
 def _an_heir_passes_who_waits_above(patch: pytest.MonkeyPatch) -> None:
     def heir(_: LockTable, held: Grant) -> Waiting | None:
-        queue = list(held.nodes)[-1].queue or {}
+        queue: dict[Waiting, Mode] = list(held.nodes)[-1].queue or {}
         first = next(iter(queue), None)
         return None if first is None or first.plan is not held.plan else first
 
