@@ -3,7 +3,8 @@
 Everything in one process and one run, which collects garbage as rarely as every command of
 vaultfs does; each figure next to `asyncio.Lock` doing the same with the same tasks. Peers, where
 they are installed: `aiorwlock` (three nested locks, as a path of three names takes),
-`readerwriterlock` and `fasteners` (in threads, so only uncontended).
+`readerwriterlock`, `fasteners` and the lock subsystem of Berkeley DB, in C, with intents on the
+two folders (`berkeleydb`); those block threads, so only uncontended.
 
 - pair: an exclusive lock on a path of three names through `hold()`, taken and given back; the
   nodes made and collected each time, or with the folders held by somebody else
@@ -22,6 +23,7 @@ from importlib import import_module
 from itertools import cycle
 from random import Random
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
@@ -171,6 +173,27 @@ async def _peer(name: str, module: Any) -> float:
     return nested_threads(take)
 
 
+def berkeley(module: Any, folder: str) -> float:
+    """Pairs a second of two intents and a lock, by the lock subsystem alone."""
+    db = module.db
+    env = db.DBEnv()
+    env.open(folder, db.DB_CREATE | db.DB_INIT_LOCK | db.DB_PRIVATE | db.DB_THREAD)
+    owner = env.lock_id()
+    wanted = (
+        (b"1", db.DB_LOCK_IWRITE),
+        (b"1/d", db.DB_LOCK_IWRITE),
+        (b"1/d/f", db.DB_LOCK_WRITE),
+    )
+    started = time.perf_counter()
+    for _ in range(PAIRS):
+        held = [env.lock_get(owner, name, mode) for name, mode in wanted]
+        for each in reversed(held):
+            env.lock_put(each)
+    speed = PAIRS / (time.perf_counter() - started)
+    env.close()
+    return speed
+
+
 async def pairs(locks: Locks) -> None:
     floor = await nested(asyncio.Lock)
     line("asyncio.Lock, three nested", floor)
@@ -184,6 +207,13 @@ async def pairs(locks: Locks) -> None:
             print(f"{name} is not installed")
             continue
         line(f"{name}, three nested", await _peer(name, module), floor)
+    try:
+        module = import_module("berkeleydb")
+    except ImportError:
+        print("berkeleydb is not installed")
+        return
+    with TemporaryDirectory() as folder:
+        line("Berkeley DB, two intents and a lock", berkeley(module, folder), floor)
 
 
 def _flat(locks: list[asyncio.Lock], _task: int, file: int) -> Any:
