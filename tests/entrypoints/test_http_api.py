@@ -758,6 +758,7 @@ async def test_what_would_be_misunderstood_is_refused(api: Client) -> None:
     for headers, status in (
         ({"If-Unmodified-Since": "Fri, 25 Dec 2020 00:00:00 GMT"}, 400),
         ({"Content-Length": str(1 << 59)}, 413),
+        ({"Content-Encoding": "gzip"}, 415),
         ({"Vaultfs-Mode": "0o777"}, 400),
         ({"Vaultfs-Mtime": "1_0"}, 400),
     ):

@@ -24,6 +24,7 @@ from vaultfs.domain.errors import (
     TooSlow,
     VaultError,
     VersionMismatch,
+    WrongMedia,
 )
 from vaultfs.domain.nodes import Node, Origin, Version, VersionId
 from vaultfs.domain.operations import Result
@@ -354,6 +355,9 @@ async def put_file(call: Call) -> Response:
     """The body becomes the newest version of the file."""
     if call.header("content-range") is not None:  # as `curl -C` sends it
         raise InvalidField("a PUT has the whole file, no Content-Range: /v1/uploads takes parts")
+    coding = call.header("content-encoding") or "identity"
+    if coding.lower() != "identity":
+        raise WrongMedia(f"Content-Encoding: {coding} is not undone: send the file plain")
     preconditions = await call.preconditions(call.address)
     length = call.length
     if length is not None and length > MOST:
@@ -443,6 +447,6 @@ ROUTES: Final = (
             WITH_LOCK,
             *_ORIGIN,
         ),
-        failures=(200, 409, 412, 507),
+        failures=(200, 409, 412, 415, 507),
     ),
 )
