@@ -126,6 +126,18 @@ def test_users_and_tokens(hub: Running, cli: Cli) -> None:
     assert "was revoked" in carol("ls", code=1).errors
 
 
+def test_the_audit_is_the_same_at_the_server_and_at_hand(hub: Running, cli: Cli) -> None:
+    admin = Cli(hub.folder, hub.address, hub.token)
+    admin("user", "add", "dave")
+    admin("user", "quota", "dave", "2K")
+    rows = admin.json("audit")
+    last = rows[-1]
+    assert (last["kind"], last["user"], last["tree"]) == ("set-quota", "me", "dave")
+    assert call("--vault", hub.folder, "--json", "audit").value == rows
+    assert "me set-quota of dave" in " ".join(admin("audit").out.splitlines()[-1].split())
+    assert cli.refused("audit") == "forbidden"
+
+
 def test_a_token_of_another_user_says_how_to_name_that_user(cli: Cli, hub: Running) -> None:
     admin = Cli(hub.folder, hub.address, hub.token)
     [token] = cli.json("token", "ls")

@@ -2,12 +2,16 @@
 
 from abc import ABC, abstractmethod
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from vaultfs.domain.nodes import User
 from vaultfs.domain.services.accounts import Accounts, Issued
 from vaultfs.domain.tokens import Identity, Scope, Token
+
+if TYPE_CHECKING:
+    from vaultfs.entrypoints.http.wire import AuditOut
 
 
 class People(ABC):
@@ -52,6 +56,10 @@ class People(ABC):
     async def revoke_token(self, user: str, number: str) -> None:
         """Make a token useless."""
 
+    @abstractmethod
+    async def audit(self) -> "list[AuditOut]":
+        """What was done to users, tokens, limits and locks, oldest first."""
+
 
 @frozen
 class EmbeddedPeople(People):
@@ -90,3 +98,14 @@ class EmbeddedPeople(People):
 
     async def revoke_token(self, user: str, number: str) -> None:
         await self.accounts.revoke_token(self.owner, user, number)
+
+    async def audit(self) -> "list[AuditOut]":
+        from vaultfs.entrypoints.http.wire import audit_out
+
+        names = {user.id: user.name for user in await self.users()}
+        found: list[AuditOut] = []
+        rows = await self.accounts.audit(self.owner)
+        while rows:
+            found += [audit_out(row, names) for row in rows]
+            rows = await self.accounts.audit(self.owner, after=rows[-1].id)
+        return found

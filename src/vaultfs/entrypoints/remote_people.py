@@ -10,7 +10,7 @@ from attrs import frozen
 from vaultfs.domain.nodes import User, UserId, micros
 from vaultfs.domain.services.accounts import Issued
 from vaultfs.domain.tokens import Scope, Token, write_scopes
-from vaultfs.entrypoints.calling import Calls
+from vaultfs.entrypoints.client import RemoteVault
 from vaultfs.entrypoints.http import wire
 from vaultfs.entrypoints.people import People
 
@@ -19,12 +19,11 @@ from vaultfs.entrypoints.people import People
 class RemotePeople(People):
     """For the user `own` of a token, as far as its scopes go."""
 
-    calls: Calls
-    _own: str
+    vault: RemoteVault
 
     @property
     def own(self) -> str:
-        return self._own
+        return self.vault.user
 
     async def add_user(self, name: str, quota: int | None) -> User:
         return _user(await self._ask("POST", "users", wire.UserIn(name, quota), wire.UserOut))
@@ -55,15 +54,19 @@ class RemotePeople(People):
         return _issued(await self._ask("POST", rest, body, wire.TokenOut))
 
     async def revoke_token(self, user: str, number: str) -> None:
-        url = self.calls.url(f"{_tokens(user)}/{_quoted(number)}")
-        await self.calls.ask("DELETE", url, again=False)
+        calls = self.vault.calls
+        await calls.ask("DELETE", calls.url(f"{_tokens(user)}/{_quoted(number)}"), again=False)
+
+    async def audit(self) -> list[wire.AuditOut]:
+        pages = self.vault.pages(self.vault.calls.url("audit"), wire.AuditList)
+        return [row async for page in pages for row in page.entries]
 
     async def _ask(
         self, method: str, rest: str, body: msgspec.Struct | None, kind: type[Any]
     ) -> Any:
-        data = None if body is None else msgspec.json.encode(body)
-        answer = await self.calls.ask(method, self.calls.url(rest), data=data, again=data is None)
-        return self.calls.decode(answer, kind)
+        data, calls = None if body is None else msgspec.json.encode(body), self.vault.calls
+        answer = await calls.ask(method, calls.url(rest), data=data, again=data is None)
+        return calls.decode(answer, kind)
 
 
 def _quoted(name: str) -> str:

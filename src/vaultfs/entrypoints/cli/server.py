@@ -1,4 +1,4 @@
-"""`serve`, `user` and `token`: a vault for many, over HTTP."""
+"""`serve`, `user`, `token` and `audit`: a vault for many, over HTTP."""
 
 import os
 import sys
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vaultfs.domain.services.upkeep import Plan
     from vaultfs.domain.tokens import Scope, Token
     from vaultfs.entrypoints.http.serving import Listening
+    from vaultfs.entrypoints.http.wire import AuditOut
     from vaultfs.entrypoints.people import People
 
 users = typer.Typer(no_args_is_help=True, help="Users of a served vault, and their quotas.")
@@ -55,6 +56,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("config")(show_config)
     app.add_typer(users, name="user")
     app.add_typer(tokens, name="token")
+    app.command("audit")(show_audit)
 
 
 ConfigOption = Annotated[
@@ -287,7 +289,7 @@ async def _people(call: Session) -> AsyncGenerator["People", None]:
 
         async with working(call) as remote:
             assert isinstance(remote, RemoteVault)
-            yield RemotePeople(remote.calls, remote.user)
+            yield RemotePeople(remote)
         return
     from vaultfs.domain.services.accounts import Accounts
     from vaultfs.domain.tokens import ALL_SCOPES, Identity
@@ -570,3 +572,34 @@ def revoke_token(
         call.answer({"revoked": number}, f"token {shown(number)} is good for nothing any more")
 
     run(call, work)
+
+
+# Audit
+
+
+def show_audit(
+    vault: VaultOption = None,
+    database: DatabaseOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """List what was done to users, tokens, limits and locks, and by whom; oldest first."""
+    call = session(vault, database=database, store=store, as_json=as_json, quiet=quiet)
+
+    async def work() -> None:
+        from msgspec import to_builtins
+
+        async with _people(call) as people:
+            found = await people.audit()
+        call.answer(to_builtins(found), lambda: table(list(map(_audit_row, found))))
+
+    run(call, work)
+
+
+def _audit_row(row: "AuditOut") -> tuple[str, ...]:
+    from vaultfs.domain.nodes import micros
+
+    by = "the server" if row.user is None else shown(row.user)
+    whose = "" if row.tree is None else f"of {shown(row.tree)}"
+    return local_time(micros(row.at)), by, row.kind, whose, shown(row.subject)
