@@ -363,6 +363,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "repack": (),
     "scrub": ("--period", "0"),
     "reconcile": (),
+    "audit": (),
 }
 WITHOUT_VAULT = {"init"}
 

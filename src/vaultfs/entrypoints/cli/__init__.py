@@ -37,7 +37,7 @@ COMMANDS: Final = {
     "uploads": ("upload",),
     "collecting": ("gc", "repack", "scrub", "reconcile"),
     "migrating": ("migrate",),
-    "server": ("serve", "maintain", "config", "user", "token", "audit"),
+    "server": ("serve", "maintain", "config", "audit", "user", "token"),
     "credentials": ("login", "logout"),
 }
 """The modules of this package that have commands, and those, as help shows them."""

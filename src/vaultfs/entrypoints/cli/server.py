@@ -54,9 +54,9 @@ def add_to(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(maintain)
     app.command("config")(show_config)
+    app.command("audit")(show_audit)
     app.add_typer(users, name="user")
     app.add_typer(tokens, name="token")
-    app.command("audit")(show_audit)
 
 
 ConfigOption = Annotated[
