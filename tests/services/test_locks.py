@@ -57,7 +57,7 @@ async def test_who_gives_back_what_ran_out_wakes_who_has_it_by_that(
         anyio.create_task_group() as all_,
     ):
         token = await locks.acquire(A, TREE, {F: Mode.X}, ttl=10)
-        all_.start_soon(locks.acquire, B, TREE, {F: Mode.X})
+        all_.start_soon(lambda: locks.acquire(B, TREE, {F: Mode.X}))
         await queued(locks, B)
         clock.advance(timedelta(seconds=11))
         await locks.let_go(A, TREE, token)
