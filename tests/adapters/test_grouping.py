@@ -1,5 +1,6 @@
 """Who executes the calls that wait for a writer, whatever becomes of the callers."""
 
+import asyncio
 from collections.abc import Sequence
 
 import anyio
@@ -7,7 +8,7 @@ import pytest
 from attrs import define, field
 
 from vaultfs.adapters.sql.grouping import GroupCommit, Job
-from vaultfs.domain.errors import NotFound
+from vaultfs.domain.errors import NotFound, OutcomeUnknown
 
 
 @define(eq=False)
@@ -73,6 +74,23 @@ async def test_a_round_that_fails_lets_all_of_it_go_and_the_next_begin(writer: S
             writer.on.release()
             with pytest.raises(ZeroDivisionError):
                 await writer.do(Job())
+
+
+async def test_who_goes_with_one_that_asyncio_cancels_is_not_told_that_it_succeeded(
+    writer: Slow,
+) -> None:
+    first, leader, other = (asyncio.create_task(writer.do(Job())) for _ in range(3))
+    with anyio.fail_after(5):
+        await anyio.wait_all_tasks_blocked()
+        writer.on.release()
+        await first
+        await anyio.wait_all_tasks_blocked()
+        leader.cancel()
+        with pytest.raises(OutcomeUnknown):
+            await other
+        assert len(writer.rounds[-1]) == 2
+        writer.on.release()
+        await writer.do(Job())
 
 
 async def test_each_hears_of_its_own_error(writer: Slow) -> None:

@@ -1,8 +1,9 @@
 """A catalog on PostgreSQL whose connection is cut in a commit, or whose server goes away."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import anyio
 import asyncpg
@@ -15,6 +16,9 @@ from tests.postgres import Postgres, serving
 
 from vaultfs.adapters.sql import postgres_writer
 from vaultfs.adapters.sql.postgres import PostgresCatalog
+from vaultfs.adapters.sql.postgres_connections import Database, Readers
+from vaultfs.adapters.sql.postgres_driver import Ids
+from vaultfs.adapters.sql.postgres_writer import PostgresWriter
 from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.errors import CatalogUnavailable, OutcomeUnknown
 from vaultfs.domain.lockmodes import Mode
@@ -182,6 +186,59 @@ async def test_who_waits_for_a_lock_hears_of_a_release_whose_answer_is_lost(
             await locks.release(one, me.tree, held)
         assert cable.cuts == 1
         assert (await locks.snapshot(me.tree)).held == ()
+
+
+@define(eq=False)
+class Overtaken(PostgresWriter):
+    """Before it asks what became of a commit, others change the same locks."""
+
+    others: Callable[[], Awaitable[object]] | None = None
+
+    async def _begin(self, connection: Any, this: Any) -> Any:
+        if this.in_doubt_until and self.others is not None:
+            others, self.others = self.others, None
+            await others()
+        return await super()._begin(connection, this)
+
+
+@pytest.mark.parametrize("swaps", [False, True])
+@pytest.mark.parametrize("cut", ["before", "after"])
+async def test_nor_is_a_lock_had_twice_if_another_server_changes_them_meanwhile(
+    me: Caller,
+    cable: Cable,
+    postgres: Postgres,
+    database: str,
+    cut: Cut,
+    *,
+    swaps: bool,
+) -> None:
+    where = Database(database.replace(f":{postgres.port}/", f":{cable.port}/"))
+    readers = Readers(where)
+    writer = Overtaken(where, Ids(readers.reserve))
+    mine, yours = (
+        PostgresCatalog(where, readers, writer, "me"),
+        await PostgresCatalog.open(database),
+    )
+    cable.swaps = swaps
+    async with (
+        open_locks(mine.lock_store(), SystemClock()) as locks,
+        open_locks(yours.lock_store(), SystemClock()) as theirs,
+    ):
+        for _ in range(2):
+            async with locks.hold(locks.new_owner(), me.tree, {("f",): Mode.X}):
+                pass
+        if not swaps:
+            await meddle(database)
+        writer.others = partial(
+            theirs.acquire, theirs.new_owner(), me.tree, {("g",): Mode.X}, ttl=60
+        )
+        cable.cut = cut
+        owner = locks.new_owner()
+        await locks.acquire(owner, me.tree, {("f",): Mode.S})
+        held = [each for each in (await locks.snapshot(me.tree)).held if each.owner == owner]
+        assert len(held) == cable.cuts == 1
+    await yours.aclose()
+    await mine.aclose()
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])

@@ -348,6 +348,18 @@ async def late_renewal(stage: Stage, locks: Locks) -> None:
         assert not renewed
 
 
+async def lock_and_new_tables(stage: Stage, locks: Locks) -> None:
+    """Somebody puts other tables in the place of a catalog's, beginning with that of trees."""
+    async with stage.server(locks) as one, stage.somebody() as somebody, swapping(one) as mine:
+        wanted: dict[Path, Mode] = {("a",): Mode.X}
+        await somebody.execute("LOCK TABLE trees IN ACCESS EXCLUSIVE MODE")
+        asked = stage.start(lambda: mine.acquire(Owner("o"), one.me.tree, wanted))
+        await stage.waiting(1, asked)
+        await somebody.execute("LOCK TABLE lock_state IN ACCESS EXCLUSIVE MODE")
+        await somebody.execute("COMMIT")
+        await asked.end()
+
+
 ALL = Locks()
 
 
@@ -385,6 +397,7 @@ SCENARIOS: dict[str, Scenario] = {
     "a write and a lock": write_and_lock,
     "two locks": two_locks,
     "a late renewal": late_renewal,
+    "a lock and new tables": lock_and_new_tables,
 }
 MUTATIONS: dict[str, tuple[str, Locks]] = {
     "trees are not locked (moves)": ("two moves", without("trees")),
@@ -412,6 +425,10 @@ MUTATIONS: dict[str, tuple[str, Locks]] = {
     "a swap believes its clock": (
         "a late renewal",
         swap_with(f"BETWEEN $4 AND $4 + {SLACK}", ">= $4"),
+    ),
+    "a swap begins with its own table": (
+        "a lock and new tables",
+        swap_with("WITH mine", "WITH own AS (SELECT 1 FROM lock_state), mine"),
     ),
 }
 

@@ -268,6 +268,16 @@ def test_somebody_further_back_is_let_pass_where_that_opens_a_circle() -> None:
     )
 
 
+def test_a_circle_is_seen_behind_somebody_who_has_what_another_waits_for_there() -> None:
+    # A passes B at the root, who waits for A; E behind them waits for A then, C for E, and A for C.
+    table, other, root = LockTable(), Owner("E"), at("")
+    wanted = [(A, at("b"), Mode.SIX), (B, at("b"), Mode.SIX), (C, at("a/y"), Mode.X)]
+    wanted += [(D, at("a/x"), Mode.X), (other, at("a/x"), Mode.X), (C, at("a"), Mode.X)]
+    for owner, resource, mode in [*wanted, (A, root, Mode.X)]:
+        table.request(owner, {resource: mode})
+        check(table)
+
+
 def test_standing_behind_somebody_who_does_not_clash_is_not_waiting_for_them() -> None:
     play(
         "A: S a -> granted",

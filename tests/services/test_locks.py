@@ -10,6 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from tests.contracts.locks import TREE, A, B, F, LockContract, queued
 
+from vaultfs.adapters import memorylocks
 from vaultfs.adapters.memory import ManualClock
 from vaultfs.adapters.memorylocks import MemoryLockStore
 from vaultfs.adapters.system import SystemClock
@@ -44,6 +45,25 @@ async def test_the_time_of_a_lease_that_was_waited_for_begins_when_it_is_had() -
                 await locks.release(each.owner, TREE, each.token)
         [held] = (await locks.snapshot(TREE)).held
         assert (held.owner, held.expires_in) == (B, 10)
+
+
+async def test_who_gives_back_what_ran_out_wakes_who_has_it_by_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memorylocks, "LOOK_EVERY", 60)
+    clock = ManualClock()
+    async with (
+        open_locks(MemoryLockStore(clock), clock) as locks,
+        anyio.create_task_group() as all_,
+    ):
+        token = await locks.acquire(A, TREE, {F: Mode.X}, ttl=10)
+        all_.start_soon(lambda: locks.acquire(B, TREE, {F: Mode.X}))
+        await queued(locks, B)
+        clock.advance(timedelta(seconds=11))
+        await locks.let_go(A, TREE, token)
+        all_.cancel_scope.deadline = anyio.current_time() + 5
+        await anyio.wait_all_tasks_blocked()
+    assert not all_.cancel_scope.cancelled_caught
 
 
 class FailingStore(MemoryLockStore):

@@ -175,6 +175,8 @@ class _Search:
 
     def _to_waiters(self, node: Node, request: Waiting, want: Mode) -> Iterator[_Edge]:
         if not request.ranges:
+            if node.has(request.owner) is want:
+                return  # it has that already, and waits for nobody: so nobody has been seen
             place = self._place(node, request)
             if self._ahead.get((node, want), -1) >= place:
                 return

@@ -23,7 +23,7 @@ transaction (`ports.locks`).
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from attrs import define, field
 
@@ -33,6 +33,8 @@ from vaultfs.domain.locks import LockTable
 
 News = tuple[tuple[int, int | None], ...]
 """Requests that waited, and what they got: the number of a grant, or None if nothing."""
+MARKS_FOR: Final = 60.0
+"""Seconds for which a session may ask whether its last change was written."""
 
 
 @define(eq=False)
@@ -44,6 +46,8 @@ class TreeLocks:
     """For requests that wait, and grants without a lease: the session that they end with."""
     news: dict[int, tuple[str, int | None]] = field(factory=dict[int, tuple[str, int | None]])
     """Requests that became something, the session to be told, and the grant if there is one."""
+    marks: dict[str, tuple[str, float]] = field(factory=dict[str, tuple[str, float]])
+    """The mark of the last change of each session, and when that was."""
     boot: str = ""
     """Which start of the machine moments belong to."""
     changed: bool = False
@@ -105,6 +109,15 @@ class TreeLocks:
             self.changed = True
         return mine
 
+    def sign(self, session: str, mark: str, now: float) -> None:
+        """What is written next is known by `mark`, whoever else writes after it."""
+        self.marks = {
+            each: (last, when)
+            for each, (last, when) in self.marks.items()
+            if abs(now - when) < MARKS_FOR
+        }
+        self.marks[session] = mark, now
+
     def _take_passed(self) -> None:
         """Note what became of requests that waited."""
         if self.table.passed:
@@ -133,15 +146,16 @@ class TreeLocks:
             "table": lockstate.dump(self.table),
             "sessions": list(self.sessions.items()),
             "news": [[number, *each] for number, each in self.news.items()],
+            "marks": {session: list(each) for session, each in self.marks.items()},
         }
 
 
 def load(state: Mapping[str, Any]) -> TreeLocks:
     """The locks of which `TreeLocks.dump` gave `state`."""
     news = {number: (session, grant) for number, session, grant in state["news"]}
-    return TreeLocks(
-        lockstate.load(state["table"]), dict(map(tuple, state["sessions"])), news, state["boot"]
-    )
+    marks = {session: (mark, when) for session, (mark, when) in state.get("marks", {}).items()}
+    sessions = dict(map(tuple, state["sessions"]))
+    return TreeLocks(lockstate.load(state["table"]), sessions, news, marks, state["boot"])
 
 
 def begin(counter: int) -> TreeLocks:

@@ -13,6 +13,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
+from vaultfs.domain.errors import OutcomeUnknown
 from vaultfs.domain.services.signals import Signal
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class Job:
     result: Any = None
     """What the program returned."""
     error: Exception | None = None
+
+    @property
+    def first_id(self) -> str:
+        """Of its first unit, or of the program."""
+        return self.units[0].op_id if self.units else self.op_id
 
 
 @define(eq=False)
@@ -117,6 +123,11 @@ class GroupCommit(ABC):
         try:
             with anyio.CancelScope(shield=True):
                 await self.execute(jobs)
+        except BaseException:  # a bug, or a cancellation by asyncio, which knows no shield
+            for job in jobs:
+                if job is not self._leader:  # whose caller has it raised
+                    job.error = OutcomeUnknown("cut off in a commit", op_id=job.first_id)
+            raise
         finally:
             for job in jobs:
                 _call(job)

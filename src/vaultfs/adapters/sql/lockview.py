@@ -7,7 +7,7 @@ another process may change it at any time.
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from attrs import define, field
 
@@ -171,17 +171,18 @@ def save(view: LockView) -> Program[None]:
         if mine:
             view.news.append((tree, mine))
         if locks.changed:
+            if view.mark:
+                locks.sign(view.session, view.mark, view.now)
             yield Run(
                 "INSERT INTO lock_state(tree, version, state) VALUES ($1, $2, $3)"
                 " ON CONFLICT (tree) DO UPDATE"
                 " SET version = excluded.version, state = excluded.state",
-                (tree, version + 1, _written(locks, view.mark)),
+                (tree, version + 1, _written(locks)),
             )
 
 
-def _written(locks: TreeLocks, mark: str) -> str:
-    state: dict[str, Any] = locks.dump() | ({"mark": mark} if mark else {})
-    return json.dumps(state, ensure_ascii=False, separators=(",", ":"))
+def _written(locks: TreeLocks) -> str:
+    return json.dumps(locks.dump(), ensure_ascii=False, separators=(",", ":"))
 
 
 def change(

@@ -34,12 +34,19 @@ CALL: Final = f"pg_notify('{CHANNEL}', '')"
 NOW: Final = "extract(epoch FROM clock_timestamp())::float8"
 SWAP: Final = f"""
     WITH mine AS MATERIALIZED (SELECT id FROM trees WHERE id = $1 FOR UPDATE),
-    told AS MATERIALIZED (SELECT id, {NOW} AS now FROM mine)
-    UPDATE lock_state l SET version = l.version + 1, state = $3 FROM told
-    WHERE l.tree = told.id AND l.version = $2 AND told.now BETWEEN $4 AND $4 + {SLACK}
-    RETURNING told.now, CASE WHEN $5 THEN {CALL}::text END
+    told AS MATERIALIZED (SELECT id, {NOW} AS now FROM mine),
+    swapped AS (
+        UPDATE lock_state l SET version = l.version + 1, state = $3 FROM told
+        WHERE l.tree = told.id AND l.version = $2 AND told.now BETWEEN $4 AND $4 + {SLACK}
+        RETURNING told.now
+    )
+    SELECT now, CASE WHEN $5 THEN {CALL}::text END FROM swapped
 """
-"""Tree, version, state, time, and whether others are to be called; no row if it was a miss."""
+"""Tree, version, state, time, and whether others are to be called; no row if it was a miss.
+
+The server locks tables in the order in which they stand here, but for that of an `UPDATE`, which
+would be first: so it is inside. Who puts other tables in their place begins with `trees`.
+"""
 
 
 class TransactionNeededError(Exception):

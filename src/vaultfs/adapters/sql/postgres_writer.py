@@ -55,7 +55,7 @@ LOOK: Final = (
     " CROSS JOIN unnest($1::bigint[]) t(id) LEFT JOIN lock_state l ON l.tree = t.id"
 )
 """The time, and the versions of the locks of trees; once those are locked."""
-MARKED: Final = "SELECT state::jsonb ->> 'mark' FROM lock_state WHERE tree = $1"
+MARKED: Final = "SELECT state::jsonb #>> ARRAY['marks', $2, '0'] FROM lock_state WHERE tree = $1"
 
 HAPPENED: Final = (
     "SELECT EXISTS (SELECT 1 FROM changes WHERE op_id = ANY($1::text[]))"
@@ -286,7 +286,8 @@ class PostgresWriter(GroupCommit):
             return True
         if not this.locked:
             return False
-        marks = [await connection.fetchval(MARKED, tree) for tree in this.locked]
+        me = self.lock_cache.session
+        marks = [await connection.fetchval(MARKED, tree, me) for tree in this.locked]
         return this.mark in marks
 
     async def _run_job(

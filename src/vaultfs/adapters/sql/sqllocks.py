@@ -73,7 +73,7 @@ class SqlLockStore(LockStore):
     ) -> None:
         async with self._writer.turn:
             pass  # the transaction that has it is over
-        if undo is not None and job.error is None:
+        if undo is not None and job.error is None and job.result is not None:
             result: T = job.result
             await self.change(tree, lambda locks: undo(locks, result))
 

@@ -291,8 +291,8 @@ class Locks(LockWaits):
             grant = table.grants.get(token)
             if grant is not None and grant.owner == owner:
                 table.release(token)
-                if table.passed:
-                    self._pass_on(tree, table)
+            if table.passed:  # also where it had run out
+                self._pass_on(tree, table)
             return
         give_back = partial(self.store.change, tree, partial(release, owner, token))
         try:
