@@ -421,7 +421,7 @@ MUTATIONS: dict[str, tuple[str, Locks]] = {
     ),
     "epochs are read before trees": ("a tree and an epoch", EPOCHS_FIRST),
     "a swap does not lock the tree": ("a write and a lock", swap_with(" FOR UPDATE")),
-    "a swap compares nothing": ("two locks", swap_with("l.version = $2", "$2 > 0")),
+    "a swap compares nothing": ("two locks", swap_with("l.version = $2", "$2::bigint > 0")),
     "a swap believes its clock": (
         "a late renewal",
         swap_with(f"BETWEEN $4 AND $4 + {SLACK}", ">= $4"),

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
+import asyncpg
 import pytest
 from tests.contracts.callers import Caller, add_user
 from tests.contracts.locks import TREE, F, LockContract, SharedLockContract, both
@@ -75,3 +76,17 @@ async def test_a_write_at_one_server_is_held_to_the_locks_of_another(database: s
             assert await locks.find(owner, me.tree, token) is None
     finally:
         await catalog.aclose()
+
+
+async def test_locks_of_a_catalog_that_was_put_in_the_place_of_another_are_seen(
+    database: str,
+) -> None:
+    async with opened(database) as one, opened(database) as two:
+        for name in ("a", "b"):
+            await one.acquire(one.new_owner(), TREE, {(name,): Mode.X})
+        connection = await asyncpg.connect(database)
+        await connection.execute("DELETE FROM lock_state")  # as who loads a dump does
+        await connection.close()
+        for path in (("a",), F):
+            await two.acquire(two.new_owner(), TREE, {path: Mode.X})
+        assert await one.try_hold(one.new_owner(), TREE, {F: Mode.X}) is None

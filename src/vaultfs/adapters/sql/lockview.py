@@ -54,6 +54,13 @@ class LockView:
     beat: bool = False
     """Whether it says that this process lives."""
 
+    def after(self, version: int) -> int:
+        """The version that follows: of the first locks of a tree one that no row had before.
+
+        For another catalog may be put in the place of the one that was read.
+        """
+        return version + 1 if version else int(self.now * 1_000_000)
+
 
 @define(eq=False)
 class LockCache:
@@ -86,7 +93,7 @@ class LockCache:
     def keep(self, view: LockView) -> None:
         """The transaction is durable."""
         for tree, (version, locks) in view.seen.items():
-            self.trees[tree] = version + locks.changed, locks
+            self.trees[tree] = view.after(version) if locks.changed else version, locks
             locks.changed = False
         self._unsure.difference_update(view.seen)
         self.keep_news(view)
@@ -177,7 +184,7 @@ def save(view: LockView) -> Program[None]:
                 "INSERT INTO lock_state(tree, version, state) VALUES ($1, $2, $3)"
                 " ON CONFLICT (tree) DO UPDATE"
                 " SET version = excluded.version, state = excluded.state",
-                (tree, version + 1, _written(locks)),
+                (tree, view.after(version), _written(locks)),
             )
 
 
