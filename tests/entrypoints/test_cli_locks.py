@@ -56,7 +56,7 @@ def test_a_command_runs_while_a_path_is_locked(cli: Cli, tmp_path: Path) -> None
         assert told.startswith("vaultfs: /d/a is locked: ")
         assert "`vaultfs lock ls` has the token" in told
         told = cli("mv", "/d", "/e", code=1).errors
-        assert "/d, /e are locked: " in told
+        assert told.startswith("vaultfs: /d is locked: ")
         assert cli.refused("lock", "run", "--wait", "0", "/d/a", "--", "true") != ""
     finally:
         running.send_signal(signal.SIGINT)

@@ -159,6 +159,21 @@ async def test_shared_and_exclusive_ranges_of_one_file_are_told_apart(api: Clien
     ]
 
 
+async def test_what_is_named_twice_is_merged(api: Client) -> None:
+    spans = [
+        {"path": "/d/f", "ranges": [{"start": 0, "stop": 10}]},
+        {"path": "/d/f", "mode": "shared", "ranges": [{"start": 10, "stop": 20}]},
+        {"path": "/d/f", "ranges": [{"start": 20, "stop": 30}]},
+    ]
+    modes = [{"path": "/e", "mode": mode} for mode in ("shared", "update", "shared")]
+    made = await api.ok("POST", "/v1/locks", json={"paths": spans + modes})
+    assert made["paths"] == [
+        {"path": "/e", "mode": "update"},
+        {"path": "/d/f", "mode": "shared", "ranges": [{"start": 10, "stop": 20}]},
+        {"path": "/d/f", "ranges": [{"start": 0, "stop": 10}, {"start": 20, "stop": 30}]},
+    ]
+
+
 async def test_who_waits_for_whom(api: Client) -> None:
     made = await lock(api)
     got: list[Any] = []
@@ -225,7 +240,6 @@ async def test_a_lock_is_broken_by_an_admin_and_audited(api: Client) -> None:
         ({"paths": [{"path": "d"}]}, 400),
         ({"paths": [{"path": "/d/../e"}]}, 400),
         ({"paths": [{"path": "/d", "mode": "IX"}]}, 400),
-        ({"paths": [{"path": "/d"}, {"path": "/d"}]}, 400),
         ({"paths": [{"path": "/d"}], "ttl_seconds": 0}, 400),
         ({"paths": [{"path": "/d"}], "ttl_seconds": 1e9}, 400),
         ({"paths": [{"path": "/d"}], "wait_seconds": -1}, 400),

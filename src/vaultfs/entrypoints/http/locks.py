@@ -14,7 +14,7 @@ from starlette.responses import Response
 from vaultfs.domain.errors import InvalidField, LeaseExpired, LockMisuse
 from vaultfs.domain.intervals import END, Range, byte_range
 from vaultfs.domain.lockitems import path_of
-from vaultfs.domain.lockmodes import READ, UPDATE, WRITE, Mode, Resource
+from vaultfs.domain.lockmodes import LUB, READ, UPDATE, WRITE, Mode, Resource
 from vaultfs.domain.locknodes import Owner, Presented, parse_presented
 from vaultfs.domain.names import Path, parse_path
 from vaultfs.domain.nodes import TreeId
@@ -48,7 +48,10 @@ class LockedPath(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
 
 
 class LockIn(msgspec.Struct, forbid_unknown_fields=True):
-    """Locks to be had together or not at all."""
+    """Locks to be had together or not at all.
+
+    Of a path that is named twice the stronger mode counts, and all its ranges.
+    """
 
     paths: list[LockedPath]
     ttl_seconds: float = 30.0
@@ -225,8 +228,10 @@ def _mode(path: LockedPath) -> Mode:
 def _whole(paths: list[LockedPath]) -> dict[Path, Mode]:
     """The modes of paths that are locked as a whole. Raises `LockMisuse` for ranges."""
     items, ranges = _asked(paths)
-    if ranges or not items:
+    if ranges:
         raise LockMisuse("ranges of bytes are released and taken anew; name whole paths here")
+    if not items:
+        raise LockMisuse("no path is named")
     return items
 
 
@@ -235,15 +240,14 @@ def _asked(paths: list[LockedPath]) -> tuple[dict[Path, Mode], dict[Path, tuple[
     ranges: dict[Path, tuple[Range, ...]] = {}
     for each in paths:
         mode, path = _mode(each), parse_path(each.path)
-        if path in items or path in ranges:
-            raise LockMisuse(f"{each.path} is named twice")
         if not each.ranges:
-            items[path] = mode
+            items[path] = LUB[items.get(path, mode)][mode]
             continue
         if mode is UPDATE:
             raise LockMisuse("ranges of bytes are shared or exclusive")
         exclusive = mode is WRITE
-        ranges[path] = tuple(byte_range(r.start, r.stop, exclusive=exclusive) for r in each.ranges)
+        spans = [byte_range(r.start, r.stop, exclusive=exclusive) for r in each.ranges]
+        ranges[path] = (*ranges.get(path, ()), *spans)
     return items, ranges
 
 
