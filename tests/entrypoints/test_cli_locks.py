@@ -22,7 +22,8 @@ from tests.services.test_locks import FailingStore
 import vaultfs
 from vaultfs.adapters.system import SystemClock
 from vaultfs.domain.errors import Locked, LockTimedOut, WouldBlock
-from vaultfs.domain.lockmodes import READ, WRITE
+from vaultfs.domain.intervals import byte_range
+from vaultfs.domain.lockmodes import READ, UPDATE, WRITE
 from vaultfs.domain.services.locks import open_locks
 from vaultfs.entrypoints.cli import locking
 from vaultfs.entrypoints.cli.session import Session
@@ -77,6 +78,45 @@ def test_the_command_writes_with_the_lock_and_gives_its_exit_code(cli: Cli, tmp_
     assert start(cli, "lock", "run", "/d", "--", sys.executable, "-c", kill).wait(30) == 137
     assert start(cli, "lock", "run", "/d", "--", "no-such-command").wait(30) == 2
     assert cli.json("lock", "ls")["held"] == []
+
+
+RANGES = (
+    byte_range(0, 10, exclusive=True),
+    byte_range(10, 20, exclusive=False),
+    byte_range(20, None, exclusive=True),
+)
+LISTED = [
+    {"path": "/d/g", "mode": "U"},
+    {"path": "/d/f", "mode": "S", "ranges": [[10, 20]]},
+    {"path": "/d/f", "mode": "X", "ranges": [[0, 10], [20, None]]},
+]
+SHOWN = "/d/g (U), /d/f (S, bytes 10 to 20), /d/f (X, bytes 0 to 10, 20 on)"
+
+
+def test_ranges_are_listed_in_a_folder(embedded: Cli) -> None:
+    async def take() -> None:
+        async with vaultfs.open(embedded.vault) as vault:
+            locks, tree = vault.vault.locks, vault.vault.user.tree
+            await locks.acquire(A, tree, {("d", "g"): UPDATE}, ranges={F: RANGES}, ttl=60)
+
+    anyio.run(take)
+    assert embedded.json("lock", "ls")["held"][0]["paths"] == LISTED
+    assert SHOWN in embedded("lock", "ls").out
+
+
+def test_ranges_are_listed_of_a_server(served: Cli) -> None:
+    spans = [
+        {"path": "/d/f", "ranges": [{"start": 0, "stop": 10}, {"start": 20}]},
+        {"path": "/d/f", "mode": "shared", "ranges": [{"start": 10, "stop": 20}]},
+    ]
+    body = json.dumps({"paths": [{"path": "/d/g", "mode": "update"}, *spans]}).encode()
+    request = Request(f"{served.server}/v1/locks", body, method="POST")
+    request.add_header("Authorization", f"Bearer {served.token}")
+    request.add_header("Content-Type", "application/json")
+    with urlopen(request) as answer:
+        assert answer.status == 201
+    assert served.json("lock", "ls")["held"][0]["paths"] == LISTED
+    assert SHOWN in served("lock", "ls").out
 
 
 async def test_a_busy_catalog_does_not_end_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,11 +225,17 @@ def _paths_there(paths: "list[LockedPath]") -> list[_Told]:
     from vaultfs.entrypoints.http.locks import MODES
 
     return [
-        {"path": each.path, "ranges": [[span.start, span.stop] for span in each.ranges]}
-        if each.ranges
-        else {"path": each.path, "mode": MODES[each.mode].name if each.mode in MODES else each.mode}
+        _path(
+            each.path,
+            MODES[each.mode].name if each.mode in MODES else each.mode,
+            [[span.start, span.stop] for span in each.ranges],
+        )
         for each in paths
     ]
+
+
+def _path(path: str, mode: str, ranges: list[list[int | None]]) -> _Told:
+    return {"path": path, "mode": mode} | ({"ranges": ranges} if ranges else {})
 
 
 def _held_there(held: "LockOut") -> _Told:
@@ -246,14 +252,20 @@ def _waits_there(queued: "WaitOut") -> _Told:
     return {"owner": queued.owner, "paths": _paths_there(queued.paths), "waits_for": waits_for}
 
 
-def _paths(of: "Held | Queued") -> list[dict[str, Any]]:
+def _paths(of: "Held | Queued") -> list[_Told]:
+    from vaultfs.domain.intervals import END
     from vaultfs.domain.lockitems import path_of
 
-    whole = [{"path": path_of(each), "mode": mode.name} for each, mode in of.items.items()]
-    return whole + [
-        {"path": path_of(each), "ranges": [list(span) for span in spans]}
-        for each, spans in of.ranges.items()
-    ]
+    told = [_path(path_of(each), mode.name, []) for each, mode in of.items.items()]
+    for each, spans in of.ranges.items():
+        for mode in "SX":
+            ranges: list[list[int | None]] = [
+                [start, None if stop == END else stop]
+                for start, stop, exclusive in spans
+                if exclusive is (mode == "X")
+            ]
+            told += [_path(path_of(each), mode, ranges)] if ranges else []
+    return told
 
 
 def _held(held: "Held") -> dict[str, Any]:
@@ -271,9 +283,13 @@ def _waits(queued: "Queued") -> dict[str, Any]:
 
 
 def _text(told: _Told) -> str:
-    return shown(
-        ", ".join(f"{each['path']} ({each.get('mode', 'ranges')})" for each in told["paths"])
-    )
+    return shown(", ".join(f"{each['path']} ({_how(each)})" for each in told["paths"]))
+
+
+def _how(path: _Told) -> str:
+    spans = path.get("ranges", ())
+    ends = ", ".join(f"{a} on" if b is None else f"{a} to {b}" for a, b in spans)
+    return f"{path['mode']}, bytes {ends}" if ends else str(path["mode"])
 
 
 def _held_row(held: _Told) -> tuple[str, ...]:
