@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
@@ -104,8 +105,13 @@ async def _leased(
         async with opened(call) as vault, _leased_here(call, vault, path, mode, wait) as name:
             yield name
         return
-    async with connected(server) as remote, remote.lock(path, mode=mode, timeout=wait) as locked:
-        yield locked.calls.locks[-1]
+    from vaultfs.entrypoints.remote_locks import leased
+
+    async with (
+        connected(server) as remote,
+        leased(remote.calls, remote.user, (path,), mode, wait, partial(_lost, call)) as name,
+    ):
+        yield name
 
 
 @asynccontextmanager
@@ -136,10 +142,14 @@ async def _renew(call: Session, vault: "Vault", owner: "Owner", token: int) -> N
         try:
             await vault.locks.renew(owner, vault.user.tree, token, TTL)
         except LockError as error:
-            call.remark(f"the lock is lost, and the command's writes are refused: {error.message}")
+            _lost(call, error)
             return
         except VaultError:
             continue  # the catalog may be there again in time
+
+
+def _lost(call: Session, error: LockError) -> None:
+    call.remark(f"the lock is lost, and the command's writes are refused: {error.message}")
 
 
 async def _run(command: list[str], tokens: str) -> "ExitCode":
