@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -146,6 +148,10 @@ def test_a_broken_lock_is_audited_and_its_writes_are_refused(embedded: Cli, tmp_
     [held] = cli.json("lock", "ls")["held"]
     cli("lock", "break", held["token"])
     assert cli.refused("lock", "break", held["token"]) == "not_found"
+    assert cli.refused("lock", "ls", "--user", "nobody") == "not_found"
+    with closing(sqlite3.connect(cli.vault / "catalog.db")) as catalog:
+        rows = catalog.execute("SELECT subject FROM audit WHERE kind = 'break-lock'").fetchall()
+    assert rows == [(f"tree 1: {held['owner']}.{held['token']}: /d",)]
     cli("put", source, "/d")
     go.touch()
     assert running.wait(30) != 0
@@ -164,6 +170,8 @@ def test_an_admin_breaks_locks_on_a_server(hub: Running, served: Cli, tmp_path: 
         with urlopen(request) as answer:
             user = json.load(answer)["user"]["name"]
         admin = Cli(hub.folder, hub.address, hub.token)
+        assert admin.json("lock", "ls", "--user", user)["held"][0]["token"] == held["token"]
+        assert served.refused("lock", "ls", "--user", "nobody") == "not_found"
         admin("lock", "break", "--user", user, held["token"])
         assert admin.refused("lock", "break", "--user", user, held["token"]) == "not_found"
         assert served.json("lock", "ls")["held"] == []

@@ -12,6 +12,7 @@ from tests.entrypoints.http_calls import BASE, Client, open_api
 
 from vaultfs.domain.frames import MEDIA_TYPE
 from vaultfs.domain.intervals import byte_range
+from vaultfs.domain.tokens import Scope
 
 HEADER: Final = "VaultFS-Lock-Token"
 FILE: Final = "/v1/files/me/d/f"
@@ -231,6 +232,18 @@ async def test_a_lock_is_broken_by_an_admin_and_audited(api: Client) -> None:
     [row] = [row for row in rows if row["kind"] == "break-lock"]
     assert made["lock"] in row["subject"]
     assert "/d/f" in row["subject"]
+
+
+async def test_an_admin_sees_the_locks_that_it_may_break(api: Client) -> None:
+    made = await lock(api)
+    await api.new_user("ann")
+    theirs = await api.new_token("ann", Scope.READ)
+    [held] = (await api.ok("GET", "/v1/users/me/locks"))["held"]
+    assert held["lock"] == made["lock"]
+    assert (await api.ok("GET", "/v1/users/ann/locks")) == {"held": [], "waiting": []}
+    assert (await api.ok("GET", "/v1/users/ann/locks", token=theirs))["held"] == []
+    await api.refused(404, "GET", "/v1/users/me/locks", token=theirs)
+    await api.refused(404, "GET", "/v1/users/nobody/locks")
 
 
 @pytest.mark.parametrize(

@@ -87,17 +87,18 @@ async def _renew(calls: Calls, lease: str, lost: Callable[[LockError], None]) ->
             continue  # the server may be there again in time
 
 
-async def list_locks(calls: Calls) -> LockList:
-    """All locks of one's tree, and who waits."""
-    found: LockList = calls.decode(await calls.ask("GET", calls.url("locks")), LockList)
+async def list_locks(calls: Calls, user: str) -> LockList:
+    """All locks of the tree of `user`, and who waits. Raises `NotFound`."""
+    answer = await calls.ask("GET", calls.url(f"users/{_quoted(user)}/locks"))
+    found: LockList = calls.decode(answer, LockList)
     return found
 
 
 async def break_lock(calls: Calls, user: str, token: int) -> None:
     """Take a lock away from whoever has it. Raises `NotFound`, `Forbidden`."""
-    url = calls.url(f"users/{quote(user, safe='')}/locks/{token}")
+    url = calls.url(f"users/{_quoted(user)}/locks/{token}")
     await calls.ask("DELETE", url, again=False)
 
 
-def _quoted(lease: str) -> str:
-    return quote(lease, safe="")
+def _quoted(name: str) -> str:
+    return quote(name, safe="")

@@ -53,6 +53,11 @@ WaitOption = Annotated[
     typer.Option("--wait", metavar="SECONDS", min=0, help="Not longer; 0: now or not at all."),
 ]
 
+UserOption = Annotated[
+    str | None,
+    typer.Option("--user", metavar="NAME", help="Whose tree it is; your own by default."),
+]
+
 
 @locks.command("run")
 def run_locked(
@@ -195,13 +200,16 @@ def _code(code: int) -> "ExitCode":
 
 @locks.command("ls")
 def list_locks(
-    vault: VaultOption = None, as_json: JsonOption = False, quiet: QuietOption = False
+    user: UserOption = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List who holds what, and who waits for whom."""
     call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
-        held, waiting = await _listed(call)
+        held, waiting = await _listed(call, user)
         call.answer(
             {"held": held, "waiting": waiting},
             lambda: (
@@ -217,17 +225,18 @@ def list_locks(
 _Told = dict[str, Any]
 
 
-async def _listed(call: Session) -> tuple[list[_Told], list[_Told]]:
+async def _listed(call: Session, user: str | None) -> tuple[list[_Told], list[_Told]]:
     """Who holds what, and who waits, for programs."""
     server = server_of(call)
     if server is None:
         async with opened(call) as vault:
-            found = await vault.locks.snapshot(vault.user.tree)
+            owner = vault.user if user is None else await vault.catalog.user(user)
+            found = await vault.locks.snapshot(owner.tree)
         return list(map(_held, found.held)), list(map(_waits, found.queued))
     async with connected(server) as remote:
         from vaultfs.entrypoints.remote_locks import list_locks as list_there
 
-        there = await list_there(remote.calls)
+        there = await list_there(remote.calls, user or remote.user)
     return list(map(_held_there, there.held)), list(map(_waits_there, there.waiting))
 
 
@@ -319,10 +328,7 @@ def break_lock(
             metavar="TOKEN", show_default=False, help="Of the lock, as lock ls shows it."
         ),
     ],
-    user: Annotated[
-        str | None,
-        typer.Option("--user", metavar="NAME", help="Whose tree it is in; your own by default."),
-    ] = None,
+    user: UserOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -172,8 +172,11 @@ async def release(call: Call) -> Response:
 
 
 async def list_locks(call: Call) -> Response:
-    """All locks of the caller's tree."""
-    found = await call.server.vault.locks.snapshot(call.user.tree)
+    """All locks of the caller's tree, or of the user's in the route."""
+    user = call.user
+    if "user" in call.params:
+        user = await call.server.accounts.user(call.identity, own(call))
+    found = await call.server.vault.locks.snapshot(user.tree)
     return call.json(LockList(list(map(_held, found.held)), list(map(_waits, found.queued))))
 
 
@@ -338,6 +341,13 @@ ROUTES: Final = (
         scope=Scope.WRITE,
         status=204,
         failures=(409,),
+    ),
+    Route(
+        *("GET", "/v1/users/{user}/locks", list_locks, "listUserLocks"),
+        "List the locks of a user's tree: one's own, or with `admin` anybody's.",
+        scope=Scope.READ,
+        admin_too=True,
+        answer=LockList,
     ),
     Route(
         *("DELETE", "/v1/users/{user}/locks/{fence}", break_lock, "breakLock"),
