@@ -599,7 +599,9 @@ class _Seats:
         if isinstance(answer, Grant):
             self.tokens[owner] += [answer.id] if new else []
             return "granted"
-        return {Waiting: "waits", Deadlock: "DeadlockFound", Blocked: "WouldBlock"}[type(answer)]
+        if isinstance(answer, Waiting):
+            return "waits"
+        return "DeadlockFound" if isinstance(answer, Deadlock) else "WouldBlock"
 
 
 @pytest.mark.parametrize("name", TABLES)

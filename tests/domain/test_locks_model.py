@@ -196,8 +196,12 @@ def test_to_hand_a_grant_over_is_to_drop_it_and_to_grant_it(
     monkeypatch.setattr(LockTable, "_hand_over", hand_over)
     one = _history(seed)
     assert len(handed) > 5
-    monkeypatch.setattr(LockTable, "_heir", lambda *_: None)
+    monkeypatch.setattr(LockTable, "_heir", _nobody)
     assert _history(seed) == one
+
+
+def _nobody(*_: object) -> None:
+    return None
 
 
 def _nothing(*_: object) -> tuple[Resource, ...]:
@@ -309,8 +313,8 @@ def _intents_stay_behind(patch: pytest.MonkeyPatch) -> None:
 def _an_heir_passes_who_waits_above(patch: pytest.MonkeyPatch) -> None:
     def heir(_: LockTable, held: Grant) -> Waiting | None:
         *_above, leaf = held.nodes
-        request = leaf.queue and next(iter(leaf.queue))
-        return request if request and request.plan is held.plan else None
+        request = next(iter(leaf.queue)) if leaf.queue else None
+        return request if request is not None and request.plan is held.plan else None
 
     patch.setattr(LockTable, "_heir", heir)
 
