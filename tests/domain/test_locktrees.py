@@ -11,9 +11,11 @@ A, B = Owner("a"), Owner("b")
 F, G = ("1", "f"), ("1", "g")
 
 
-def ask(locks: TreeLocks, owner: Owner, session: str, ttl: float | None = None) -> int:
+def ask(
+    locks: TreeLocks, owner: Owner, session: str, ttl: float | None = None, mode: Mode = Mode.X
+) -> int:
     expires = None if ttl is None else locks.table.now + ttl
-    answer = locks.table.request(owner, {F: Mode.X}, expires=expires)
+    answer = locks.table.request(owner, {F: mode}, expires=expires)
     locks.note(answer, session)
     assert isinstance(answer, Grant | Waiting)
     return answer.id
@@ -107,6 +109,33 @@ def test_a_lease_that_was_waited_for_ends_with_no_session_either() -> None:
     locks = again(locks)
     locks.bury({"one"})
     assert grant in locks.table.grants
+
+
+def test_a_lease_of_which_nobody_could_be_told_is_given_back() -> None:
+    locks = TreeLocks()
+    locks.tick(1, "boot")
+    held = ask(locks, A, "one")
+    ask(locks, B, "two", ttl=3600)
+    waits = ask(locks, Owner("c"), "one")
+    locks.table.release(held)
+    assert locks.settle("one") == ()
+    locks = again(locks)  # and "two" dies before it hears of it
+    locks.bury({"one"})
+    [(request, grant)] = locks.settle("one")
+    assert request == waits
+    assert list(locks.table.grants) == [grant]
+
+
+def test_a_lease_that_was_to_be_changed_stays_with_whoever_has_it() -> None:
+    locks = TreeLocks()
+    locks.tick(1, "boot")
+    ask(locks, A, "one", ttl=60, mode=Mode.S)
+    other = ask(locks, B, "two", mode=Mode.S)
+    [lease] = locks.table.owned[A]
+    locks.note(locks.table.convert(lease, {F: Mode.X}), "one")
+    locks.table.release(other)
+    locks.bury({"two"})
+    assert list(locks.table.grants) == [lease]
 
 
 def test_what_a_start_of_the_machine_moves_is_to_be_written() -> None:

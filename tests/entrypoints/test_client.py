@@ -28,7 +28,7 @@ from vaultfs.domain.errors import (
     VersionMismatch,
     WouldBlock,
 )
-from vaultfs.domain.lockmodes import READ
+from vaultfs.domain.lockmodes import READ, WRITE
 from vaultfs.domain.nodes import Preconditions, VersionId
 from vaultfs.domain.rates import Rate
 from vaultfs.domain.services.accounts import Accounts
@@ -39,6 +39,7 @@ from vaultfs.entrypoints.client import RemoteVault, connect
 from vaultfs.entrypoints.http.app import DEFAULT_RATE
 from vaultfs.entrypoints.http.serving import Listening, first_token, serving
 from vaultfs.entrypoints.http.wire import UserOut, WhoAmI
+from vaultfs.entrypoints.remote_locks import leased
 from vaultfs.entrypoints.settings import Settings
 from vaultfs.entrypoints.surface import Content
 from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
@@ -212,7 +213,9 @@ async def test_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(WouldBlock):
                 async with vault.lock(timeout=0):
                     pass
-            with pytest.raises(LockTimedOut):
+            with pytest.raises(
+                LockTimedOut, match=r"^not had in 0.35 seconds: \w+ holds /a \(X\)$"
+            ):
                 async with vault.lock("/a", mode=READ, timeout=0.35):
                     pass
             await anyio.sleep(2)  # longer than a lease lasts
@@ -237,6 +240,24 @@ async def test_a_lock_that_is_broken_is_told_by_the_next_write(tmp_path: Path) -
             with pytest.raises(StaleToken):
                 await locked.put("/a", b"lost")
         assert (await local.locks.snapshot(local.user.tree)).held == ()
+
+
+async def test_whoever_wants_to_is_told_that_a_lease_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaultfs.entrypoints.remote_locks.TTL", 1.2)
+    async with (
+        served(tmp_path / "vault") as (local, address, token),
+        connect(address, token=token) as vault,
+    ):
+        told = list[str]()
+        async with leased(vault.calls, "me", ["/a"], WRITE, None, lambda e: told.append(e.message)):
+            [held] = (await local.locks.snapshot(local.user.tree)).held
+            await local.locks.release(held.owner, local.user.tree, held.token)
+            with anyio.fail_after(5):
+                while not told:
+                    await anyio.sleep(0.05)
+        assert "has run out" in told[0]
 
 
 async def test_of_servers_that_start_at_once_one_makes_the_first_token(tmp_path: Path) -> None:

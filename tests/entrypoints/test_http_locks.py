@@ -12,6 +12,7 @@ from tests.entrypoints.http_calls import BASE, Client, open_api
 
 from vaultfs.domain.frames import MEDIA_TYPE
 from vaultfs.domain.intervals import byte_range
+from vaultfs.domain.tokens import Scope
 
 HEADER: Final = "VaultFS-Lock-Token"
 FILE: Final = "/v1/files/me/d/f"
@@ -159,6 +160,21 @@ async def test_shared_and_exclusive_ranges_of_one_file_are_told_apart(api: Clien
     ]
 
 
+async def test_what_is_named_twice_is_merged(api: Client) -> None:
+    spans = [
+        {"path": "/d/f", "ranges": [{"start": 0, "stop": 10}]},
+        {"path": "/d/f", "mode": "shared", "ranges": [{"start": 10, "stop": 20}]},
+        {"path": "/d/f", "ranges": [{"start": 20, "stop": 30}]},
+    ]
+    modes = [{"path": "/e", "mode": mode} for mode in ("shared", "update", "shared")]
+    made = await api.ok("POST", "/v1/locks", json={"paths": spans + modes})
+    assert made["paths"] == [
+        {"path": "/e", "mode": "update"},
+        {"path": "/d/f", "mode": "shared", "ranges": [{"start": 10, "stop": 20}]},
+        {"path": "/d/f", "ranges": [{"start": 0, "stop": 10}, {"start": 20, "stop": 30}]},
+    ]
+
+
 async def test_who_waits_for_whom(api: Client) -> None:
     made = await lock(api)
     got: list[Any] = []
@@ -218,6 +234,18 @@ async def test_a_lock_is_broken_by_an_admin_and_audited(api: Client) -> None:
     assert "/d/f" in row["subject"]
 
 
+async def test_an_admin_sees_the_locks_that_it_may_break(api: Client) -> None:
+    made = await lock(api)
+    await api.new_user("ann")
+    theirs = await api.new_token("ann", Scope.READ)
+    [held] = (await api.ok("GET", "/v1/users/me/locks"))["held"]
+    assert held["lock"] == made["lock"]
+    assert (await api.ok("GET", "/v1/users/ann/locks")) == {"held": [], "waiting": []}
+    assert (await api.ok("GET", "/v1/users/ann/locks", token=theirs))["held"] == []
+    await api.refused(404, "GET", "/v1/users/me/locks", token=theirs)
+    await api.refused(404, "GET", "/v1/users/nobody/locks")
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -225,7 +253,6 @@ async def test_a_lock_is_broken_by_an_admin_and_audited(api: Client) -> None:
         ({"paths": [{"path": "d"}]}, 400),
         ({"paths": [{"path": "/d/../e"}]}, 400),
         ({"paths": [{"path": "/d", "mode": "IX"}]}, 400),
-        ({"paths": [{"path": "/d"}, {"path": "/d"}]}, 400),
         ({"paths": [{"path": "/d"}], "ttl_seconds": 0}, 400),
         ({"paths": [{"path": "/d"}], "ttl_seconds": 1e9}, 400),
         ({"paths": [{"path": "/d"}], "wait_seconds": -1}, 400),

@@ -273,4 +273,7 @@ async def test_errors_say_who_and_where(vault: Vault) -> None:
     async with vault.locks.hold(ME, vault.user.tree, {("d",): Mode.S}):
         with pytest.raises(Locked) as caught:
             await put(vault, "/d/f", b"x")
+        with pytest.raises(Locked) as moved:
+            await vault.files.move(vault.user, at("/e"), at("/d/g"))
     assert caught.value.message == "/d/f is locked: me holds /d (S)"
+    assert moved.value.message == "/d/g is locked: me holds /d (S)"

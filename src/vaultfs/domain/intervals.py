@@ -33,7 +33,8 @@ def byte_range(start: int, stop: int | None, *, exclusive: bool) -> Range:
     """The range, without an end if `stop` is None. Raises `InvalidField` if it is empty."""
     end = END if stop is None else stop
     if not 0 <= start < end <= END:
-        raise InvalidField(f"bytes {start} to {stop} are not a range: it is empty or negative")
+        wrong = "it ends behind all files" if end > END else "it is empty or negative"
+        raise InvalidField(f"bytes {start} to {stop} are not a range: {wrong}")
     return Range(start, end, exclusive)
 
 

@@ -133,11 +133,13 @@ def check_write(
     Raises `Locked` if somebody else holds what clashes, and `NotHeld` if it came with
     grants and they do not cover it.
     """
-    blockers = table.in_the_way(wanted, frozenset(grant.owner for grant in grants))
+    owners = frozenset(grant.owner for grant in grants)
+    blockers = table.in_the_way(wanted, owners)
     if blockers:
-        are = "is" if len(wanted) == 1 else "are"
+        met = [each for each, mode in wanted.items() if table.in_the_way({each: mode}, owners)]
+        are = "is" if len(met) == 1 else "are"
         raise Locked(
-            f"{listed(map(path_of, wanted))} {are} locked: {who(blockers)}", blockers=blockers
+            f"{listed(map(path_of, met))} {are} locked: {who(blockers)}", blockers=blockers
         )
     for each, mode in wanted.items() if grants else ():
         if not any(_covered(grant, each, mode) for grant in grants):

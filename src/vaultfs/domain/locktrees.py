@@ -12,7 +12,8 @@ outlives processes, and ends by its time.
 
 *News.* A change made for one process may grant what another waits for. What became of
 such a request is kept in `news` until its session collects it, so that it hears of it even
-if nobody could wake it.
+if nobody could wake it. A lease of which a session that is no more has not heard is given
+back with what else was its.
 
 *The boot.* Moments are those of a clock that begins anew when the machine does. State that
 is read after a start of the machine is moved to the new clock: leases get the time that they
@@ -84,9 +85,12 @@ class TreeLocks:
         return every - {session}
 
     def bury(self, live: Collection[str]) -> None:
-        """Give back what belongs to sessions that are not in `live`."""
+        """Give back what belongs to sessions that are not in `live`.
+
+        Among it are leases that those waited for and did not hear of: nobody knows them.
+        """
         self._take_passed()
-        while dead := [number for number, session in self.sessions.items() if session not in live]:
+        while dead := [*self._of_dead(live), *self._unheard(live)]:
             self.changed = True
             for number in dead:
                 if number in self.table.waiting:
@@ -97,6 +101,15 @@ class TreeLocks:
             for number in dead:
                 self.sessions.pop(number, None)
         self.news = {number: each for number, each in self.news.items() if each[0] in live}
+
+    def _of_dead(self, live: Collection[str]) -> Iterator[int]:
+        return (number for number, session in self.sessions.items() if session not in live)
+
+    def _unheard(self, live: Collection[str]) -> Iterator[int]:
+        for request, (session, grant) in self.news.items():
+            # One that is older than the request was converted: whoever has it knows it.
+            if session not in live and grant is not None and grant > request:
+                yield from {grant} & self.table.grants.keys()
 
     def settle(self, session: str) -> News:
         """What became of requests of `session`; that of others is kept for them."""

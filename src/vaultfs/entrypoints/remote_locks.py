@@ -1,6 +1,6 @@
 """Locks on a server: leases that are renewed as long as they are wanted."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 from urllib.parse import quote
@@ -23,12 +23,18 @@ ASKED: Final = 30.0
 
 @asynccontextmanager
 async def leased(
-    calls: Calls, own: str, paths: Sequence[str], mode: Mode, timeout: float | None
+    calls: Calls,
+    own: str,
+    paths: Sequence[str],
+    mode: Mode,
+    timeout: float | None,
+    lost: Callable[[LockError], None] = lambda _: None,
 ) -> AsyncGenerator[str, None]:
     """Have `paths` of the tree of `own` meanwhile; `<lease>.<token>`.
 
     A lease that is lost, since the server could not be reached for as long as it lasts, is
-    told by the first write that comes with it. Raises what `POST /v1/locks` is refused with.
+    told to `lost`, and by the first write that comes with it. Raises what `POST /v1/locks` is
+    refused with.
     """
     names: list[str] = []
     for path in paths:
@@ -39,7 +45,7 @@ async def leased(
     lease = await _take(calls, [LockedPath(name, NAMES[mode]) for name in names], timeout)
     try:
         async with task_group() as tasks:
-            tasks.start_soon(_renew, calls, lease)
+            tasks.start_soon(_renew, calls, lease, lost)
             yield lease
             tasks.cancel_scope.cancel()
     finally:
@@ -57,41 +63,42 @@ async def _take(calls: Calls, paths: list[LockedPath], timeout: float | None) ->
         try:
             # Not again: a lease that nobody knows of stands in the way of the second try.
             answer = await calls.ask("POST", calls.url("locks"), data=data, again=False)
-        except LockTimedOut:
-            if left <= ASKED:
+        except (LockTimedOut, WouldBlock) as error:
+            if timeout == 0:
                 raise
-        except WouldBlock as error:
-            if not timeout:
-                raise
-            raise LockTimedOut(error.message, blockers=error.blockers) from error
+            if timeout is not None and left <= ASKED:  # the server knows of the last wait only
+                blockers = error.message.partition(": ")[2]
+                raise LockTimedOut(f"not had in {timeout:g} seconds: {blockers}") from error
         else:
             found: LockOut = calls.decode(answer, LockOut)
             return found.lock
 
 
-async def _renew(calls: Calls, lease: str) -> None:
+async def _renew(calls: Calls, lease: str, lost: Callable[[LockError], None]) -> None:
     data = msgspec.json.encode(RenewIn(TTL))
     while True:
         await anyio.sleep(TTL / 3)
         try:
             await calls.ask("POST", calls.url(f"locks/{_quoted(lease)}/renew"), data=data)
-        except LockError:
-            return  # lost: writes that come with it are refused
+        except LockError as error:
+            lost(error)  # writes that come with it are refused
+            return
         except VaultError:
             continue  # the server may be there again in time
 
 
-async def list_locks(calls: Calls) -> LockList:
-    """All locks of one's tree, and who waits."""
-    found: LockList = calls.decode(await calls.ask("GET", calls.url("locks")), LockList)
+async def list_locks(calls: Calls, user: str) -> LockList:
+    """All locks of the tree of `user`, and who waits. Raises `NotFound`."""
+    answer = await calls.ask("GET", calls.url(f"users/{_quoted(user)}/locks"))
+    found: LockList = calls.decode(answer, LockList)
     return found
 
 
 async def break_lock(calls: Calls, user: str, token: int) -> None:
     """Take a lock away from whoever has it. Raises `NotFound`, `Forbidden`."""
-    url = calls.url(f"users/{quote(user, safe='')}/locks/{token}")
+    url = calls.url(f"users/{_quoted(user)}/locks/{token}")
     await calls.ask("DELETE", url, again=False)
 
 
-def _quoted(lease: str) -> str:
-    return quote(lease, safe="")
+def _quoted(name: str) -> str:
+    return quote(name, safe="")

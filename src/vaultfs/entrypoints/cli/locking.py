@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
@@ -50,6 +51,11 @@ ModeOption = Annotated[
 WaitOption = Annotated[
     float | None,
     typer.Option("--wait", metavar="SECONDS", min=0, help="Not longer; 0: now or not at all."),
+]
+
+UserOption = Annotated[
+    str | None,
+    typer.Option("--user", metavar="NAME", help="Whose tree it is; your own by default."),
 ]
 
 
@@ -104,8 +110,13 @@ async def _leased(
         async with opened(call) as vault, _leased_here(call, vault, path, mode, wait) as name:
             yield name
         return
-    async with connected(server) as remote, remote.lock(path, mode=mode, timeout=wait) as locked:
-        yield locked.calls.locks[-1]
+    from vaultfs.entrypoints.remote_locks import leased
+
+    async with (
+        connected(server) as remote,
+        leased(remote.calls, remote.user, (path,), mode, wait, partial(_lost, call)) as name,
+    ):
+        yield name
 
 
 @asynccontextmanager
@@ -136,10 +147,14 @@ async def _renew(call: Session, vault: "Vault", owner: "Owner", token: int) -> N
         try:
             await vault.locks.renew(owner, vault.user.tree, token, TTL)
         except LockError as error:
-            call.remark(f"the lock is lost, and the command's writes are refused: {error.message}")
+            _lost(call, error)
             return
         except VaultError:
             continue  # the catalog may be there again in time
+
+
+def _lost(call: Session, error: LockError) -> None:
+    call.remark(f"the lock is lost, and the command's writes are refused: {error.message}")
 
 
 async def _run(command: list[str], tokens: str) -> "ExitCode":
@@ -185,13 +200,16 @@ def _code(code: int) -> "ExitCode":
 
 @locks.command("ls")
 def list_locks(
-    vault: VaultOption = None, as_json: JsonOption = False, quiet: QuietOption = False
+    user: UserOption = None,
+    vault: VaultOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List who holds what, and who waits for whom."""
     call = session(vault, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
-        held, waiting = await _listed(call)
+        held, waiting = await _listed(call, user)
         call.answer(
             {"held": held, "waiting": waiting},
             lambda: (
@@ -207,17 +225,18 @@ def list_locks(
 _Told = dict[str, Any]
 
 
-async def _listed(call: Session) -> tuple[list[_Told], list[_Told]]:
+async def _listed(call: Session, user: str | None) -> tuple[list[_Told], list[_Told]]:
     """Who holds what, and who waits, for programs."""
     server = server_of(call)
     if server is None:
         async with opened(call) as vault:
-            found = await vault.locks.snapshot(vault.user.tree)
+            owner = vault.user if user is None else await vault.catalog.user(user)
+            found = await vault.locks.snapshot(owner.tree)
         return list(map(_held, found.held)), list(map(_waits, found.queued))
     async with connected(server) as remote:
         from vaultfs.entrypoints.remote_locks import list_locks as list_there
 
-        there = await list_there(remote.calls)
+        there = await list_there(remote.calls, user or remote.user)
     return list(map(_held_there, there.held)), list(map(_waits_there, there.waiting))
 
 
@@ -225,11 +244,17 @@ def _paths_there(paths: "list[LockedPath]") -> list[_Told]:
     from vaultfs.entrypoints.http.locks import MODES
 
     return [
-        {"path": each.path, "ranges": [[span.start, span.stop] for span in each.ranges]}
-        if each.ranges
-        else {"path": each.path, "mode": MODES[each.mode].name if each.mode in MODES else each.mode}
+        _path(
+            each.path,
+            MODES[each.mode].name if each.mode in MODES else each.mode,
+            [[span.start, span.stop] for span in each.ranges],
+        )
         for each in paths
     ]
+
+
+def _path(path: str, mode: str, ranges: list[list[int | None]]) -> _Told:
+    return {"path": path, "mode": mode} | ({"ranges": ranges} if ranges else {})
 
 
 def _held_there(held: "LockOut") -> _Told:
@@ -246,14 +271,20 @@ def _waits_there(queued: "WaitOut") -> _Told:
     return {"owner": queued.owner, "paths": _paths_there(queued.paths), "waits_for": waits_for}
 
 
-def _paths(of: "Held | Queued") -> list[dict[str, Any]]:
+def _paths(of: "Held | Queued") -> list[_Told]:
+    from vaultfs.domain.intervals import END
     from vaultfs.domain.lockitems import path_of
 
-    whole = [{"path": path_of(each), "mode": mode.name} for each, mode in of.items.items()]
-    return whole + [
-        {"path": path_of(each), "ranges": [list(span) for span in spans]}
-        for each, spans in of.ranges.items()
-    ]
+    told = [_path(path_of(each), mode.name, []) for each, mode in of.items.items()]
+    for each, spans in of.ranges.items():
+        for mode in "SX":
+            ranges: list[list[int | None]] = [
+                [start, None if stop == END else stop]
+                for start, stop, exclusive in spans
+                if exclusive is (mode == "X")
+            ]
+            told += [_path(path_of(each), mode, ranges)] if ranges else []
+    return told
 
 
 def _held(held: "Held") -> dict[str, Any]:
@@ -271,9 +302,13 @@ def _waits(queued: "Queued") -> dict[str, Any]:
 
 
 def _text(told: _Told) -> str:
-    return shown(
-        ", ".join(f"{each['path']} ({each.get('mode', 'ranges')})" for each in told["paths"])
-    )
+    return shown(", ".join(f"{each['path']} ({_how(each)})" for each in told["paths"]))
+
+
+def _how(path: _Told) -> str:
+    spans = path.get("ranges", ())
+    ends = ", ".join(f"{a} on" if b is None else f"{a} to {b}" for a, b in spans)
+    return f"{path['mode']}, bytes {ends}" if ends else str(path["mode"])
 
 
 def _held_row(held: _Told) -> tuple[str, ...]:
@@ -293,10 +328,7 @@ def break_lock(
             metavar="TOKEN", show_default=False, help="Of the lock, as lock ls shows it."
         ),
     ],
-    user: Annotated[
-        str | None,
-        typer.Option("--user", metavar="NAME", help="Whose tree it is in; your own by default."),
-    ] = None,
+    user: UserOption = None,
     vault: VaultOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

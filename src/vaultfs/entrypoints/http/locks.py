@@ -14,7 +14,7 @@ from starlette.responses import Response
 from vaultfs.domain.errors import InvalidField, LeaseExpired, LockMisuse
 from vaultfs.domain.intervals import END, Range, byte_range
 from vaultfs.domain.lockitems import path_of
-from vaultfs.domain.lockmodes import READ, UPDATE, WRITE, Mode, Resource
+from vaultfs.domain.lockmodes import LUB, READ, UPDATE, WRITE, Mode, Resource
 from vaultfs.domain.locknodes import Owner, Presented, parse_presented
 from vaultfs.domain.names import Path, parse_path
 from vaultfs.domain.nodes import TreeId
@@ -48,7 +48,10 @@ class LockedPath(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
 
 
 class LockIn(msgspec.Struct, forbid_unknown_fields=True):
-    """Locks to be had together or not at all."""
+    """Locks to be had together or not at all.
+
+    Of a path that is named twice the stronger mode counts, and all its ranges.
+    """
 
     paths: list[LockedPath]
     ttl_seconds: float = 30.0
@@ -169,8 +172,11 @@ async def release(call: Call) -> Response:
 
 
 async def list_locks(call: Call) -> Response:
-    """All locks of the caller's tree."""
-    found = await call.server.vault.locks.snapshot(call.user.tree)
+    """All locks of the caller's tree, or of the user's in the route."""
+    user = call.user
+    if "user" in call.params:
+        user = await call.server.accounts.user(call.identity, own(call))
+    found = await call.server.vault.locks.snapshot(user.tree)
     return call.json(LockList(list(map(_held, found.held)), list(map(_waits, found.queued))))
 
 
@@ -225,8 +231,10 @@ def _mode(path: LockedPath) -> Mode:
 def _whole(paths: list[LockedPath]) -> dict[Path, Mode]:
     """The modes of paths that are locked as a whole. Raises `LockMisuse` for ranges."""
     items, ranges = _asked(paths)
-    if ranges or not items:
+    if ranges:
         raise LockMisuse("ranges of bytes are released and taken anew; name whole paths here")
+    if not items:
+        raise LockMisuse("no path is named")
     return items
 
 
@@ -235,15 +243,14 @@ def _asked(paths: list[LockedPath]) -> tuple[dict[Path, Mode], dict[Path, tuple[
     ranges: dict[Path, tuple[Range, ...]] = {}
     for each in paths:
         mode, path = _mode(each), parse_path(each.path)
-        if path in items or path in ranges:
-            raise LockMisuse(f"{each.path} is named twice")
         if not each.ranges:
-            items[path] = mode
+            items[path] = LUB[items.get(path, mode)][mode]
             continue
         if mode is UPDATE:
             raise LockMisuse("ranges of bytes are shared or exclusive")
         exclusive = mode is WRITE
-        ranges[path] = tuple(byte_range(r.start, r.stop, exclusive=exclusive) for r in each.ranges)
+        spans = [byte_range(r.start, r.stop, exclusive=exclusive) for r in each.ranges]
+        ranges[path] = (*ranges.get(path, ()), *spans)
     return items, ranges
 
 
@@ -334,6 +341,13 @@ ROUTES: Final = (
         scope=Scope.WRITE,
         status=204,
         failures=(409,),
+    ),
+    Route(
+        *("GET", "/v1/users/{user}/locks", list_locks, "listUserLocks"),
+        "List the locks of a user's tree: one's own, or with `admin` anybody's.",
+        scope=Scope.READ,
+        admin_too=True,
+        answer=LockList,
     ),
     Route(
         *("DELETE", "/v1/users/{user}/locks/{fence}", break_lock, "breakLock"),
