@@ -291,10 +291,11 @@ async def put_as(vault: Vault, user: User, data: bytes) -> None:
 @pytest.mark.parametrize("depth", [Depth.PACKS, Depth.DIGESTS, Depth.FULL])
 async def test_a_damaged_pack_hits_nobody_who_has_the_chunks_elsewhere(depth: Depth) -> None:
     inner, data = MemoryObjectStore(), random_bytes(MIB)
-    store = FaultyObjectStore(inner, {("put", 1): Delay(0.05)})
+    slow = FaultyObjectStore(inner, {("put", 1): Delay(0.3)})
+    slower = FaultyObjectStore(inner, {("put", 1): Delay(0.6)})
     async with (
-        open_memory_vault(store=store) as vault,
-        open_memory_vault(store=inner, catalog=vault.catalog) as other,
+        open_memory_vault(store=slower) as vault,
+        open_memory_vault(store=slow, catalog=vault.catalog) as other,
     ):
         bob = await add_user(vault.catalog, "bob")
         async with anyio.create_task_group() as tasks:  # neither knows what the other sends
