@@ -21,7 +21,6 @@ from attrs import define
 from vaultfs.domain.errors import (
     LeaseExpired,
     LockMisuse,
-    VaultError,
     WouldBlock,
 )
 from vaultfs.domain.intervals import Range
@@ -296,15 +295,10 @@ class Locks(LockWaits):
             return
         give_back = partial(self.store.change, tree, partial(release, owner, token))
         try:
-            await give_back()
-        except VaultError:
-            self._tasks.start_soon(self._later, give_back)
+            await self._now_or_later(give_back)
         except get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
-                try:
-                    await give_back()
-                except VaultError:
-                    self._tasks.start_soon(self._later, give_back)
+                await self._now_or_later(give_back)
             raise
 
 

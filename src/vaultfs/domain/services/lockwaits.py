@@ -179,10 +179,14 @@ class LockWaits:
             del self._waiters[key]
 
         with anyio.CancelScope(shield=True):
-            try:
-                await leave()
-            except VaultError:
-                self._tasks.start_soon(self._later, leave)
+            await self._now_or_later(leave)
+
+    async def _now_or_later(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Do what has to be done in the end: if not now, then when it can be."""
+        try:
+            await work()
+        except VaultError:
+            self._tasks.start_soon(self._later, work)
 
     async def _later(self, work: Callable[[], Awaitable[object]]) -> None:
         """Do what could not be done now: nobody else would, while we live."""
