@@ -40,7 +40,7 @@ class TestInAFile(LockContract):
 
 
 class TestTwo(SharedLockContract):
-    FAIR = 30  # SQLite lets in whoever happens to ask; it does not queue
+    FAIR = 10  # SQLite lets in whoever happens to ask; it does not queue
 
     @pytest.fixture
     def opened(self, tmp_path: Path) -> AbstractAsyncContextManager[tuple[Locks, Locks]]:

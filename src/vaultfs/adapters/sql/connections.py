@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 BUSY_AFTER: Final = 30.0
 """Seconds to wait for another process that writes."""
+LOOK_EVERY: Final = 0.0005
+"""Seconds between two looks whether it still does."""
 OLDEST: Final = (3, 38, 0)
 """The first SQLite that has all that our statements use."""
 
@@ -154,6 +156,31 @@ def drive(connection: sqlite3.Connection, program: Program[T]) -> T:
         return result
 
 
+def begin(connection: sqlite3.Connection) -> None:
+    """Begin a transaction that writes, once no other process does.
+
+    SQLite by itself looks ever more rarely, ten times a second in the end, and a process
+    that writes without a pause keeps the others out meanwhile.
+    """
+    until = time.monotonic() + BUSY_AFTER
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        while not _began(connection, last=time.monotonic() > until):
+            time.sleep(LOOK_EVERY)
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_AFTER * 1000:.0f}")
+
+
+def _began(connection: sqlite3.Connection, *, last: bool) -> bool:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if last or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True
+
+
 def connect(path: FilePath | None) -> sqlite3.Connection:
     """A connection with what every one of ours has."""
     connection = sqlite3.connect(
@@ -257,7 +284,7 @@ def _known_schema(connection: sqlite3.Connection, path: FilePath | None) -> int:
 
 def _migrate(connection: sqlite3.Connection, path: FilePath | None) -> None:
     """Lead the database to this release's schema, in one transaction."""
-    connection.execute("BEGIN IMMEDIATE")
+    begin(connection)
     try:
         found = _known_schema(connection, path)
         for statements in MIGRATIONS[found:]:

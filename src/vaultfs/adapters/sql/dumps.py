@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
 
+from vaultfs.adapters.sql.connections import begin
 from vaultfs.adapters.sql.schema import BLOBS, DUMPED, SCHEMA
 from vaultfs.domain.errors import Conflict, Corrupt, Unsupported
 
@@ -174,7 +175,7 @@ class Loader:
 
     def begin(self) -> None:
         """Begin the transaction. Raises `Conflict` unless the catalog is empty."""
-        self._connection.execute("BEGIN IMMEDIATE")
+        begin(self._connection)
         for table in ("users", "packs"):
             if self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall():
                 raise Conflict(f"the catalog is not empty: there are {table} in it")

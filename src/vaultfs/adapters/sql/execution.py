@@ -7,7 +7,7 @@ from contextlib import suppress
 from attrs import define
 
 from vaultfs.adapters.sql.bulk import groups, together
-from vaultfs.adapters.sql.connections import Place, drive, translated
+from vaultfs.adapters.sql.connections import Place, begin, drive, translated
 from vaultfs.adapters.sql.grouping import Job
 from vaultfs.adapters.sql.lockview import LockCache
 from vaultfs.adapters.sql.programs import finish, run_unit
@@ -64,7 +64,7 @@ class _Execution:
         """
         connection = self.connection
         with translated(self.name):
-            connection.execute("BEGIN IMMEDIATE")
+            begin(connection)
             try:
                 self.place.check()
                 tx = Transaction(locks=self.locks.view())

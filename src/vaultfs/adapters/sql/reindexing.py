@@ -11,7 +11,7 @@ from anyio import to_thread
 from attrs import define, evolve, field
 
 from vaultfs.adapters.sql import queries
-from vaultfs.adapters.sql.connections import drive, translated
+from vaultfs.adapters.sql.connections import begin, drive, translated
 from vaultfs.adapters.sql.dumps import INDEXED
 from vaultfs.adapters.sql.programs import run_unit
 from vaultfs.adapters.sql.schema import CHUNKS
@@ -70,7 +70,7 @@ class SqliteReindexing(Reindexing):
 
 
 def _begin(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")
+    begin(connection)
     connection.execute("ALTER TABLE chunks RENAME TO chunks_before")
     connection.execute(CHUNKS)
     connection.execute("DELETE FROM pack_locations")

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from vaultfs.adapters.sql.connections import connect
+from vaultfs.adapters.sql.connections import begin, connect
 from vaultfs.domain.errors import Busy
 
 FILES: Final = ("", "-wal", "-shm")
@@ -45,7 +45,7 @@ def replace(fresh: Path, path: Path, aside: Path) -> None:
 def _lock(old: sqlite3.Connection, path: Path) -> bool:
     """Keep others from writing; whether the database is sound enough for that."""
     try:
-        old.execute("BEGIN IMMEDIATE")
+        begin(old)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             raise Busy(f"{path}: another process is writing: try again later") from error
