@@ -14,9 +14,9 @@ from vaultfs.adapters import memorylocks
 from vaultfs.adapters.memory import ManualClock
 from vaultfs.adapters.memorylocks import MemoryLockStore
 from vaultfs.adapters.system import SystemClock
-from vaultfs.domain.errors import Busy
+from vaultfs.domain.errors import Busy, DeadlockFound
 from vaultfs.domain.lockmodes import Mode
-from vaultfs.domain.locknodes import Grant
+from vaultfs.domain.locknodes import Grant, Owner
 from vaultfs.domain.locks import LockTable
 from vaultfs.domain.locktrees import TreeLocks
 from vaultfs.domain.nodes import TreeId
@@ -64,6 +64,31 @@ async def test_who_gives_back_what_ran_out_wakes_who_has_it_by_that(
         all_.cancel_scope.deadline = anyio.current_time() + 5
         await anyio.wait_all_tasks_blocked()
     assert not all_.cancel_scope.cancelled_caught
+
+
+async def test_a_large_circle_is_told_whole_and_its_message_is_one_to_read() -> None:
+    clock = ManualClock()
+    owners = [Owner(f"o{number}") for number in range(12)]
+    async with (
+        open_locks(MemoryLockStore(clock), clock) as locks,
+        anyio.create_task_group() as tasks,
+    ):
+        for number, owner in enumerate(owners):
+            await locks.acquire(owner, TREE, {("c", str(number)): Mode.X})
+        for number, owner in enumerate(owners[:-1]):
+            wanted: dict[tuple[str, ...], Mode] = {("c", str(number + 1)): Mode.X}
+            tasks.start_soon(locks.acquire, owner, TREE, wanted)
+            await queued(locks, owner)
+        with pytest.raises(DeadlockFound) as caught:
+            await locks.acquire(owners[-1], TREE, {("c", "0"): Mode.X})
+        tasks.cancel_scope.cancel()
+    assert {each.owner for each in caught.value.circle} == set(owners)
+    assert caught.value.message.startswith(
+        "waiting for /c/0 would never end: o11 waits for /c/0 (X), which o0 holds /c/0 (X); o0"
+    )
+    assert caught.value.message.endswith(
+        "; o3 waits for /c/4 (X), which o4 holds /c/4 (X) and 7 more"
+    )
 
 
 class FailingStore(MemoryLockStore):

@@ -8,19 +8,16 @@ letting the later of the two pass; if that makes another circle, the next soft e
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
-from attrs import frozen
-
-from vaultfs.domain.lockmodes import Mode, clash
+from vaultfs.domain.lockmodes import CLASH, Mode, clash
 from vaultfs.domain.locknodes import Deadlock, Grant, Link, Node, Owner, Waiting
 
 TRIES: Final = 1000
 """Changes of places that one request may try, so that it ends; enough for any queue seen."""
 
 
-@frozen
-class _Edge:
+class _Edge(NamedTuple):
     """`request` waits on `node`, for `owner`."""
 
     request: Waiting
@@ -158,9 +155,12 @@ class _Search:
 
     def edges(self, request: Waiting) -> Iterator[_Edge]:
         """What keeps `request` waiting."""
+        ranges = bool(request.ranges)
         for node, want in request.wants.items():
-            yield from self._to_holders(node, request, want)
-            if not self._hard:
+            clashing = CLASH[want]
+            if ranges or node.held & clashing:
+                yield from self._to_holders(node, request, want)
+            if not self._hard and (ranges or node.wanted & clashing):
                 yield from self._to_waiters(node, request, want)
 
     def _to_holders(self, node: Node, request: Waiting, want: Mode) -> Iterator[_Edge]:

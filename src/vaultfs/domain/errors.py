@@ -8,11 +8,13 @@ at their edge, once, with `raise ... from`. (5) Exit codes and HTTP statuses are
 one table each, in their entry point.
 """
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:  # they know errors themselves
     from vaultfs.domain.locknodes import Blocker, Link
+
+T = TypeVar("T")
 
 
 class VaultError(Exception):
@@ -298,8 +300,10 @@ FILE_ERRORS: Final = (Conflict, DamagedContent, Forbidden, InvalidName, NotFound
 """What can be wrong with one file while all others are fine."""
 
 
-def listed(things: Iterable[str], *, most: int = 5) -> str:
+def listed(
+    things: Iterable[T], *, most: int = 5, between: str = ", ", tell: Callable[[T], str] = str
+) -> str:
     """The first few of `things` for a message, and how many more there are."""
     every = list(things)
     more = f" and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more
+    return between.join(map(tell, every[:most])) + more

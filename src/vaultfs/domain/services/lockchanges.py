@@ -1,6 +1,7 @@
 """What is done to the locks of a tree in one change of its state."""
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from operator import add
 from typing import NoReturn, TypeVar
 
@@ -120,12 +121,12 @@ def unconvert(locks: TreeLocks, request: int, token: int, before: dict[Resource,
 
 def refuse(answer: Answer, *wanted: Iterable[Resource]) -> NoReturn:
     """Raise why something was not granted."""
-    paths = listed(path_of(each) for some in wanted for each in some)
+    paths = listed(chain.from_iterable(wanted), tell=path_of)
     match answer:
         case Blocked(blockers=blockers):
             raise WouldBlock(f"{paths} cannot be had now: {who(blockers)}", blockers=blockers)
         case Deadlock(circle=circle):
-            steps = "; ".join(map(_step, circle))
+            steps = listed(circle, tell=_step, between="; ")
             raise DeadlockFound(f"waiting for {paths} would never end: {steps}", circle=circle)
         case OwnerBusy():
             raise LockOwnerBusy(f"{paths}: the owner waits for another lock already")
