@@ -228,7 +228,12 @@ def _readers_pass_a_waiting_writer(patch: pytest.MonkeyPatch) -> None:
             if (node := table.nodes.get(resource)) is not None
         )
 
+    def take(table: LockTable, owner: Owner, plan: dict[Resource, Mode]) -> dict[Node, Mode] | None:
+        return hold(table, owner, plan) if free(table, owner, plan) else None
+
+    hold = getattr(LockTable, "_hold")  # noqa: B009 its own
     patch.setattr(LockTable, "_free", free)
+    patch.setattr(LockTable, "_take", take)
 
 
 def _intents_to_write_are_taken_for_reads(patch: pytest.MonkeyPatch) -> None:

@@ -81,14 +81,13 @@ async def test_a_large_circle_is_told_whole_and_its_message_is_one_to_read() -> 
             await queued(locks, owner)
         with pytest.raises(DeadlockFound) as caught:
             await locks.acquire(owners[-1], TREE, {("c", "0"): Mode.X})
+        message = caught.value.message
+        assert {each.owner for each in caught.value.circle} == set(owners)
+        assert message.startswith(
+            "waiting for /c/0 would never end: o11 waits for /c/0 (X), which o0 holds /c/0 (X); o0"
+        )
+        assert message.endswith("; o3 waits for /c/4 (X), which o4 holds /c/4 (X) and 7 more")
         tasks.cancel_scope.cancel()
-    assert {each.owner for each in caught.value.circle} == set(owners)
-    assert caught.value.message.startswith(
-        "waiting for /c/0 would never end: o11 waits for /c/0 (X), which o0 holds /c/0 (X); o0"
-    )
-    assert caught.value.message.endswith(
-        "; o3 waits for /c/4 (X), which o4 holds /c/4 (X) and 7 more"
-    )
 
 
 class FailingStore(MemoryLockStore):

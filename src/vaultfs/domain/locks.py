@@ -115,8 +115,15 @@ class LockTable:
         if self.waits and owner in self.waits:
             return OwnerBusy(self.waits[owner].id)
         plan = whole_plan(items, ranges)
-        if not ranges and self._free(owner, plan):
-            return self.admit(Grant(self._next(), owner, dict(items), plan, ranges, expires))
+        if not ranges:
+            if owner not in self.owned:
+                nodes = self._take(owner, plan)
+                if nodes is not None:
+                    grant = Grant(self._next(), owner, dict(items), plan, ranges, expires, nodes)
+                    self._enrol(grant)
+                    return grant
+            elif self._free(owner, plan):
+                return self.admit(Grant(self._next(), owner, dict(items), plan, ranges, expires))
         request = Waiting(self._next(), owner, dict(items), plan, ranges, expires, None)
         return self._enter(request, wait=wait)
 
@@ -252,6 +259,27 @@ class LockTable:
                 return False
         return True
 
+    def _take(self, owner: Owner, plan: Mapping[Resource, Mode]) -> dict[Node, Mode] | None:
+        """Hold `plan` for an owner that holds nothing, unless anybody clashes; by node.
+
+        What `_free` and `_hold` come to then, with each node looked up once.
+        """
+        nodes = self.nodes
+        taken: dict[Node, Mode] = {}
+        for resource, mode in plan.items():
+            node = nodes.get(resource)
+            if node is None:
+                node = Node(resource)
+            elif (node.held + node.wanted) & CLASH[mode]:
+                return None
+            taken[node] = mode
+        for node, mode in taken.items():
+            if not node.held:
+                nodes[node.resource] = node
+            node.holds[owner] = FIRST[mode]
+            node.held += FIELD[mode]
+        return taken
+
     def _enter(self, request: Waiting, *, wait: bool) -> Answer:
         """Grant `request` if it can be, or let it wait if that can end."""
         self.line_up(request)
@@ -325,6 +353,15 @@ class LockTable:
 
     def admit(self, grant: Grant) -> Grant:
         """Count in what clashes with nobody: a grant just made, or one of a saved state."""
+        self._enrol(grant)
+        grant.nodes = self._hold(grant.owner, grant.plan)
+        if grant.ranges:
+            self._have_ranges(grant.owner, grant.ranges)
+            self._weaken(grant)
+        return grant
+
+    def _enrol(self, grant: Grant) -> None:
+        """Know `grant` as one of its owner's."""
         number, owner = grant.id, grant.owner
         self.grants[number] = grant
         owned = self.owned.get(owner)
@@ -334,11 +371,6 @@ class LockTable:
             owned[number] = grant
         if grant.expires is not None:
             self.leases += 1
-        grant.nodes = self._hold(owner, grant.plan)
-        if grant.ranges:
-            self._have_ranges(owner, grant.ranges)
-            self._weaken(grant)
-        return grant
 
     def _weaken(self, grant: Grant) -> None:
         """Convert what its owner's other grants have of the ranges that it asks to share.
