@@ -30,6 +30,7 @@ from vaultfs.domain.locknodes import Owner
 from vaultfs.domain.nodes import TreeId, UserId
 from vaultfs.domain.operations import AddUser, Unit
 from vaultfs.domain.services.locks import Locks, open_locks
+from vaultfs.entrypoints.cli.session import tune
 
 TREE = TreeId(1)
 FILES = 100
@@ -149,6 +150,7 @@ async def main() -> None:
     parser.add_argument("--server", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--as", dest="process", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    tune()  # garbage is collected as rarely as in every command
     if chosen.server:
         await serve(chosen.server, chosen.process, 32, chosen.seconds)
         return
