@@ -1,5 +1,6 @@
 """A vault for each test of the command line, in a folder and behind a server."""
 
+import signal
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -24,6 +25,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server that many tests share: each of them is a user."""
     with serve(tmp_path_factory.mktemp("hub") / "vault") as running:
         yield running
+
+
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """That a terminal is gone ends what is started, even where these tests outlive theirs."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def new_user(hub: Running) -> Cli:

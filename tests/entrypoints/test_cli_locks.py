@@ -68,6 +68,19 @@ def test_a_command_runs_while_a_path_is_locked(cli: Cli, tmp_path: Path) -> None
     cli("put", source, "/d/a")
 
 
+@pytest.mark.usefixtures("terminal")
+def test_a_terminal_that_is_gone_ends_the_command_too(cli: Cli, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    script = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    running = start(cli, "lock", "run", "/d", "--", sys.executable, "-c", script)
+    until(lambda: started.is_file() and started.read_text())
+    running.send_signal(signal.SIGHUP)
+    assert running.wait(20) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+    assert cli.json("lock", "ls")["held"] == []
+
+
 def test_the_command_writes_with_the_lock_and_gives_its_exit_code(cli: Cli, tmp_path: Path) -> None:
     source = tmp_path / "a"
     source.write_bytes(b"mine")

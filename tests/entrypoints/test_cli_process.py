@@ -151,7 +151,8 @@ def test_a_stream_that_is_full_or_closed(cli: Cli, redirection: str, words: str,
 # Interruptions
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_wait_for_a_pipe_can_be_interrupted(cli: Cli, number: signal.Signals) -> None:
     with subprocess.Popen(
         command("--vault", cli.vault, "put", "-", "/x"),
@@ -166,6 +167,18 @@ def test_a_wait_for_a_pipe_can_be_interrupted(cli: Cli, number: signal.Signals) 
     assert code == 130
     assert b"interrupted" in errors
     assert cli.ls() == []
+
+
+def test_what_nohup_starts_outlives_its_terminal(cli: Cli) -> None:
+    put = command("--vault", cli.vault, "put", "-", "/x")
+    with subprocess.Popen(
+        ["nohup", *put], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as putting:
+        time.sleep(1.2)
+        putting.send_signal(signal.SIGHUP)
+        putting.communicate(b"all of it", timeout=20)
+        assert putting.returncode == 0
+    assert cli.read("/x") == b"all of it"
 
 
 def test_a_wait_for_a_reader_can_be_interrupted(cli: Cli, tmp_path: Path) -> None:

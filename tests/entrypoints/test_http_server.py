@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
+from shutil import rmtree
 from typing import Any
 
 import httpx
@@ -283,6 +284,8 @@ def test_a_first_start_that_fails_uses_up_no_token(running: Running, tmp_path: P
         called = call("serve", tmp_path / "other", *words)
         assert called.code == 2
         assert str(words[-1]) in called.errors
+        assert (tmp_path / "other").exists() == ("--tls-key" not in words)
+        rmtree(tmp_path / "other", ignore_errors=True)
     with serve(tmp_path / "other") as other, other.client() as client:
         assert client.get("/v1/whoami").json()["scopes"] == ["admin", "read", "write"]
 

@@ -26,6 +26,7 @@ from vaultfs.entrypoints.cli.session import (
     server_of,
     session,
     shown,
+    stop_signals,
     table,
     working,
 )
@@ -125,12 +126,10 @@ def serve(
     call = session(folder or vault, database=database, store=store, as_json=as_json, quiet=quiet)
 
     async def work() -> None:
-        import signal
-
         import anyio
 
         from vaultfs.adapters.heap import share_one_heap
-        from vaultfs.entrypoints.http.serving import first_token, serving
+        from vaultfs.entrypoints.http.serving import check_tls, first_token, serving
         from vaultfs.entrypoints.settings import settings_of
         from vaultfs.entrypoints.vault import have_vault, open_vault
 
@@ -138,13 +137,14 @@ def serve(
         found = read_configuration({**flags, **_place(call)}, os.environ, config)
         where = _listening({name: each.value for name, each in found.items()}, log=not quiet)
         settings = settings_of(named(found))
+        check_tls(where)
         await have_vault(settings)
         async with open_vault(settings) as vault, serving(vault, where) as address:
             secret = await first_token(vault)  # not before it can be shown
             value = {"address": address, "token": secret, "vault": settings.name}
             call.answer(value, _welcome(address, secret))
             sys.stdout.flush()
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            with anyio.open_signal_receiver(*stop_signals()) as signals:
                 async for _ in signals:
                     break  # a second one is not waited for
 

@@ -214,10 +214,19 @@ def _code_of(call: Session, work: Callable[[], Coroutine[Any, Any, ExitCode | No
         return _bug(call, error)
 
 
+def stop_signals() -> list[signal.Signals]:
+    """SIGINT, SIGTERM, and that the terminal is gone, unless that is ignored (as by `nohup`)."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    gone = getattr(signal, "SIGHUP", None)
+    if gone is not None and signal.getsignal(gone) is not signal.SIG_IGN:
+        found.append(gone)
+    return found
+
+
 async def _interruptible(
     work: Callable[[], Coroutine[Any, Any, ExitCode | None]],
 ) -> ExitCode | None:
-    """What `work` returns, or None if SIGINT or SIGTERM came first.
+    """What `work` returns, or None if a signal to stop came first.
 
     The signals cancel `work` as anyio cancels, which waits for what must not be torn
     apart, such as a transaction in its thread; the event loop's own way would not. A
@@ -228,7 +237,7 @@ async def _interruptible(
     from vaultfs.domain.services.tasks import task_group
 
     async def watch() -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with anyio.open_signal_receiver(*stop_signals()) as signals:
             async for _ in signals:
                 break
         tasks.cancel_scope.cancel()

@@ -4,6 +4,7 @@ import asyncio  # uvicorn's protocols and transports are asyncio's
 import errno
 import logging
 import socket
+import ssl
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -203,13 +204,21 @@ def _config(shared: Server, where: Listening) -> uvicorn.Config:
         ssl_certfile=where.certificate,
         ssl_keyfile=where.key,
     )
+    check_tls(where)
+    config.load()
+    return config
+
+
+def check_tls(where: Listening) -> None:
+    """Raise `InvalidField` for a certificate or a key that is none."""
+    if where.certificate is None:
+        return
     try:
-        config.load()
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(where.certificate, where.key)
     except OSError as error:  # what OpenSSL says is one, too
         raise InvalidField(
             f"no TLS with {where.certificate} and {where.key}: {error.strerror or error}"
         ) from error
-    return config
 
 
 LOGGERS: Final = {"vaultfs": logging.INFO, "asyncio": logging.WARNING, "uvicorn": logging.CRITICAL}
