@@ -279,6 +279,22 @@ def test_a_circle_is_seen_behind_somebody_who_has_what_another_waits_for_there()
         check(table)
 
 
+def test_who_is_let_pass_also_passes_others_who_then_wait_for_it() -> None:
+    # R, who waits for C on q, is let pass A on n, and with A also C: one more circle to open.
+    play(
+        "S: S p -> granted",
+        "R: S z -> granted",
+        "C: S n/2 -> granted",
+        "C: S q -> granted",
+        "D: S n/2 -> granted",
+        "A: X p X n/1 -> waits",
+        "R: S n X q -> waits",
+        "C: upgrade X n/2 -> waits",
+        "S: X z -> waits",
+        "D: release n/2 -> done, C goes on",
+    )
+
+
 def test_standing_behind_somebody_who_does_not_clash_is_not_waiting_for_them() -> None:
     play(
         "A: S a -> granted",

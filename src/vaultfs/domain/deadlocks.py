@@ -88,7 +88,7 @@ class _Untangling:
                 continue
             self._tries += 1
             self._pass(edge.request, ahead, edge.node)
-            other = self._open([*starts, ahead])
+            other = self._open([*starts, edge.request])  # whom all that it passed wait for now
             if other is None:
                 return None
             self._undo(edge.request, ahead)
