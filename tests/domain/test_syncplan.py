@@ -218,6 +218,9 @@ def test_a_folder_that_is_gone_is_alarming() -> None:
     assert plan(here, {}, agreed, always).alarming
     few = {path: each for path, each in here.items() if int(path[0]) < 11}
     assert not plan(few, there, agreed, never).alarming
+    for count, alarms in ((1, False), (2, True), (4, True)):  # all of several is a folder too
+        some = dict(list(agreed.items())[:count])
+        assert plan({}, {p: there[p] for p in some}, some, never).alarming == alarms
     moved: dict[Path, Here] = {("m", *p): Here(True, b"%d" % n) for n, p in enumerate(paths)}
     found = plan(moved, there, agreed, never)
     assert {step.action for step in found.steps} == {Action.MOVE_THERE}

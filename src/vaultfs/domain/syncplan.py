@@ -21,7 +21,7 @@ from vaultfs.domain.nodes import NodeId, VersionId
 MOST_GONE: Final = 0.5
 """Where a larger share of the files that were in step is gone on one side, somebody is asked."""
 FEW: Final = 4
-"""So many may always go."""
+"""So many may go from among others."""
 
 
 class Here(NamedTuple):
@@ -100,7 +100,7 @@ class Plan(NamedTuple):
     def alarming(self) -> bool:
         """Whether so much is gone that it may be a disk that is not there, or a mistake."""
         gone = max(self.gone_here, self.gone_there)
-        return gone > FEW and gone > MOST_GONE * self.known
+        return gone == self.known > 1 or (gone > FEW and gone > MOST_GONE * self.known)
 
 
 def plan(
