@@ -370,6 +370,16 @@ def test_a_vault_in_the_tree_that_is_put_is_left_out(embedded: Cli, tmp_path: Pa
     assert cli.vault.name not in [each["name"] for each in cli.json("ls", "/all")]
 
 
+def test_a_vault_in_a_folder_in_step_is_left_out(embedded: Cli, tmp_path: Path) -> None:
+    cli = embedded
+    (tmp_path / "f").write_text("mine")
+    for _ in range(2):
+        told = cli("sync", tmp_path, "/all", code=3).errors
+        assert told == f"{cli.vault.name}: the vault itself\n"
+    assert [each["name"] for each in cli.json("ls", "/all")] == ["f"]
+    assert "is in the vault itself" in cli("sync", cli.vault, "/self", code=1).errors
+
+
 def test_of_two_names_that_are_one_in_the_vault_the_second_is_skipped(
     cli: Cli, tmp_path: Path
 ) -> None:

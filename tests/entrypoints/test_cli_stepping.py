@@ -171,7 +171,24 @@ def test_what_was_pulled_from_elsewhere_is_another(
     cli("pull", local, "/f")
     assert cli.refused("pull", local, "/g") == "conflict"  # it may not be what /g is
     os.utime(local, (1, 1))
+    assert cli.json("pull", local)["changed"] is False
+    local.write_bytes(OLD[:-1] + b"x")
     assert cli.refused("pull", local) == "conflict"
+
+
+def test_a_file_with_the_bytes_of_the_newest_version_is_in_step(
+    cli: Cli, put: Put, tmp_path: Path
+) -> None:
+    put("/f", OLD)
+    for verb in ("pull", "push"):
+        local = tmp_path / verb
+        cli("get", "/f", local)
+        done = cli.json(verb, local, "/f")
+        assert (done["changed"], done["number"]) == (False, 1)
+        local.write_bytes(NEW)
+        assert cli.refused("pull", local) == "conflict"
+    assert cli.json("push", tmp_path / "push")["number"] == 2  # based on what it was in step with
+    assert cli.json("push", tmp_path / "pull")["changed"] is False  # the same change
 
 
 def test_diff(cli: Cli, put: Put) -> None:

@@ -75,6 +75,8 @@ class SyncFolder:
     """
 
     top: FilePath
+    vault: FilePath | None = None
+    """The folder of the vault, which is passed over."""
     looked: Callable[[int], None] = no_progress
     """Told of each file that a scan has looked into, in its thread."""
 
@@ -137,16 +139,19 @@ class SyncFolder:
             if _is_own(entry.name):
                 if entry.name != FOLDER:
                     _sweep(entry)
-            elif entry.is_dir(follow_symlinks=False):
-                if not ignored(f"{name}/"):
-                    yield from self._walk(f"{name}/", ignored, skipped)
-            elif ignored(name):
-                pass
-            elif entry.is_file(follow_symlinks=False):
+                continue
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if ignored(f"{name}/" if is_folder else name):
+                continue
+            if is_folder and not self._is_vault(entry):
+                yield from self._walk(f"{name}/", ignored, skipped)
+            elif not is_folder and entry.is_file(follow_symlinks=False):
                 yield name, entry
             else:
-                kind = "a link: links are not stored" if entry.is_symlink() else "no file"
-                skipped.append((name, kind))
+                skipped.append((name, _kind(entry)))
+
+    def _is_vault(self, entry: "os.DirEntry[str]") -> bool:
+        return self.vault is not None and os.path.samefile(entry.path, self.vault)
 
     def found(self, path: Path, status: os.stat_result, known: InStep | None) -> Found:
         """A file that looks like `status`, hashed unless it did when it was in step."""
@@ -227,6 +232,13 @@ def _mixed(seen: int, name: str, status: os.stat_result) -> int:
 def _is_own(name: str) -> bool:
     """Whether it is a name of what is kept beside the files, or of a file under way."""
     return name.startswith(FOLDER) and (name == FOLDER or is_temporary(name))
+
+
+def _kind(entry: "os.DirEntry[str]") -> str:
+    """What that is, which is not stored."""
+    if entry.is_symlink():
+        return "a link: links are not stored"
+    return "the vault itself" if entry.is_dir(follow_symlinks=False) else "no file"
 
 
 def _sweep(entry: "os.DirEntry[str]") -> None:

@@ -20,7 +20,7 @@ import anyio
 from anyio import to_thread
 from attrs import define, field
 
-from vaultfs.adapters.files import origin_of
+from vaultfs.adapters.files import origin_of, refuse_inside
 from vaultfs.adapters.syncfolder import Found, Scan, SyncFolder
 from vaultfs.adapters.syncstate import InStep, SyncState
 from vaultfs.domain.cutting import SMALL
@@ -130,7 +130,8 @@ class Syncing:
     _failed: bool = False
 
     def __attrs_post_init__(self) -> None:
-        self.state, self.files = SyncState(self.folder), SyncFolder(self.folder)
+        self.state = SyncState(self.folder)
+        self.files = SyncFolder(self.folder, self.vault.folder)
 
     async def look(self) -> Plan:
         """What is to be done; nothing is made or noted. Raises `Conflict` if the folder is in step
@@ -197,6 +198,7 @@ class Syncing:
         return f"{self.vault.place} {self.path}"
 
     def _check_root(self) -> None:
+        refuse_inside(self.vault.folder, self.folder)
         noted = self.state.note("root")
         if noted not in {None, self._root}:
             raise Conflict(f"{self.folder} is in step with {noted}: name that, or another folder")

@@ -115,7 +115,10 @@ def pull(
         base = None if place.known is None else VersionId(place.known.version)
         async with working(call) as surface:
             if place.edited and not force:
-                raise Conflict(_unlike(place, await _newest(surface, place.path)))
+                newest = await _newest(surface, place.path)
+                if newest is None or not await _is_in_step(place, newest):
+                    raise Conflict(_unlike(place, newest))
+                base = newest.id
             with call.progress("pull", None) as bar:
                 done = await surface.pull(
                     place.path, local, base=base, expected=place.status, progress=bar.advance
@@ -149,11 +152,18 @@ def push(
         async with working(call) as surface:
             if not force and place.known is not None and not place.edited:
                 await _must_be_newest(surface, place, place.known)
-                value = _told(place, place.known.number, 0, place.known.size) | {"changed": False}
-                call.answer(value, f"{shown(str(local))} is up to date")
+                _tell_up_to_date(call, place, place.known.number, place.known.size)
                 return
-            with call.progress("push", place.status.st_size) as bar:
-                done = await _push(surface, place, bar, force=force)
+            try:
+                with call.progress("push", place.status.st_size) as bar:
+                    done = await _push(surface, place, bar, force=force)
+            except VersionMismatch:
+                newest = await _newest(surface, place.path)
+                if newest is None or not await _is_in_step(place, newest):
+                    raise
+                place.remember(newest.id, newest.number)
+                _tell_up_to_date(call, place, newest.number, newest.size)
+                return
         node = done.node
         place.remember(node.version or 0, node.number)
         value = _told(place, node.number, done.travelled, node.size)
@@ -161,6 +171,24 @@ def push(
         call.answer(value, f"{shown(place.path)} is version {node.number}{_travelled(call, value)}")
 
     run(call, work)
+
+
+def _tell_up_to_date(call: Session, place: _Place, number: int, size: int) -> None:
+    value = _told(place, number, 0, size) | {"changed": False}
+    call.answer(value, f"{shown(str(place.local))} is up to date")
+
+
+async def _is_in_step(place: _Place, newest: "Version") -> bool:
+    """Whether the local file has the very bytes of `newest`."""
+    from anyio import to_thread
+
+    from vaultfs.adapters.syncfolder import SyncFolder
+
+    if place.status is None or place.status.st_size != newest.size:
+        return False
+    look = SyncFolder(place.local.parent).found
+    found = await to_thread.run_sync(look, (place.local.name,), place.status, None)
+    return found.content == newest.verified
 
 
 async def _must_be_newest(surface: "Surface", place: _Place, known: "InStep") -> None:
