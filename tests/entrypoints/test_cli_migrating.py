@@ -180,6 +180,8 @@ def test_it_is_given_up(moving: Moving) -> None:
     [
         (("cutover",), FAILED, "there is no migration"),
         (("start", "--to", "new"), USAGE, "name it with VAULTFS_STORES='new=URL'"),
+        (("start", "--to", "/srv/new"), USAGE, "--to NAME=file:///srv/new"),
+        (("start", "--to", "s3://b/p"), USAGE, "--to NAME=s3://b/p"),
         (("throttle", "--objects", "0"), USAGE, "0 a second"),
         (("throttle", "--rate", "0"), USAGE, "--rate 0"),
         (("throttle", "--rate", "-5"), USAGE, "--rate -5"),

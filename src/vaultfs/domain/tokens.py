@@ -138,7 +138,7 @@ def check_token(token: Token | None, secret: str, now_us: int) -> bool:
     before = bytes(len(given)) if token is None or token.previous is None else token.previous
     is_new, is_old = compare_digest(given, kept), compare_digest(given, before)
     if token is None or not (is_new or is_old):
-        raise NotAuthenticated("no such token: make one with `vaultfs token add`")
+        raise NotAuthenticated("no such token: ask an admin for one (`vaultfs token add`)")
     if is_old and not is_new and (token.previous_until_us or 0) <= now_us:
         raise NotAuthenticated(f"token {token.id} was rotated: use its new secret")
     if token.revoked_us is not None:

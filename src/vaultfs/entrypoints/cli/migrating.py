@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -117,6 +118,9 @@ async def _target(vault: "Vault", to: str) -> "AsyncGenerator[tuple[str, Migrato
     """The name of the store that `to` says, and what moves the vault there."""
     from vaultfs.entrypoints.placing import VARIABLE, naming, parse_store
 
+    if "/" in to and "=" not in to:
+        url = to if "://" in to else Path(to).resolve().as_uri()
+        raise InvalidField(f"--to {to}: a store has a name: --to NAME={url}")
     if "=" not in to:
         yield to, await vault.migrator()
         return

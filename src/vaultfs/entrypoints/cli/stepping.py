@@ -361,7 +361,8 @@ def _tell_summary(call: Session, done: "Summary") -> None:
         value,
         f"{done.pulled} pulled, {done.pushed} pushed, {done.moved} moved,"
         f" {done.deleted_here} deleted here, {done.deleted_there} there,"
-        f" {counted(len(done.conflicts), 'conflict')}; {human(done.travelled)} travelled",
+        f" {counted(len(done.conflicts), 'conflict')}"
+        + ("" if server_of(call) is None else f"; {human(done.travelled)} travelled"),
     )
 
 
