@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.faults import random_bytes
 
-from vaultfs.domain.deltas import Copy, Literal, delta_of
+from vaultfs.domain.deltas import Copy, Literal
 from vaultfs.domain.matching import (
     CONTEXT,
     PIECE,
@@ -94,9 +94,11 @@ def test_of_equal_units_the_next_in_order_is_taken() -> None:
     base = [("a", 10), ("x", 5), ("a", 10), ("y", 5)]
     steps, size = match_units(base, [("a", 10), ("y", 5), ("a", 10), ("x", 5), ("z", 1)])
     assert size == 30
-    assert steps == [Copy(0, 10), Copy(25, 5), Copy(0, 10), Copy(10, 5), Literal(1)]
+    assert steps == [Copy(0, 10), Copy(25, 5), Copy(0, 15), Literal(1)]
     run, _ = match_units(base, base)
-    assert delta_of(30, run).steps == (Copy(0, 30),)
+    assert run == [Copy(0, 30)]
+    new, _ = match_units(base, [("z", 1), ("z", 2), ("x", 5), ("z", 3), ("a", 10)])
+    assert new == [Literal(3), Copy(10, 5), Literal(3), Copy(15, 10)]
 
 
 def test_gaps_stand_where_their_neighbours_do() -> None:

@@ -53,27 +53,44 @@ class Gap(NamedTuple):
 def match_units(
     base: Sequence[tuple[K, int]], target: Sequence[tuple[K, int]]
 ) -> tuple[list[Step], int]:
-    """The target's units, each a key and a length, as steps; and the base's length.
+    """The target's units, each a key and a length, as joined steps; and the base's length.
 
     Of several equal units of the base the next in order is taken, so that runs stay whole.
     """
-    places: dict[K, list[int]] = {}
+    places: dict[K, int] = {}
+    equal: dict[K, list[int]] = {}
     at = 0
     for key, length in base:
-        places.setdefault(key, []).append(at)
+        if key in places:
+            equal.setdefault(key, [places[key]]).append(at)
+        else:
+            places[key] = at
         at += length
     steps: list[Step] = []
-    expected = 0
+    start = end = unknown = 0  # of the copy under way, and of the literal
     for key, length in target:
-        found = places.get(key)
-        if found is None:
-            steps.append(Literal(length))
+        place = places.get(key)
+        if place is None:
+            unknown += length
             continue
-        index = bisect_left(found, expected)
-        start = found[index] if index < len(found) else found[0]
-        steps.append(Copy(start, length))
-        expected = start + length
-    return steps, at
+        if place != end and key in equal:
+            place = _next_of(equal[key], end)
+        if unknown or place != end:
+            steps += _ended(start, end, unknown)
+            start, unknown = place, 0
+        end = place + length
+    return [*steps, *_ended(start, end, unknown)], at
+
+
+def _next_of(places: Sequence[int], at: int) -> int:
+    index = bisect_left(places, at)
+    return places[index] if index < len(places) else places[0]
+
+
+def _ended(start: int, end: int, unknown: int) -> list[Step]:
+    """A copy, and the literal behind it, so far as there are any."""
+    copy: list[Step] = [Copy(start, end - start)] if end > start else []
+    return [*copy, Literal(unknown)] if unknown else copy
 
 
 def gaps_of(steps: Iterable[Step], base: int, context: int = CONTEXT) -> list[Gap]:
