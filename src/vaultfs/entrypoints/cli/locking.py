@@ -3,10 +3,10 @@
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
+from attrs import define
 
 from vaultfs.domain.errors import InvalidField, LockError, NotFound, VaultError
 from vaultfs.entrypoints.cli.errors import ExitCode
@@ -78,17 +78,36 @@ def run_locked(
     """Run a command while a path is locked; with its exit code.
 
     What the command does with this vault's own commands comes with the lock; what
-    others do to the path is refused meanwhile.
+    others do to the path is refused meanwhile. If the command ended with 0, but the lock
+    was lost before that, the exit code is 3.
     """
     call = session(vault, as_json=False, quiet=quiet)
 
     async def work() -> "ExitCode":
         from vaultfs.entrypoints.settings import shown_locks
 
-        async with _leased(call, path, _mode(mode), wait) as name:
-            return await _run(command, " ".join([*shown_locks(), name]))
+        lost = _Lost(call)
+        async with _leased(call, path, _mode(mode), wait, lost) as name:
+            code = await _run(command, " ".join([*shown_locks(), name]))
+        return ExitCode.PARTIAL if lost.told and code == ExitCode.DONE else code
 
     run(call, work)
+
+
+@define
+class _Lost:
+    """Tells, once, that the lock is lost."""
+
+    call: Session
+    told: bool = False
+
+    def __call__(self, error: VaultError) -> None:
+        if not self.told:
+            self.told = True
+            known = "the lock is lost, and the command's writes are refused"
+            unknown = "nobody can tell whether the lock was held to the end"
+            what = known if isinstance(error, LockError) else unknown
+            self.call.remark(f"{what}: {error.message}")
 
 
 def _mode(text: str) -> "Mode":
@@ -102,26 +121,26 @@ def _mode(text: str) -> "Mode":
 
 @asynccontextmanager
 async def _leased(
-    call: Session, path: str, mode: "Mode", wait: float | None
+    call: Session, path: str, mode: "Mode", wait: float | None, lost: _Lost
 ) -> AsyncGenerator[str, None]:
-    """Have a lease on `path` that is renewed all the time; its name."""
+    """Have a lease on `path` that is renewed all the time, and at the end; its name."""
     server = server_of(call)
     if server is None:
-        async with opened(call) as vault, _leased_here(call, vault, path, mode, wait) as name:
+        async with opened(call) as vault, _leased_here(vault, path, mode, wait, lost) as name:
             yield name
         return
     from vaultfs.entrypoints.remote_locks import leased
 
     async with (
         connected(server) as remote,
-        leased(remote.calls, remote.user, (path,), mode, wait, partial(_lost, call)) as name,
+        leased(remote.calls, remote.user, (path,), mode, wait, lost) as name,
     ):
         yield name
 
 
 @asynccontextmanager
 async def _leased_here(
-    call: Session, vault: "Vault", path: str, mode: "Mode", wait: float | None
+    vault: "Vault", path: str, mode: "Mode", wait: float | None, lost: _Lost
 ) -> AsyncGenerator[str, None]:
     from vaultfs.domain.services.tasks import task_group
 
@@ -132,14 +151,15 @@ async def _leased_here(
     held = await vault.locks.acquire(owner, tree, {where.path: mode}, timeout=wait, ttl=TTL)
     try:
         async with task_group() as tasks:
-            tasks.start_soon(_renew, call, vault, owner, held)
+            tasks.start_soon(_renew, vault, owner, held, lost)
             yield f"{owner}.{held}"
             tasks.cancel_scope.cancel()
+        await _renew_last(vault, owner, held, lost)
     finally:
         await vault.locks.let_go(owner, tree, held)
 
 
-async def _renew(call: Session, vault: "Vault", owner: "Owner", token: int) -> None:
+async def _renew(vault: "Vault", owner: "Owner", token: int, lost: _Lost) -> None:
     import anyio
 
     while True:
@@ -147,14 +167,18 @@ async def _renew(call: Session, vault: "Vault", owner: "Owner", token: int) -> N
         try:
             await vault.locks.renew(owner, vault.user.tree, token, TTL)
         except LockError as error:
-            _lost(call, error)
+            lost(error)
             return
         except VaultError:
             continue  # the catalog may be there again in time
 
 
-def _lost(call: Session, error: LockError) -> None:
-    call.remark(f"the lock is lost, and the command's writes are refused: {error.message}")
+async def _renew_last(vault: "Vault", owner: "Owner", token: int, lost: _Lost) -> None:
+    """Find out whether the lock was held to the end."""
+    try:
+        await vault.locks.renew(owner, vault.user.tree, token, TTL)
+    except VaultError as error:
+        lost(error)
 
 
 async def _run(command: list[str], tokens: str) -> "ExitCode":
