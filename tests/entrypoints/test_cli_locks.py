@@ -138,6 +138,22 @@ def test_a_lock_that_was_lost_is_told_at_the_end(
     assert "ran out, was broken or never was" in told
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("lock", "ls"),
+        ("lock", "break", 1),
+        ("token", "add", "laptop"),
+        ("token", "ls"),
+        ("token", "rotate", "00"),
+        ("token", "revoke", "00"),
+    ],
+)
+def test_an_empty_name_is_nobodys(cli: Cli, words: tuple[object, ...]) -> None:
+    assert cli.refused(*words, "--user", "", code=2) == "usage"
+    assert "a name is not empty" in cli(*words, "--user", "", code=2).errors
+
+
 RANGES = (
     byte_range(0, 10, exclusive=True),
     byte_range(10, 20, exclusive=False),

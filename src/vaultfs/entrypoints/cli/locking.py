@@ -23,6 +23,7 @@ from vaultfs.entrypoints.cli.session import (
     session,
     shown,
     table,
+    user_name,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +56,12 @@ WaitOption = Annotated[
 
 UserOption = Annotated[
     str | None,
-    typer.Option("--user", metavar="NAME", help="Whose tree it is; your own by default."),
+    typer.Option(
+        "--user",
+        metavar="NAME",
+        help="Whose tree it is; your own by default.",
+        callback=user_name,
+    ),
 ]
 
 
@@ -260,7 +266,7 @@ async def _listed(call: Session, user: str | None) -> tuple[list[_Told], list[_T
     async with connected(server) as remote:
         from vaultfs.entrypoints.remote_locks import list_locks as list_there
 
-        there = await list_there(remote.calls, user or remote.user)
+        there = await list_there(remote.calls, remote.user if user is None else user)
     return list(map(_held_there, there.held)), list(map(_waits_there, there.waiting))
 
 
@@ -373,7 +379,8 @@ async def _break(call: Session, user: str | None, token: int) -> None:
         async with connected(server) as remote:
             from vaultfs.entrypoints.remote_locks import break_lock as break_there
 
-            await break_there(remote.calls, user or remote.user, token)
+            whose = remote.user if user is None else user
+            await break_there(remote.calls, whose, token)
         return
     from vaultfs.domain.services.accounts import Accounts
     from vaultfs.domain.tokens import ALL_SCOPES, Identity
@@ -381,4 +388,4 @@ async def _break(call: Session, user: str | None, token: int) -> None:
     async with opened(call) as vault:
         accounts = Accounts(vault.catalog, vault.clock)
         owner = Identity(vault.user, ALL_SCOPES)
-        await accounts.break_lock(owner, user or vault.user.name, token)
+        await accounts.break_lock(owner, vault.user.name if user is None else user, token)

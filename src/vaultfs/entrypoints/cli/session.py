@@ -63,6 +63,13 @@ def _in_bounds(value: int | None) -> int | None:
     return value
 
 
+def user_name(value: str | None) -> str | None:
+    """`value`, which is to name a user, or None for oneself: an empty name does neither."""
+    if value == "":
+        raise typer.BadParameter("a name is not empty")
+    return value
+
+
 NumberOption = Annotated[
     int | None,
     typer.Option("--version", metavar="N", help="This version of a file.", callback=_in_bounds),
