@@ -154,6 +154,31 @@ def test_an_empty_name_is_nobodys(cli: Cli, words: tuple[object, ...]) -> None:
     assert "a name is not empty" in cli(*words, "--user", "", code=2).errors
 
 
+def test_who_waits_is_told_for_whom(cli: Cli) -> None:
+    first = start(cli, "lock", "run", "/d/a", "--", "sleep", "60")
+    token = held_by(cli)
+    second = start(cli, "lock", "run", "/d/", "--", "true", told=subprocess.PIPE)
+    assert second.stderr is not None
+    line = second.stderr.readline().decode()
+    [held] = cli.json("lock", "ls")["held"]
+    assert held["token"] == token
+    assert line == f"waiting for /d (X): {held['owner']} has /d/a (X); Ctrl-C gives up\n"
+    first.send_signal(signal.SIGINT)
+    assert first.wait(20) == 130
+    assert errors_of(second) == ""
+    assert second.returncode == 0
+
+
+def test_who_waits_quietly_is_told_nothing(embedded: Cli) -> None:
+    first = start(embedded, "lock", "run", "/d", "--", "sleep", "60")
+    held_by(embedded)
+    words = ("lock", "run", "-q", "--wait", "1.5", "/d", "--", "true")
+    told = errors_of(start(embedded, *words, told=subprocess.PIPE))
+    first.send_signal(signal.SIGINT)
+    assert told.startswith("vaultfs: not had in 1.5 seconds: ")
+    assert first.wait(20) == 130
+
+
 RANGES = (
     byte_range(0, 10, exclusive=True),
     byte_range(10, 20, exclusive=False),

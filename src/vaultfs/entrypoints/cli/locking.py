@@ -1,14 +1,16 @@
 """`lock run`, `lock ls` and `lock break`: locks of a vault, for scripts and people."""
 
 import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 from attrs import define
 
-from vaultfs.domain.errors import InvalidField, LockError, NotFound, VaultError
+from vaultfs.domain.errors import InvalidField, LockError, NotFound, VaultError, listed
+from vaultfs.domain.names import format_path
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import OWN, address
 from vaultfs.entrypoints.cli.session import (
@@ -32,11 +34,16 @@ if TYPE_CHECKING:
     from vaultfs.domain.lockmodes import Mode
     from vaultfs.domain.locknodes import Owner
     from vaultfs.domain.services.lockview import Held, Queued
+    from vaultfs.entrypoints.client import RemoteVault
     from vaultfs.entrypoints.http.locks import LockedPath, LockOut, WaitOut
     from vaultfs.entrypoints.vault import Vault
 
 locks = typer.Typer(no_args_is_help=True, help="Locks: who may write what meanwhile.")
 
+PATIENCE: Final = 1.0
+"""Seconds of waiting after which it is told for whom."""
+_Told = dict[str, Any]
+_Listed = tuple[list[_Told], list[_Told]]
 TTL: Final = 30.0
 """Seconds after which the lock of a command whose keeper was killed ends by itself."""
 
@@ -132,16 +139,56 @@ async def _leased(
     """Have a lease on `path` that is renewed all the time, and at the end; its name."""
     server = server_of(call)
     if server is None:
-        async with opened(call) as vault, _leased_here(vault, path, mode, wait, lost) as name:
-            yield name
+        async with opened(call) as vault:
+            lease, look = _leased_here(vault, path, mode, wait, lost), partial(_listed_here, vault)
+            async with _had(lease, partial(_tell_wait, call, path, mode, look)) as name:
+                yield name
         return
     from vaultfs.entrypoints.remote_locks import leased
 
-    async with (
-        connected(server) as remote,
-        leased(remote.calls, remote.user, (path,), mode, wait, lost) as name,
-    ):
-        yield name
+    async with connected(server) as remote:
+        lease = leased(remote.calls, remote.user, (path,), mode, wait, lost)
+        look = partial(_listed_there, remote)
+        async with _had(lease, partial(_tell_wait, call, path, mode, look)) as name:
+            yield name
+
+
+@asynccontextmanager
+async def _had(
+    lease: AbstractAsyncContextManager[str], tell: Callable[[], Awaitable[None]]
+) -> AsyncGenerator[str, None]:
+    """Have `lease`; `tell` is called if that takes more than a moment."""
+    import anyio
+
+    from vaultfs.domain.services.tasks import task_group
+
+    waiting = anyio.CancelScope()
+
+    async def watch() -> None:
+        with waiting:
+            await anyio.sleep(PATIENCE)
+            await tell()
+
+    async with task_group() as tasks:
+        tasks.start_soon(watch)
+        async with lease as name:
+            waiting.cancel()
+            yield name
+
+
+async def _tell_wait(
+    call: Session, path: str, mode: "Mode", look: Callable[[], Awaitable[_Listed]]
+) -> None:
+    """Tell who is in the way, as far as that is known."""
+    wanted = [_path(format_path(address(path).path), mode.name, [])]
+    blockers: set[str] = set()
+    held: list[_Told] = []
+    with suppress(VaultError):
+        held, waiting = await look()
+        blockers.update(*(each["waits_for"] for each in waiting if each["paths"] == wanted))
+    has = [f"{each['owner']} has {_text(each)}" for each in held if each["owner"] in blockers]
+    who = f": {listed(has, most=3)}" if has else ""
+    call.remark(f"waiting for {_text({'paths': wanted})}{who}; Ctrl-C gives up")
 
 
 @asynccontextmanager
@@ -252,22 +299,27 @@ def list_locks(
     run(call, work)
 
 
-_Told = dict[str, Any]
-
-
-async def _listed(call: Session, user: str | None) -> tuple[list[_Told], list[_Told]]:
+async def _listed(call: Session, user: str | None) -> _Listed:
     """Who holds what, and who waits, for programs."""
     server = server_of(call)
     if server is None:
         async with opened(call) as vault:
-            owner = vault.user if user is None else await vault.catalog.user(user)
-            found = await vault.locks.snapshot(owner.tree)
-        return list(map(_held, found.held)), list(map(_waits, found.queued))
+            return await _listed_here(vault, user)
     async with connected(server) as remote:
-        from vaultfs.entrypoints.remote_locks import list_locks as list_there
+        return await _listed_there(remote, user)
 
-        there = await list_there(remote.calls, remote.user if user is None else user)
-    return list(map(_held_there, there.held)), list(map(_waits_there, there.waiting))
+
+async def _listed_here(vault: "Vault", user: str | None = None) -> _Listed:
+    owner = vault.user if user is None else await vault.catalog.user(user)
+    found = await vault.locks.snapshot(owner.tree)
+    return list(map(_held, found.held)), list(map(_waits, found.queued))
+
+
+async def _listed_there(remote: "RemoteVault", user: str | None = None) -> _Listed:
+    from vaultfs.entrypoints.remote_locks import list_locks as list_there
+
+    found = await list_there(remote.calls, remote.user if user is None else user)
+    return list(map(_held_there, found.held)), list(map(_waits_there, found.waiting))
 
 
 def _paths_there(paths: "list[LockedPath]") -> list[_Told]:
