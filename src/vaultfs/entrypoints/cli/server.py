@@ -1,7 +1,6 @@
 """`serve`, `user`, `token` and `audit`: a vault for many, over HTTP."""
 
 import os
-import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -30,6 +29,7 @@ from vaultfs.entrypoints.cli.session import (
     table,
     user_name,
     working,
+    writing,
 )
 from vaultfs.entrypoints.configuration import (
     SETTINGS,
@@ -144,7 +144,8 @@ def serve(
             secret = await first_token(vault)  # not before it can be shown
             value = {"address": address, "token": secret, "vault": settings.name}
             call.answer(value, _welcome(address, secret))
-            sys.stdout.flush()
+            with writing() as out:
+                out.flush()
             with anyio.open_signal_receiver(*stop_signals()) as signals:
                 async for _ in signals:
                     break  # a second one is not waited for
