@@ -28,7 +28,8 @@ def open(  # noqa: A001 the name that users expect, and only ever used as vaultf
 ) -> "AbstractAsyncContextManager[Vault]":
     """The vault in `folder`, for `async with`; made first if `create` and there is none.
 
-    Raises `NotAVault`, `Unsupported` (a newer release made it) or `WrongStore`.
+    Raises `NotAVault`, `Unsupported` (a newer release made it), `WrongStore`, or `InvalidField`
+    for the address of a server, which is for `connect`.
     """
     from vaultfs.entrypoints.sdk import open_client
 

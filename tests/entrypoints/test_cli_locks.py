@@ -39,9 +39,14 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def start(cli: Cli, *words: object) -> "subprocess.Popen[bytes]":
+def start(cli: Cli, *words: object, told: int | None = None) -> "subprocess.Popen[bytes]":
     env = {**os.environ, "VAULTFS_TOKEN": cli.token}
-    return subprocess.Popen(command(*cli.words, *words), env=env)
+    return subprocess.Popen(command(*cli.words, *words), env=env, stderr=told)
+
+
+def errors_of(running: "subprocess.Popen[bytes]") -> str:
+    """What it has told when it has ended."""
+    return running.communicate(timeout=30)[1].decode()
 
 
 def test_a_command_runs_while_a_path_is_locked(cli: Cli, tmp_path: Path) -> None:
@@ -95,6 +100,85 @@ def test_the_command_writes_with_the_lock_and_gives_its_exit_code(cli: Cli, tmp_
     assert cli.json("lock", "ls")["held"] == []
 
 
+def held_by(cli: Cli) -> int:
+    """The token of the one lock, once it is there."""
+    until(lambda: cli.json("lock", "ls")["held"])
+    return int(cli.json("lock", "ls")["held"][0]["token"])
+
+
+def user_of(cli: Cli) -> str:
+    request = Request(f"{cli.server}/v1/whoami")
+    request.add_header("Authorization", f"Bearer {cli.token}")
+    with urlopen(request) as answer:
+        return str(json.load(answer)["user"]["name"])
+
+
+def break_lock(cli: Cli, hub: Running, token: int) -> None:
+    """As whoever may: an admin, or who has the folder."""
+    if cli.server:
+        admin = Cli(hub.folder, hub.address, hub.token)
+        admin("lock", "break", "--user", user_of(cli), token)
+    else:
+        cli("lock", "break", token)
+
+
+@pytest.mark.parametrize(("own", "code"), [(0, 3), (5, 5)])
+def test_a_lock_that_was_lost_is_told_at_the_end(
+    cli: Cli, hub: Running, tmp_path: Path, own: int, code: int
+) -> None:
+    go = tmp_path / "go"
+    script = f"while [ ! -e {go} ]; do sleep 0.05; done; exit {own}"
+    words = ("lock", "run", "/d", "--", "sh", "-c", script)
+    running = start(cli, *words, told=subprocess.PIPE)
+    break_lock(cli, hub, held_by(cli))
+    go.touch()
+    told = errors_of(running)
+    assert running.returncode == code
+    assert told.startswith("the lock is lost, and the command's writes are refused: the lease ")
+    assert "ran out, was broken or never was" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("lock", "ls"),
+        ("lock", "break", 1),
+        ("token", "add", "laptop"),
+        ("token", "ls"),
+        ("token", "rotate", "00"),
+        ("token", "revoke", "00"),
+    ],
+)
+def test_an_empty_name_is_nobodys(cli: Cli, words: tuple[object, ...]) -> None:
+    assert cli.refused(*words, "--user", "", code=2) == "usage"
+    assert "a name is not empty" in cli(*words, "--user", "", code=2).errors
+
+
+def test_who_waits_is_told_for_whom(cli: Cli) -> None:
+    first = start(cli, "lock", "run", "/d/a", "--", "sleep", "60")
+    token = held_by(cli)
+    second = start(cli, "lock", "run", "/d/", "--", "true", told=subprocess.PIPE)
+    assert second.stderr is not None
+    line = second.stderr.readline().decode()
+    [held] = cli.json("lock", "ls")["held"]
+    assert held["token"] == token
+    assert line == f"waiting for /d (X): {held['owner']} has /d/a (X); Ctrl-C gives up\n"
+    first.send_signal(signal.SIGINT)
+    assert first.wait(20) == 130
+    assert errors_of(second) == ""
+    assert second.returncode == 0
+
+
+def test_who_waits_quietly_is_told_nothing(embedded: Cli) -> None:
+    first = start(embedded, "lock", "run", "/d", "--", "sleep", "60")
+    held_by(embedded)
+    words = ("lock", "run", "-q", "--wait", "1.5", "/d", "--", "true")
+    told = errors_of(start(embedded, *words, told=subprocess.PIPE))
+    first.send_signal(signal.SIGINT)
+    assert told.startswith("vaultfs: not had in 1.5 seconds: ")
+    assert first.wait(20) == 130
+
+
 RANGES = (
     byte_range(0, 10, exclusive=True),
     byte_range(10, 20, exclusive=False),
@@ -142,8 +226,8 @@ async def test_a_busy_catalog_does_not_end_the_command(monkeypatch: pytest.Monke
         token = await locks.acquire(A, TREE, {F: WRITE}, ttl=0.6)
         store.failures = 2
         vault = cast("Vault", SimpleNamespace(locks=locks, user=SimpleNamespace(tree=TREE)))
-        call = cast("Session", None)
-        tasks.start_soon(locking._renew, call, vault, A, token)  # pyright: ignore[reportPrivateUsage]
+        lost = locking._Lost(Session())  # pyright: ignore[reportPrivateUsage]
+        tasks.start_soon(locking._renew, vault, A, token, lost)  # pyright: ignore[reportPrivateUsage]
         await anyio.sleep(1)
         assert await locks.find(A, TREE, token)
         tasks.cancel_scope.cancel()
@@ -178,10 +262,7 @@ def test_an_admin_breaks_locks_on_a_server(hub: Running, served: Cli, tmp_path: 
         [held] = served.json("lock", "ls")["held"]
         assert "/d (X)" in served("lock", "ls").out
         assert served.refused("lock", "break", held["token"]) == "forbidden"
-        request = Request(f"{hub.address}/v1/whoami")
-        request.add_header("Authorization", f"Bearer {served.token}")
-        with urlopen(request) as answer:
-            user = json.load(answer)["user"]["name"]
+        user = user_of(served)
         admin = Cli(hub.folder, hub.address, hub.token)
         assert admin.json("lock", "ls", "--user", user)["held"][0]["token"] == held["token"]
         assert served.refused("lock", "ls", "--user", "nobody") == "not_found"

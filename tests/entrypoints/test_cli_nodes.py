@@ -224,3 +224,9 @@ def test_a_role_that_is_none_is_refused(cli: Cli, put: Put) -> None:
     put("/f", "x")
     told = cli("grant", "/f", "bob", "foo", code=2).errors
     assert told == "vaultfs: foo is no role: reader or writer\n"
+
+
+def test_metadata_that_is_no_json_is_shown_how(cli: Cli) -> None:
+    cli("mkdir", "/d")
+    told = cli("meta", "/d", "status=filed", code=2).errors
+    assert told.startswith('vaultfs: metadata is JSON, as in \'{"key": "value"}\': ')

@@ -100,6 +100,18 @@ def test_commands_are_completed() -> None:
 # Pipes
 
 
+@pytest.fixture(scope="module")
+def crowded(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """A vault with more names than a pipe holds, and with a large file."""
+    top = tmp_path_factory.mktemp("crowded")
+    cli, large = copy_of(empty, top / "vault"), top / "large"
+    large.write_bytes(noise(3_000_000))
+    cli("put", large, "/large")
+    names = [f"/{number:0200}" for number in range(900)]
+    cli("mkdir", *names)
+    return cli
+
+
 @pytest.mark.parametrize(
     "words", [("ls",), ("--json", "ls"), ("tree",), ("stat", "/large"), ("cat", "/large")]
 )
@@ -115,6 +127,38 @@ def test_a_reader_that_goes_away_is_no_news(cli: Cli, tmp_path: Path, words: lis
         _, errors = running.communicate(timeout=30)
     assert errors == b""
     assert running.returncode == 141
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [("ls", "-l"), ("tree",), ("--json", "tree"), ("cat", "/large")])
+def test_a_reader_that_goes_away_in_the_middle_is_seen(
+    crowded: Cli, words: tuple[str, ...], unbuffered: str
+) -> None:
+    env = clean_env(PYTHONUNBUFFERED=unbuffered)
+    running = subprocess.Popen(
+        command("--vault", crowded.vault, *words), stdout=subprocess.PIPE, env=env
+    )
+    assert running.stdout is not None
+    os.read(running.stdout.fileno(), 10)
+    time.sleep(0.5)  # more than a pipe holds is being written
+    running.stdout.close()
+    assert running.wait(30) == 141
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["ls", "ls -l", "tree", "--json ls", "cat /large"])
+def test_an_output_that_is_full_is_named(crowded: Cli, words: str, unbuffered: str) -> None:
+    script = f'"$0" -m vaultfs --vault "$1" {words} >/dev/full'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable, crowded.vault],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=clean_env(PYTHONUNBUFFERED=unbuffered),
+    )
+    assert done.returncode == 1
+    assert done.stderr == "vaultfs: standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize(

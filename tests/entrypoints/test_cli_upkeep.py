@@ -534,3 +534,11 @@ def test_quiet_says_nothing(cli: Cli, tmp_path: Path) -> None:
     called = moved("put", "-q", tmp_path, "/x", code=3)
     assert (called.out, called.errors) == ("", "")
     assert json.loads(moved("put", "-q", "--json", tmp_path, "/x", code=3).out)["files"] == 1
+
+
+def test_an_address_without_its_scheme_is_told(tmp_path: Path) -> None:
+    for name in ("127.0.0.1:8333", "vault.example:443"):
+        told = call("--vault", name, "ls", "/")
+        assert told.code == 1
+        assert f"if it is a server: --vault http://{name}, or https://" in told.errors
+    assert "server" not in call("--vault", tmp_path / "a:8", "ls", "/").errors

@@ -630,11 +630,16 @@ async def test_the_audit_says_who_did_what_to_whom(api: Client) -> None:
     token = await api.new_user("bob")
     await api.ok("PUT", "/v1/users/bob/quota", json={"quota": 5})
     await api.ok("PUT", "/v1/retention/bob", token=token, json={"last": 3})
+    [known] = (await api.ok("GET", "/v1/users/bob/tokens", token=token))["entries"]
+    one = f"/v1/users/bob/tokens/{known['id']}"
+    await api.ok("POST", one, token=token, json={})
+    await api("DELETE", one, token=token)
     rows = (await api.ok("GET", "/v1/audit"))["entries"]
     told = {row["kind"]: (row["user"], row["tree"]) for row in rows}
     assert told["set-quota"] == ("me", "bob")
     assert told["set-retention"] == ("bob", "bob")
-    assert told["add-token"] == ("me", None)
+    assert told["add-token"] == ("me", "bob")
+    assert told["rotate-token"] == told["revoke-token"] == ("bob", "bob")
     assert (rows[0]["kind"], rows[0]["user"]) == ("add-user", None)
 
 

@@ -523,3 +523,14 @@ async def test_file_objects_work_in_threads_of_an_async_program(vault: Vault) ->
             tasks.start_soon(to_thread.run_sync, copy, reader, writer)
     for number in range(1, 4):
         assert await vault.get(f"/{number}") == LARGE
+
+
+@pytest.mark.parametrize("create", [False, True])
+async def test_a_server_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidField, match=r"vaultfs\.connect\b.*connect_sync"):
+        async with vaultfs.open("http://x", create=create):
+            pass
+    assert not list(tmp_path.iterdir())

@@ -277,7 +277,7 @@ class DeadlockFound(LockError):
 
 
 class LeaseExpired(LockError):
-    """The lease has run out, or is not known: it cannot be renewed, only taken anew."""
+    """The lease ran out or was broken, or is not known: it cannot be renewed, only taken anew."""
 
 
 class StaleToken(LockError):

@@ -118,8 +118,8 @@ def check_presented(table: LockTable, presented: Iterable[Presented]) -> tuple[G
         grant = table.grants.get(token)
         if grant is None or grant.owner != owner:
             raise StaleToken(
-                f"the lock {owner}.{token} is held no longer: it ran out or was given back;"
-                " take it anew and look what changed meanwhile"
+                f"the lock {owner}.{token} is held no longer: it ran out, was broken or was"
+                " given back; take it anew and look what changed meanwhile"
             )
         found.append(grant)
     return tuple(found)

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from typing import cast
+from typing import Final, cast
 
 from vaultfs.domain.errors import InvalidField, TooLarge
 
+_EXAMPLE: Final = 'as in \'{"key": "value"}\''
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -14,9 +15,9 @@ def parse_metadata(text: str) -> dict[str, Json]:
     try:
         value = json.loads(text, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
-        raise InvalidField(f"metadata is not JSON: {error}") from error
+        raise InvalidField(f"metadata is JSON, {_EXAMPLE}: {error}") from error
     if not isinstance(value, dict):
-        raise InvalidField('metadata has to be a JSON object, as in \'{"key": "value"}\'')
+        raise InvalidField(f"metadata has to be a JSON object, {_EXAMPLE}")
     return cast("dict[str, Json]", value)
 
 

@@ -1,5 +1,6 @@
 """Opening the catalog of a vault: all that a look at it takes."""
 
+import re
 from pathlib import Path
 from shlex import quote
 from typing import Final
@@ -12,6 +13,7 @@ from vaultfs.entrypoints.settings import CATALOG, Settings
 from vaultfs.entrypoints.stores import ELSEWHERE
 from vaultfs.ports.catalog import Catalog
 
+_HOST_AND_PORT: Final = re.compile(r"[\w.-]+:\d{1,5}")
 OWNER: Final = "me"
 """The user of an embedded vault, and the first one of a served one."""
 
@@ -31,8 +33,16 @@ async def open_catalog(folder: Path) -> SqliteCatalog:
         if await anyio.Path(folder).is_file():
             raise NotAVault(f"{folder} is a file: a vault is a folder")
         init = f"vaultfs init {quote(str(folder))}"
-        raise NotAVault(f"there is no vault in {folder}: make one with `{init}`")
+        raise NotAVault(
+            f"there is no vault in {folder}: make one with `{init}`{_if_server(str(folder))}"
+        )
     return await SqliteCatalog.open(catalog_file(folder))
+
+
+def _if_server(name: str) -> str:
+    """How to name a server, if `name` looks like one."""
+    looks = _HOST_AND_PORT.fullmatch(name)
+    return f"; if it is a server: --vault http://{name}, or https://" if looks else ""
 
 
 async def has_objects(folder: Path) -> bool:

@@ -28,13 +28,13 @@ async def leased(
     paths: Sequence[str],
     mode: Mode,
     timeout: float | None,
-    lost: Callable[[LockError], None] = lambda _: None,
+    lost: Callable[[VaultError], None] | None = None,
 ) -> AsyncGenerator[str, None]:
     """Have `paths` of the tree of `own` meanwhile; `<lease>.<token>`.
 
-    A lease that is lost, since the server could not be reached for as long as it lasts, is
-    told to `lost`, and by the first write that comes with it. Raises what `POST /v1/locks` is
-    refused with.
+    A lease that is lost, since somebody broke it or the server could not be reached for as
+    long as it lasts, is told by the first write that comes with it, and to `lost`: when that
+    is found out, and at the end. Raises what `POST /v1/locks` is refused with.
     """
     names: list[str] = []
     for path in paths:
@@ -45,9 +45,11 @@ async def leased(
     lease = await _take(calls, [LockedPath(name, NAMES[mode]) for name in names], timeout)
     try:
         async with task_group() as tasks:
-            tasks.start_soon(_renew, calls, lease, lost)
+            tasks.start_soon(_renew, calls, lease, lost or _nobody)
             yield lease
             tasks.cancel_scope.cancel()
+        if lost is not None:
+            await _renew_last(calls, lease, lost)
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(5), suppress(VaultError):
             await calls.ask("DELETE", calls.url(f"locks/{_quoted(lease)}"))
@@ -74,17 +76,33 @@ async def _take(calls: Calls, paths: list[LockedPath], timeout: float | None) ->
             return found.lock
 
 
-async def _renew(calls: Calls, lease: str, lost: Callable[[LockError], None]) -> None:
-    data = msgspec.json.encode(RenewIn(TTL))
+async def _renew(calls: Calls, lease: str, lost: Callable[[VaultError], None]) -> None:
     while True:
         await anyio.sleep(TTL / 3)
         try:
-            await calls.ask("POST", calls.url(f"locks/{_quoted(lease)}/renew"), data=data)
+            await _renew_once(calls, lease)
         except LockError as error:
             lost(error)  # writes that come with it are refused
             return
         except VaultError:
             continue  # the server may be there again in time
+
+
+async def _renew_last(calls: Calls, lease: str, lost: Callable[[VaultError], None]) -> None:
+    """Find out whether the lease was held to the end."""
+    try:
+        await _renew_once(calls, lease)
+    except VaultError as error:
+        lost(error)
+
+
+async def _renew_once(calls: Calls, lease: str) -> None:
+    data = msgspec.json.encode(RenewIn(TTL))
+    await calls.ask("POST", calls.url(f"locks/{_quoted(lease)}/renew"), data=data)
+
+
+def _nobody(_: VaultError) -> None:
+    """Where nobody is to be told."""
 
 
 async def list_locks(calls: Calls, user: str) -> LockList:

@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from vaultfs.domain.access import Role
 from vaultfs.domain.digests import Buffer
-from vaultfs.domain.errors import NotFound, Unsupported, listed
+from vaultfs.domain.errors import InvalidField, NotFound, Unsupported, listed
 from vaultfs.domain.integrity import EVERYTHING, Depth, Findings, Subset
 from vaultfs.domain.lockmodes import WRITE, Mode
 from vaultfs.domain.nodes import (
@@ -37,7 +37,7 @@ from vaultfs.domain.services.tasks import task_group
 from vaultfs.entrypoints.embedded import EmbeddedLook
 from vaultfs.entrypoints.fileobjects import Loop
 from vaultfs.entrypoints.opening import catalog_file
-from vaultfs.entrypoints.settings import read_settings
+from vaultfs.entrypoints.settings import is_server, read_settings
 from vaultfs.entrypoints.surface import Content, Stored, Surface
 from vaultfs.entrypoints.vault import Vault as OpenVault
 from vaultfs.entrypoints.vault import init_vault, open_vault
@@ -328,9 +328,13 @@ async def open_client(
 ) -> AsyncGenerator[Vault, None]:
     """The vault in a local folder, made first if `create` and there is none.
 
-    Raises `NotAVault`, `Unsupported`, `WrongStore`.
+    Raises `InvalidField` (a server's address), `NotAVault`, `Unsupported`, `WrongStore`.
     """
     path = LocalPath(folder)
+    if is_server(str(folder)):
+        raise InvalidField(
+            f"{folder} is a server: vaultfs.connect, or vaultfs.connect_sync, is for those"
+        )
     if create and not catalog_file(path).exists():
         await init_vault(path)
     async with open_vault(read_settings(path)) as vault, as_client(vault) as client:

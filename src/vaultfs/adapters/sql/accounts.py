@@ -82,7 +82,7 @@ def add_token(tx: Transaction, unit: Unit, op: ops.AddToken) -> Program[Result]:
         " expires, used, revoked) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         tuple(token),
     )
-    yield from audit(tx, unit, "add-token", f"{token.id}: {token.scopes}")
+    yield from audit(tx, unit, "add-token", f"user {token.owner}: {token.id}: {token.scopes}")
     return Result()
 
 
@@ -94,7 +94,7 @@ def rotate_token(tx: Transaction, unit: Unit, op: ops.RotateToken) -> Program[Re
     )
     if not rows:
         raise NotFound(f"there is no token {op.id}")
-    yield from audit(tx, unit, "rotate-token", op.id)
+    yield from audit(tx, unit, "rotate-token", f"user {op.owner}: {op.id}")
     return Result()
 
 
@@ -106,7 +106,7 @@ def revoke_token(tx: Transaction, unit: Unit, op: ops.RevokeToken) -> Program[Re
     )
     if not rows:
         raise NotFound(f"there is no token {op.id}")
-    yield from audit(tx, unit, "revoke-token", op.id)
+    yield from audit(tx, unit, "revoke-token", f"user {op.owner}: {op.id}")
     return Result()
 
 

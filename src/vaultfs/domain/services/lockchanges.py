@@ -74,7 +74,9 @@ def grant_of(locks: TreeLocks, owner: Owner, token: int, items: Mapping[Resource
 
 def not_held(owner: Owner, token: int) -> NotHeld:
     """What is raised for a grant that is none, or none any more."""
-    return NotHeld(f"the lock {owner}.{token} is not held: it ran out or was given back")
+    return NotHeld(
+        f"the lock {owner}.{token} is not held: it ran out, was broken or was given back"
+    )
 
 
 def release(owner: Owner, token: int, locks: TreeLocks) -> bool:

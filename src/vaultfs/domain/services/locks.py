@@ -206,7 +206,9 @@ class Locks(LockWaits):
             return True
 
         if not await self.store.change(tree, extend):
-            raise LeaseExpired(f"the lease {owner}.{token} has run out, or never was: take it anew")
+            raise LeaseExpired(
+                f"the lease {owner}.{token} ran out, was broken or never was: take it anew"
+            )
 
     async def upgrade(
         self,

@@ -5,6 +5,7 @@ import sys
 from collections import UserDict
 from collections.abc import Sequence
 from importlib import import_module
+from io import RawIOBase
 from typing import Annotated, Any, Final
 
 import typer
@@ -154,6 +155,7 @@ def options(
 def main() -> None:
     """Run the command line."""
     _replace_closed_streams()
+    _write_whole()
     try:
         app()
     except SystemExit as leaving:
@@ -175,3 +177,15 @@ def _replace_closed_streams() -> None:
     ):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode))
+
+
+def _write_whole() -> None:
+    """Let what goes to standard output be written whole, or fail.
+
+    Where the environment has PYTHONUNBUFFERED, Python forgets what a pipe or a disk did not
+    take with the first call, as where its reader has gone or there is no more room.
+    """
+    if isinstance(sys.stdout.buffer, RawIOBase):
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        number = sys.stdout.fileno()
+        sys.stdout = os.fdopen(number, "w", 1, encoding, errors, closefd=False)

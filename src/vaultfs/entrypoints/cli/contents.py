@@ -36,6 +36,7 @@ from vaultfs.entrypoints.cli.session import (
     session,
     shown,
     working,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -445,8 +446,9 @@ def _leave_output_to_contents(call: Session) -> None:
 async def _write_out(vault: "Surface", source: Address, version: "Version") -> None:
     from anyio import to_thread
 
-    out = sys.stdout.buffer
     async with vault.content(written(source), version) as pieces:
         async for part in pieces:
-            await to_thread.run_sync(out.writelines, part, abandon_on_cancel=True)
-    out.flush()
+            with writing() as out:
+                await to_thread.run_sync(out.buffer.writelines, part, abandon_on_cancel=True)
+    with writing() as out:
+        out.flush()

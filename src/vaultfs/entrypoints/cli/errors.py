@@ -25,7 +25,7 @@ MEANINGS: Final = {
     ExitCode.FAILED: "refused or failed, or damage was found",
     ExitCode.USAGE: "wrong usage, or a name that cannot be",
     ExitCode.PARTIAL: "some files were skipped or failed and the others are done, or not yet, as"
-    " `migrate` says",
+    " `migrate` says, or a lock was lost meanwhile, as `lock run` says",
     ExitCode.ROLLED_BACK: "an atomic batch was refused, or packs that `migrate` could not move"
     " are left",
     ExitCode.BUG: "a bug in vaultfs",

@@ -1,14 +1,16 @@
 """`lock run`, `lock ls` and `lock break`: locks of a vault, for scripts and people."""
 
 import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
+from attrs import define
 
-from vaultfs.domain.errors import InvalidField, LockError, NotFound, VaultError
+from vaultfs.domain.errors import InvalidField, LockError, NotFound, VaultError, listed
+from vaultfs.domain.names import format_path
 from vaultfs.entrypoints.cli.errors import ExitCode
 from vaultfs.entrypoints.cli.remote import OWN, address
 from vaultfs.entrypoints.cli.session import (
@@ -23,6 +25,7 @@ from vaultfs.entrypoints.cli.session import (
     session,
     shown,
     table,
+    user_name,
 )
 
 if TYPE_CHECKING:
@@ -31,11 +34,16 @@ if TYPE_CHECKING:
     from vaultfs.domain.lockmodes import Mode
     from vaultfs.domain.locknodes import Owner
     from vaultfs.domain.services.lockview import Held, Queued
+    from vaultfs.entrypoints.client import RemoteVault
     from vaultfs.entrypoints.http.locks import LockedPath, LockOut, WaitOut
     from vaultfs.entrypoints.vault import Vault
 
 locks = typer.Typer(no_args_is_help=True, help="Locks: who may write what meanwhile.")
 
+PATIENCE: Final = 1.0
+"""Seconds of waiting after which it is told for whom."""
+_Told = dict[str, Any]
+_Listed = tuple[list[_Told], list[_Told]]
 TTL: Final = 30.0
 """Seconds after which the lock of a command whose keeper was killed ends by itself."""
 
@@ -55,7 +63,12 @@ WaitOption = Annotated[
 
 UserOption = Annotated[
     str | None,
-    typer.Option("--user", metavar="NAME", help="Whose tree it is; your own by default."),
+    typer.Option(
+        "--user",
+        metavar="NAME",
+        help="Whose tree it is; your own by default.",
+        callback=user_name,
+    ),
 ]
 
 
@@ -78,17 +91,36 @@ def run_locked(
     """Run a command while a path is locked; with its exit code.
 
     What the command does with this vault's own commands comes with the lock; what
-    others do to the path is refused meanwhile.
+    others do to the path is refused meanwhile. If the command ended with 0, but the lock
+    was lost before that, the exit code is 3.
     """
     call = session(vault, as_json=False, quiet=quiet)
 
     async def work() -> "ExitCode":
         from vaultfs.entrypoints.settings import shown_locks
 
-        async with _leased(call, path, _mode(mode), wait) as name:
-            return await _run(command, " ".join([*shown_locks(), name]))
+        lost = _Lost(call)
+        async with _leased(call, path, _mode(mode), wait, lost) as name:
+            code = await _run(command, " ".join([*shown_locks(), name]))
+        return ExitCode.PARTIAL if lost.told and code == ExitCode.DONE else code
 
     run(call, work)
+
+
+@define
+class _Lost:
+    """Tells, once, that the lock is lost."""
+
+    call: Session
+    told: bool = False
+
+    def __call__(self, error: VaultError) -> None:
+        if not self.told:
+            self.told = True
+            known = "the lock is lost, and the command's writes are refused"
+            unknown = "nobody can tell whether the lock was held to the end"
+            what = known if isinstance(error, LockError) else unknown
+            self.call.remark(f"{what}: {error.message}")
 
 
 def _mode(text: str) -> "Mode":
@@ -102,26 +134,66 @@ def _mode(text: str) -> "Mode":
 
 @asynccontextmanager
 async def _leased(
-    call: Session, path: str, mode: "Mode", wait: float | None
+    call: Session, path: str, mode: "Mode", wait: float | None, lost: _Lost
 ) -> AsyncGenerator[str, None]:
-    """Have a lease on `path` that is renewed all the time; its name."""
+    """Have a lease on `path` that is renewed all the time, and at the end; its name."""
     server = server_of(call)
     if server is None:
-        async with opened(call) as vault, _leased_here(call, vault, path, mode, wait) as name:
-            yield name
+        async with opened(call) as vault:
+            lease, look = _leased_here(vault, path, mode, wait, lost), partial(_listed_here, vault)
+            async with _had(lease, partial(_tell_wait, call, path, mode, look)) as name:
+                yield name
         return
     from vaultfs.entrypoints.remote_locks import leased
 
-    async with (
-        connected(server) as remote,
-        leased(remote.calls, remote.user, (path,), mode, wait, partial(_lost, call)) as name,
-    ):
-        yield name
+    async with connected(server) as remote:
+        lease = leased(remote.calls, remote.user, (path,), mode, wait, lost)
+        look = partial(_listed_there, remote)
+        async with _had(lease, partial(_tell_wait, call, path, mode, look)) as name:
+            yield name
+
+
+@asynccontextmanager
+async def _had(
+    lease: AbstractAsyncContextManager[str], tell: Callable[[], Awaitable[None]]
+) -> AsyncGenerator[str, None]:
+    """Have `lease`; `tell` is called if that takes more than a moment."""
+    import anyio
+
+    from vaultfs.domain.services.tasks import task_group
+
+    waiting = anyio.CancelScope()
+
+    async def watch() -> None:
+        with waiting:
+            await anyio.sleep(PATIENCE)
+            await tell()
+
+    async with task_group() as tasks:
+        tasks.start_soon(watch)
+        async with lease as name:
+            waiting.cancel()
+            yield name
+
+
+async def _tell_wait(
+    call: Session, path: str, mode: "Mode", look: Callable[[], Awaitable[_Listed]]
+) -> None:
+    """Tell who is in the way, as far as that is known."""
+    wanted = [_path(format_path(address(path).path), mode.name, [])]
+    blockers: set[str] = set()
+    held: list[_Told] = []
+    with suppress(VaultError):
+        held, waiting = await look()
+        blockers.update(*(each["waits_for"] for each in waiting if each["paths"] == wanted))
+    has = [f"{each['owner']} has {_text(each)}" for each in held if each["owner"] in blockers]
+    who = f": {listed(has, most=3)}" if has else ""
+    call.remark(f"waiting for {_text({'paths': wanted})}{who}; Ctrl-C gives up")
 
 
 @asynccontextmanager
 async def _leased_here(
-    call: Session, vault: "Vault", path: str, mode: "Mode", wait: float | None
+    vault: "Vault", path: str, mode: "Mode", wait: float | None, lost: _Lost
 ) -> AsyncGenerator[str, None]:
     from vaultfs.domain.services.tasks import task_group
 
@@ -132,14 +204,15 @@ async def _leased_here(
     held = await vault.locks.acquire(owner, tree, {where.path: mode}, timeout=wait, ttl=TTL)
     try:
         async with task_group() as tasks:
-            tasks.start_soon(_renew, call, vault, owner, held)
+            tasks.start_soon(_renew, vault, owner, held, lost)
             yield f"{owner}.{held}"
             tasks.cancel_scope.cancel()
+        await _renew_last(vault, owner, held, lost)
     finally:
         await vault.locks.let_go(owner, tree, held)
 
 
-async def _renew(call: Session, vault: "Vault", owner: "Owner", token: int) -> None:
+async def _renew(vault: "Vault", owner: "Owner", token: int, lost: _Lost) -> None:
     import anyio
 
     while True:
@@ -147,14 +220,18 @@ async def _renew(call: Session, vault: "Vault", owner: "Owner", token: int) -> N
         try:
             await vault.locks.renew(owner, vault.user.tree, token, TTL)
         except LockError as error:
-            _lost(call, error)
+            lost(error)
             return
         except VaultError:
             continue  # the catalog may be there again in time
 
 
-def _lost(call: Session, error: LockError) -> None:
-    call.remark(f"the lock is lost, and the command's writes are refused: {error.message}")
+async def _renew_last(vault: "Vault", owner: "Owner", token: int, lost: _Lost) -> None:
+    """Find out whether the lock was held to the end."""
+    try:
+        await vault.locks.renew(owner, vault.user.tree, token, TTL)
+    except VaultError as error:
+        lost(error)
 
 
 async def _run(command: list[str], tokens: str) -> "ExitCode":
@@ -222,22 +299,27 @@ def list_locks(
     run(call, work)
 
 
-_Told = dict[str, Any]
-
-
-async def _listed(call: Session, user: str | None) -> tuple[list[_Told], list[_Told]]:
+async def _listed(call: Session, user: str | None) -> _Listed:
     """Who holds what, and who waits, for programs."""
     server = server_of(call)
     if server is None:
         async with opened(call) as vault:
-            owner = vault.user if user is None else await vault.catalog.user(user)
-            found = await vault.locks.snapshot(owner.tree)
-        return list(map(_held, found.held)), list(map(_waits, found.queued))
+            return await _listed_here(vault, user)
     async with connected(server) as remote:
-        from vaultfs.entrypoints.remote_locks import list_locks as list_there
+        return await _listed_there(remote, user)
 
-        there = await list_there(remote.calls, user or remote.user)
-    return list(map(_held_there, there.held)), list(map(_waits_there, there.waiting))
+
+async def _listed_here(vault: "Vault", user: str | None = None) -> _Listed:
+    owner = vault.user if user is None else await vault.catalog.user(user)
+    found = await vault.locks.snapshot(owner.tree)
+    return list(map(_held, found.held)), list(map(_waits, found.queued))
+
+
+async def _listed_there(remote: "RemoteVault", user: str | None = None) -> _Listed:
+    from vaultfs.entrypoints.remote_locks import list_locks as list_there
+
+    found = await list_there(remote.calls, remote.user if user is None else user)
+    return list(map(_held_there, found.held)), list(map(_waits_there, found.waiting))
 
 
 def _paths_there(paths: "list[LockedPath]") -> list[_Told]:
@@ -349,7 +431,8 @@ async def _break(call: Session, user: str | None, token: int) -> None:
         async with connected(server) as remote:
             from vaultfs.entrypoints.remote_locks import break_lock as break_there
 
-            await break_there(remote.calls, user or remote.user, token)
+            whose = remote.user if user is None else user
+            await break_there(remote.calls, whose, token)
         return
     from vaultfs.domain.services.accounts import Accounts
     from vaultfs.domain.tokens import ALL_SCOPES, Identity
@@ -357,4 +440,4 @@ async def _break(call: Session, user: str | None, token: int) -> None:
     async with opened(call) as vault:
         accounts = Accounts(vault.catalog, vault.clock)
         owner = Identity(vault.user, ALL_SCOPES)
-        await accounts.break_lock(owner, user or vault.user.name, token)
+        await accounts.break_lock(owner, vault.user.name if user is None else user, token)

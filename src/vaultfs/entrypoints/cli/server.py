@@ -1,7 +1,6 @@
 """`serve`, `user`, `token` and `audit`: a vault for many, over HTTP."""
 
 import os
-import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -28,7 +27,9 @@ from vaultfs.entrypoints.cli.session import (
     shown,
     stop_signals,
     table,
+    user_name,
     working,
+    writing,
 )
 from vaultfs.entrypoints.configuration import (
     SETTINGS,
@@ -143,7 +144,8 @@ def serve(
             secret = await first_token(vault)  # not before it can be shown
             value = {"address": address, "token": secret, "vault": settings.name}
             call.answer(value, _welcome(address, secret))
-            sys.stdout.flush()
+            with writing() as out:
+                out.flush()
             with anyio.open_signal_receiver(*stop_signals()) as signals:
                 async for _ in signals:
                     break  # a second one is not waited for
@@ -400,7 +402,12 @@ def set_quota(
 
 UserOption = Annotated[
     str | None,
-    typer.Option("--user", metavar="NAME", help="Whose token it is; your own if missing."),
+    typer.Option(
+        "--user",
+        metavar="NAME",
+        help="Whose token it is; your own if missing.",
+        callback=user_name,
+    ),
 ]
 ExpiresOption = Annotated[
     int | None,
@@ -462,7 +469,9 @@ def add_token(
     async def work() -> None:
         wanted = _scopes(scopes)
         async with _people(call) as people:
-            issued = await people.add_token(user or people.own, name, wanted, _expiry(days))
+            issued = await people.add_token(
+                people.own if user is None else user, name, wanted, _expiry(days)
+            )
         call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
 
     run(call, work)
@@ -482,7 +491,7 @@ def list_tokens(
 
     async def work() -> None:
         async with _people(call) as people:
-            found = await people.tokens(user or people.own)
+            found = await people.tokens(people.own if user is None else user)
         call.answer(
             [_token_json(each) for each in found],
             lambda: table(list(map(_token_row, found))) if found else "",
@@ -530,7 +539,10 @@ def rotate_token(
         async with _people(call) as people:
             with _whose(user):
                 issued = await people.rotate_token(
-                    user or people.own, number, timedelta(seconds=overlap), _expiry(days)
+                    people.own if user is None else user,
+                    number,
+                    timedelta(seconds=overlap),
+                    _expiry(days),
                 )
         call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
 
@@ -568,7 +580,7 @@ def revoke_token(
     async def work() -> None:
         async with _people(call) as people:
             with _whose(user):
-                await people.revoke_token(user or people.own, number)
+                await people.revoke_token(people.own if user is None else user, number)
         call.answer({"revoked": number}, f"token {shown(number)} is good for nothing any more")
 
     run(call, work)

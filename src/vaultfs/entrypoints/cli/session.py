@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from attrs import define, evolve
@@ -63,11 +63,33 @@ def _in_bounds(value: int | None) -> int | None:
     return value
 
 
+def user_name(value: str | None) -> str | None:
+    """`value`, which is to name a user, or None for oneself: an empty name does neither."""
+    if value == "":
+        raise typer.BadParameter("a name is not empty")
+    return value
+
+
 NumberOption = Annotated[
     int | None,
     typer.Option("--version", metavar="N", help="This version of a file.", callback=_in_bounds),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.")]
+
+
+class Unwritable(OSError):
+    """Standard output cannot be written: `run` tells that, whatever else went on."""
+
+
+@contextmanager
+def writing() -> Generator[TextIO, None, None]:
+    """Standard output, to be written to and nothing else. Raises `Unwritable`."""
+    try:
+        yield sys.stdout
+    except BrokenPipeError:  # no failure: nobody wants the rest
+        raise
+    except OSError as error:
+        raise Unwritable(error.errno, error.strerror) from error
 
 
 @define
@@ -91,11 +113,12 @@ class Session:
     def answer(self, value: Any, text: Callable[[], str] | str = "") -> None:
         """Print `value` as JSON, or else `text`, on standard output."""
         if self.json:
-            sys.stdout.write(json.dumps(value, default=str) + "\n")
-            return
-        shown_text = text if isinstance(text, str) else text()
+            shown_text = json.dumps(value, default=str)
+        else:
+            shown_text = text if isinstance(text, str) else text()
         if shown_text:
-            sys.stdout.write(shown_text + "\n")
+            with writing() as out:
+                out.write(shown_text + "\n")
 
     def refuse(self, code: str, message: str) -> None:
         """Tell why it was not done: as JSON on standard output, or else on standard error."""
@@ -204,7 +227,7 @@ def _code_of(call: Session, work: Callable[[], Coroutine[Any, Any, ExitCode | No
         return _stop(call) if code is None else code
     except VaultError as error:
         return _fail(call, error)
-    except BrokenPipeError:
+    except (BrokenPipeError, Unwritable):
         raise
     except OSError as error:
         return _fail_outside(call, error)

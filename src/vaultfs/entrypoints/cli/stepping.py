@@ -1,6 +1,5 @@
 """`pull`, `push`, `sync` and `diff`: local files in step with those of the vault."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -21,6 +20,7 @@ from vaultfs.entrypoints.cli.session import (
     session,
     shown,
     working,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -307,7 +307,8 @@ def sync(
                     _tell_summary(call, done)
                 if not watching:
                     return ExitCode.PARTIAL if done.problems else ExitCode.DONE
-                sys.stdout.flush()
+                with writing() as out:
+                    out.flush()
                 from vaultfs.entrypoints.syncing import news
 
                 await news(syncing, LOOK)

@@ -17,8 +17,11 @@ from vaultfs.ports.catalog import Audited, Granted, Trashed
 ERROR_HEADER: Final = "Vaultfs-Error"
 """The code of a problem, for answers to HEAD, which have no body."""
 
-_TREE: Final = re.compile(r"tree (\d{1,18}): ")
-_ABOUT_TREES: Final = frozenset({"set-quota", "set-retention", "break-lock"})
+_WHOSE: Final = re.compile(r"(?:tree|user) (\d{1,18}): ")
+_ABOUT_USERS: Final = frozenset(
+    {"set-quota", "set-retention", "break-lock", "add-token", "rotate-token", "revoke-token"}
+)
+"""What is done to a tree, or to a token of its user, which have one number."""
 
 LOCK_HEADER: Final = "VaultFS-Lock-Token"
 """A lock that covers what a request writes; as often as there are locks."""
@@ -216,7 +219,7 @@ class AuditOut(msgspec.Struct):
     kind: str
     subject: str
     tree: str | None
-    """Whose tree it is, where the subject has the number of one."""
+    """Whose tree or token it is, where the subject has the number of one."""
 
 
 class AuditList(msgspec.Struct):
@@ -789,7 +792,7 @@ def token_out(token: Token, secret: str | None = None) -> TokenOut:
 
 def audit_out(row: Audited, names: Mapping[UserId, str]) -> AuditOut:
     """An audit row; `names` are those of the users."""
-    about = _TREE.match(row.subject) if row.kind in _ABOUT_TREES else None
+    about = _WHOSE.match(row.subject) if row.kind in _ABOUT_USERS else None
     return AuditOut(
         row.id,
         moment(row.at_us),
