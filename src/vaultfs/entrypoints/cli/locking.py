@@ -318,7 +318,7 @@ async def _listed_here(vault: "Vault", user: str | None = None) -> _Listed:
 async def _listed_there(remote: "RemoteVault", user: str | None = None) -> _Listed:
     from vaultfs.entrypoints.remote_locks import list_locks as list_there
 
-    found = await list_there(remote.calls, remote.user if user is None else user)
+    found = await list_there(remote.calls, user or remote.user)
     return list(map(_held_there, found.held)), list(map(_waits_there, found.waiting))
 
 
@@ -431,8 +431,7 @@ async def _break(call: Session, user: str | None, token: int) -> None:
         async with connected(server) as remote:
             from vaultfs.entrypoints.remote_locks import break_lock as break_there
 
-            whose = remote.user if user is None else user
-            await break_there(remote.calls, whose, token)
+            await break_there(remote.calls, user or remote.user, token)
         return
     from vaultfs.domain.services.accounts import Accounts
     from vaultfs.domain.tokens import ALL_SCOPES, Identity
@@ -440,4 +439,4 @@ async def _break(call: Session, user: str | None, token: int) -> None:
     async with opened(call) as vault:
         accounts = Accounts(vault.catalog, vault.clock)
         owner = Identity(vault.user, ALL_SCOPES)
-        await accounts.break_lock(owner, vault.user.name if user is None else user, token)
+        await accounts.break_lock(owner, user or vault.user.name, token)

@@ -469,9 +469,7 @@ def add_token(
     async def work() -> None:
         wanted = _scopes(scopes)
         async with _people(call) as people:
-            issued = await people.add_token(
-                people.own if user is None else user, name, wanted, _expiry(days)
-            )
+            issued = await people.add_token(user or people.own, name, wanted, _expiry(days))
         call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
 
     run(call, work)
@@ -491,7 +489,7 @@ def list_tokens(
 
     async def work() -> None:
         async with _people(call) as people:
-            found = await people.tokens(people.own if user is None else user)
+            found = await people.tokens(user or people.own)
         call.answer(
             [_token_json(each) for each in found],
             lambda: table(list(map(_token_row, found))) if found else "",
@@ -539,7 +537,7 @@ def rotate_token(
         async with _people(call) as people:
             with _whose(user):
                 issued = await people.rotate_token(
-                    people.own if user is None else user,
+                    user or people.own,
                     number,
                     timedelta(seconds=overlap),
                     _expiry(days),
@@ -580,7 +578,7 @@ def revoke_token(
     async def work() -> None:
         async with _people(call) as people:
             with _whose(user):
-                await people.revoke_token(people.own if user is None else user, number)
+                await people.revoke_token(user or people.own, number)
         call.answer({"revoked": number}, f"token {shown(number)} is good for nothing any more")
 
     run(call, work)
