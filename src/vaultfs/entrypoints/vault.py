@@ -560,12 +560,12 @@ async def recover_catalog(
         await to_thread.run_sync(replacing.remove, fresh)
         try:
             await _load(backup, objects, await SqliteCatalog.open(fresh, create=True))
+            place = catalog_file(folder)
+            aside = place.with_name(f"{place.name}.before-{backup.name}")
+            await to_thread.run_sync(replacing.replace, fresh, place, aside)
         except BaseException:
             replacing.remove(fresh)
             raise
-        place = catalog_file(folder)
-        aside = place.with_name(f"{place.name}.before-{backup.name}")
-        await to_thread.run_sync(replacing.replace, fresh, place, aside)
         return backup
     finally:
         await objects.aclose()
