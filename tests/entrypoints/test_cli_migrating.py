@@ -340,3 +340,66 @@ def test_a_vault_none_of_whose_stores_answers_is_not_opened(moving: Moving) -> N
     called = moving("status")
     assert called.code == FAILED
     assert f"its folder {moving.vault / 'objects'} is not there" in str(called.value["error"])
+
+
+# A lost catalog
+
+
+def at_phase(moving: Moving, phase: str) -> None:
+    """Have the vault move as far as `phase`, where each store has all that it is to have."""
+    moving.start()
+    moving.ok("watch")
+    for command, after in (("cutover", "soak"), ("detach", "detached"), ("retire", "settled")):
+        if moving.ok("status")["phase"] == phase:
+            return
+        moving.ok(command, *(("local",) if command == "retire" else ()))
+        assert moving.ok("status")["phase"] == after
+
+
+def put(moving: Moving, name: str) -> None:
+    local = moving.vault.parent / name
+    local.write_bytes(random_bytes(2000, name))
+    assert call("--vault", moving.vault, "put", local, f"/{name}").code == 0
+
+
+def back_up(moving: Moving) -> str:
+    return str(call("--json", "--vault", moving.vault, "backup").value["name"])
+
+
+def lose_catalog(moving: Moving) -> None:
+    for path in moving.vault.glob("catalog.db*"):
+        path.unlink()
+
+
+def rebuild(moving: Moving, *words: str) -> Any:
+    called = call("--json", "-q", "--vault", moving.vault, "rebuild", *words)
+    assert (called.code, called.errors) == (DONE, ""), called
+    return called.value
+
+
+def check(moving: Moving, *names: str) -> None:
+    for name in ("one", "two", *names):
+        assert content(moving, name) == random_bytes(2000, name)
+    assert call("--json", "--vault", moving.vault, "verify").value["clean"]
+
+
+@pytest.mark.parametrize("phase", ["dual", "soak"])
+def test_a_catalog_from_a_backup_knows_how_far_it_was(moving: Moving, phase: str) -> None:
+    at_phase(moving, phase)
+    put(moving, "three")
+    before = moving.ok("status")
+    name = back_up(moving)
+    lose_catalog(moving)
+    assert rebuild(moving)["backup"] == name
+    after = moving.ok("status")
+    assert after.pop("epoch") > before.pop("epoch")
+    for each in ("phase", "source", "target", "level"):
+        assert after[each] == before[each]
+    put(moving, "four")
+    check(moving, "three", "four")
+    if phase != "settled":
+        moving.ok("watch")
+        for command in ("cutover", "detach")[("dual", "soak", "detached").index(phase) :]:
+            moving.ok(command)
+        moving.ok("retire", "local")
+    check(moving, "three", "four")
