@@ -345,15 +345,18 @@ def test_a_vault_none_of_whose_stores_answers_is_not_opened(moving: Moving) -> N
 # A lost catalog
 
 
-def at_phase(moving: Moving, phase: str) -> None:
-    """Have the vault move as far as `phase`, where each store has all that it is to have."""
-    moving.start()
-    moving.ok("watch")
-    for command, after in (("cutover", "soak"), ("detach", "detached"), ("retire", "settled")):
-        if moving.ok("status")["phase"] == phase:
-            return
-        moving.ok(command, *(("local",) if command == "retire" else ()))
-        assert moving.ok("status")["phase"] == after
+FOLLOWING = {
+    "copying": ("watch",),
+    "dual": ("cutover",),
+    "soak": ("detach",),
+    "detached": ("retire", "local"),
+}
+
+
+def advance(moving: Moving, phase: str) -> None:
+    """Have the vault move on as far as `phase`."""
+    while (now := moving.ok("status")["phase"]) != phase:
+        moving.ok(*FOLLOWING[now])
 
 
 def put(moving: Moving, name: str) -> None:
@@ -383,9 +386,10 @@ def check(moving: Moving, *names: str) -> None:
     assert call("--json", "--vault", moving.vault, "verify").value["clean"]
 
 
-@pytest.mark.parametrize("phase", ["dual", "soak"])
+@pytest.mark.parametrize("phase", ["dual", "soak", "detached", "settled"])
 def test_a_catalog_from_a_backup_knows_how_far_it_was(moving: Moving, phase: str) -> None:
-    at_phase(moving, phase)
+    moving.start()
+    advance(moving, phase)
     put(moving, "three")
     before = moving.ok("status")
     name = back_up(moving)
@@ -397,9 +401,44 @@ def test_a_catalog_from_a_backup_knows_how_far_it_was(moving: Moving, phase: str
         assert after[each] == before[each]
     put(moving, "four")
     check(moving, "three", "four")
-    if phase != "settled":
-        moving.ok("watch")
-        for command in ("cutover", "detach")[("dual", "soak", "detached").index(phase) :]:
-            moving.ok(command)
-        moving.ok("retire", "local")
+    if phase == "dual":
+        moving.ok("watch")  # what the new index leaves to the copier
+    advance(moving, "settled")
     check(moving, "three", "four")
+
+
+@pytest.mark.parametrize("phase", ["detached", "settled"])
+def test_backups_are_looked_for_in_every_store(moving: Moving, phase: str) -> None:
+    old = back_up(moving)
+    moving.start()
+    advance(moving, phase)
+    put(moving, "three")
+    new = back_up(moving)
+    lose_catalog(moving)
+    listed = call("--json", "--vault", moving.vault, "backup", "--list").value
+    assert [each["name"] for each in listed] == [old, new]
+    assert rebuild(moving, "--from-backup", new)["backup"] == new
+    check(moving, "three")
+    lose_catalog(moving)
+    assert rebuild(moving, "--from-backup", "latest")["backup"] == new
+    check(moving, "three")
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("phase", ["copying", "soak", "detached"])
+def test_what_a_backup_names_may_have_been_left(moving: Moving, phase: str, gone: bool) -> None:
+    old = back_up(moving)
+    moving.start()
+    advance(moving, phase)
+    name = back_up(moving)
+    advance(moving, "settled")
+    lose_catalog(moving)
+    if gone:
+        shutil.rmtree(moving.vault / "objects")
+    for each in (name, old):
+        assert rebuild(moving, "--from-backup", each)["backup"] == each
+        status = moving.ok("status")
+        assert (status["phase"], status["source"]) == ("settled", "new")
+        check(moving)
+    put(moving, "three")
+    check(moving, "three")

@@ -9,7 +9,7 @@ import anyio
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.domain.errors import NotAVault, Unsupported
 from vaultfs.entrypoints.settings import CATALOG, Settings
-from vaultfs.entrypoints.stores import ELSEWHERE
+from vaultfs.entrypoints.stores import ELSEWHERE, OTHERS
 from vaultfs.ports.catalog import Catalog
 
 OWNER: Final = "me"
@@ -38,7 +38,9 @@ async def open_catalog(folder: Path) -> SqliteCatalog:
 async def has_objects(folder: Path) -> bool:
     """Whether there is, or is said to be, a store of the vault in `folder`."""
     where = anyio.Path(folder)
-    return await (where / "objects").is_dir() or await (where / ELSEWHERE).is_file()
+    if await (where / "objects").is_dir():
+        return True
+    return await (where / ELSEWHERE).is_file() or await (where / OTHERS).is_file()
 
 
 async def catalog_of(settings: Settings, *, create: bool = False) -> Catalog:

@@ -247,12 +247,16 @@ def rebuild(
 
 async def _recover(call: Session, name: str | None) -> "Backup | None":
     """Bring the catalog back from a backup if that was asked for, or if it is gone."""
+    import os
+
     from vaultfs.entrypoints.opening import has_catalog
-    from vaultfs.entrypoints.vault import recover_catalog, recover_database
+    from vaultfs.entrypoints.placing import named_stores
+    from vaultfs.entrypoints.recovering import recover_catalog, recover_database
 
     settings = call.settings
     nothing = settings.objects is not None and not settings.objects.is_dir()
-    if name is None and (nothing or await has_catalog(settings)):
+    nowhere = nothing and not named_stores(settings.folder, os.environ)
+    if name is None and (nowhere or await has_catalog(settings)):
         return None
     wanted = None if name in {None, "latest"} else name
     if settings.database is None:
@@ -271,8 +275,9 @@ def backup(
     call = session(vault, as_json=as_json, quiet=quiet)
 
     async def look() -> None:
-        async with opened(call) as vault:
-            found = await vault.recovery.backups()
+        from vaultfs.entrypoints.recovering import backups_of
+
+        found = await backups_of(call.settings)
         call.answer(
             [_backup_json(each) for each in found] if call.json else None,
             lambda: (
