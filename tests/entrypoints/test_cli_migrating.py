@@ -442,3 +442,27 @@ def test_what_a_backup_names_may_have_been_left(moving: Moving, phase: str, gone
         check(moving)
     put(moving, "three")
     check(moving, "three")
+
+
+def test_a_backup_from_before_the_migration_says_what_it_does_not_know(moving: Moving) -> None:
+    old = back_up(moving)
+    moving.start()
+    advance(moving, "soak")
+    new = back_up(moving)
+    called = call("--vault", moving.vault, "rebuild", "--from-backup", new)
+    assert (called.code, "migrat" in called.out) == (DONE, False)
+    assert rebuild(moving, "--from-backup", new)["idle_stores"] == []
+
+    told = call("--vault", moving.vault, "rebuild", "--from-backup", old).out.splitlines()[-1]
+    begin = f"--to new={moving.target.as_uri()}"
+    assert told == (
+        "the backup knows of no migration to new: everything is in local by it, and what is put"
+        f" goes to local alone; `vaultfs migrate start {begin}` begins one again"
+    )
+    again = rebuild(moving, "--from-backup", old)
+    assert (again["stores"], again["idle_stores"]) == (["local"], ["new"])
+    assert rebuild(moving)["idle_stores"] == []  # there it is no news
+    put(moving, "three")
+    moving.ok("start", *begin.split())
+    advance(moving, "settled")
+    check(moving, "three")
