@@ -466,3 +466,18 @@ def test_a_backup_from_before_the_migration_says_what_it_does_not_know(moving: M
     moving.ok("start", *begin.split())
     advance(moving, "settled")
     check(moving, "three")
+
+
+def test_the_newest_backup_may_be_in_a_store_that_does_not_answer(moving: Moving) -> None:
+    old = back_up(moving)
+    moving.start()
+    advance(moving, "detached")
+    new = back_up(moving)
+    lose_catalog(moving)
+    moving.target.rename(moving.target.with_name("away"))
+    for wanted in ((), ("--from-backup", new)):
+        called = call("--json", "--vault", moving.vault, "rebuild", *wanted)
+        assert (called.code, called.value["error"]["code"]) == (FAILED, "store_misconfigured")
+        assert not list(moving.vault.glob("catalog.db*"))
+    assert rebuild(moving, "--from-backup", old)["stores"] == ["local"]
+    check(moving)

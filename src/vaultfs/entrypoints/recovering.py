@@ -17,7 +17,7 @@ from attrs import define, field
 from vaultfs.adapters.sql import replacing
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.adapters.system import SystemClock
-from vaultfs.domain.errors import Corrupt, NotAVault, NotFound
+from vaultfs.domain.errors import Corrupt, NotAVault, NotFound, VaultError
 from vaultfs.domain.migrating import Settle
 from vaultfs.domain.migration import Phase, Placement
 from vaultfs.domain.nodes import UserId, micros
@@ -96,20 +96,23 @@ class LostVault:
     async def find(self, name: str | None) -> tuple[Backup, list[ObjectStore]]:
         """The backup of that name, or the newest, and the stores that have it.
 
-        Which is the newest is not known as long as a store does not answer. Raises `NotFound`,
-        `NotAVault`, `Corrupt` for a backup of another vault, and why that store did not answer.
+        Which is the newest is not known as long as a store does not answer, nor what is nowhere.
+        Raises `NotFound`, `NotAVault`, `Corrupt` for a backup of another vault, and why that
+        store did not answer.
         """
         self.check()
-        for error in self.silent.values():
-            if name is None:
-                raise error
+        missing: VaultError | None = next(iter(self.silent.values()), None)
+        if name is None and missing is not None:
+            raise missing
         found: list[tuple[Backup, ObjectStore]] = []
         for store in self.marked:
             try:
                 found.append((await find_backup(store, name), store))
-            except NotFound:
-                if store is self.marked[-1] and not found:
-                    raise
+            except NotFound as error:
+                missing = missing or error
+        if not found:
+            assert missing is not None
+            raise missing
         newest = max((backup for backup, _ in found), key=lambda backup: backup.created)
         if newest.vault_id != self.owner:
             raise Corrupt(f"backup {newest.name} is of another vault")
