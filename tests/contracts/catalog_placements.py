@@ -22,6 +22,7 @@ from vaultfs.domain.migrating import (
     Pause,
     Propose,
     Retry,
+    Settle,
     Step,
     Throttle,
 )
@@ -528,6 +529,30 @@ class PlacementContract:
         await catalog.collect(seen, NOBODY, 2 * START)
         assert await lacking(catalog) == 1, "a scrub of the one store says nothing of the other"
         assert await catalog.claim_scrub(ScrubWanted(scrub, START + 1, "t"), START) == []
+
+    async def test_a_dump_knows_where_packs_go(
+        self, catalog: Catalog, empty: Catalog, me: Caller
+    ) -> None:
+        before = await go(catalog, Command.START, Command.DUAL)
+        await step(catalog, Throttle(Pace(bytes_per_second=7)))
+        await empty.load(catalog.dump())
+        after = await empty.placement()
+        assert after is not None
+        assert after == evolve(before, epoch=after.epoch, pace=Pace(bytes_per_second=7))
+        assert after.epoch > before.epoch + 1, "servers may have gone by a later one"
+        again = Caller(empty, me.user)
+        await again.do(stored("p", again, "s", "t", epoch=after.epoch))
+        assert await step(empty, Pause(paused=True)) == after.epoch + 1
+
+    async def test_everything_can_be_said_to_be_in_one_store(
+        self, catalog: Catalog, empty: Catalog, me: Caller
+    ) -> None:
+        await empty.load(catalog.dump())
+        epoch = await step(empty, Settle("t"))
+        assert await empty.placement() == Placement(epoch, Phase.SETTLED, "t")
+        again = Caller(empty, me.user)
+        await again.do(stored("p", again, "t", epoch=epoch))
+        await step(empty, Propose("t", "s", Level.DIGEST))
 
     async def test_what_a_scrub_finds_damaged_is_copied_again(
         self, catalog: Catalog, me: Caller

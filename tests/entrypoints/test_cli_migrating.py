@@ -342,3 +342,144 @@ def test_a_vault_none_of_whose_stores_answers_is_not_opened(moving: Moving) -> N
     called = moving("status")
     assert called.code == FAILED
     assert f"its folder {moving.vault / 'objects'} is not there" in str(called.value["error"])
+
+
+# A lost catalog
+
+
+FOLLOWING = {
+    "copying": ("watch",),
+    "dual": ("cutover",),
+    "soak": ("detach",),
+    "detached": ("retire", "local"),
+}
+
+
+def advance(moving: Moving, phase: str) -> None:
+    """Have the vault move on as far as `phase`."""
+    while (now := moving.ok("status")["phase"]) != phase:
+        moving.ok(*FOLLOWING[now])
+
+
+def put(moving: Moving, name: str) -> None:
+    local = moving.vault.parent / name
+    local.write_bytes(random_bytes(2000, name))
+    assert call("--vault", moving.vault, "put", local, f"/{name}").code == 0
+
+
+def back_up(moving: Moving) -> str:
+    return str(call("--json", "--vault", moving.vault, "backup").value["name"])
+
+
+def lose_catalog(moving: Moving) -> None:
+    for path in moving.vault.glob("catalog.db*"):
+        path.unlink()
+
+
+def rebuild(moving: Moving, *words: str) -> Any:
+    called = call("--json", "-q", "--vault", moving.vault, "rebuild", *words)
+    assert (called.code, called.errors) == (DONE, ""), called
+    return called.value
+
+
+def check(moving: Moving, *names: str) -> None:
+    for name in ("one", "two", *names):
+        assert content(moving, name) == random_bytes(2000, name)
+    assert call("--json", "--vault", moving.vault, "verify").value["clean"]
+
+
+@pytest.mark.parametrize("phase", ["dual", "soak", "detached", "settled"])
+def test_a_catalog_from_a_backup_knows_how_far_it_was(moving: Moving, phase: str) -> None:
+    moving.start()
+    advance(moving, phase)
+    put(moving, "three")
+    before = moving.ok("status")
+    name = back_up(moving)
+    lose_catalog(moving)
+    assert rebuild(moving)["backup"] == name
+    after = moving.ok("status")
+    assert after.pop("epoch") > before.pop("epoch")
+    for each in ("phase", "source", "target", "level"):
+        assert after[each] == before[each]
+    put(moving, "four")
+    check(moving, "three", "four")
+    if phase == "dual":
+        moving.ok("watch")  # what the new index leaves to the copier
+    advance(moving, "settled")
+    check(moving, "three", "four")
+
+
+@pytest.mark.parametrize("phase", ["detached", "settled"])
+def test_backups_are_looked_for_in_every_store(moving: Moving, phase: str) -> None:
+    old = back_up(moving)
+    moving.start()
+    advance(moving, phase)
+    put(moving, "three")
+    new = back_up(moving)
+    lose_catalog(moving)
+    listed = call("--json", "--vault", moving.vault, "backup", "--list").value
+    assert [each["name"] for each in listed] == [old, new]
+    assert rebuild(moving, "--from-backup", new)["backup"] == new
+    check(moving, "three")
+    lose_catalog(moving)
+    assert rebuild(moving, "--from-backup", "latest")["backup"] == new
+    check(moving, "three")
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("phase", ["copying", "soak", "detached"])
+def test_what_a_backup_names_may_have_been_left(moving: Moving, phase: str, gone: bool) -> None:
+    old = back_up(moving)
+    moving.start()
+    advance(moving, phase)
+    name = back_up(moving)
+    advance(moving, "settled")
+    lose_catalog(moving)
+    if gone:
+        shutil.rmtree(moving.vault / "objects")
+    for each in (name, old):
+        assert rebuild(moving, "--from-backup", each)["backup"] == each
+        status = moving.ok("status")
+        assert (status["phase"], status["source"]) == ("settled", "new")
+        check(moving)
+    put(moving, "three")
+    check(moving, "three")
+
+
+def test_a_backup_from_before_the_migration_says_what_it_does_not_know(moving: Moving) -> None:
+    old = back_up(moving)
+    moving.start()
+    advance(moving, "soak")
+    new = back_up(moving)
+    called = call("--vault", moving.vault, "rebuild", "--from-backup", new)
+    assert (called.code, "migrat" in called.out) == (DONE, False)
+    assert rebuild(moving, "--from-backup", new)["idle_stores"] == []
+
+    told = call("--vault", moving.vault, "rebuild", "--from-backup", old).out.splitlines()[-1]
+    begin = f"--to new={moving.target.as_uri()}"
+    assert told == (
+        "the backup knows of no migration to new: everything is in local by it, and what is put"
+        f" goes to local alone; `vaultfs migrate start {begin}` begins one again"
+    )
+    again = rebuild(moving, "--from-backup", old)
+    assert (again["stores"], again["idle_stores"]) == (["local"], ["new"])
+    assert rebuild(moving)["idle_stores"] == []  # there it is no news
+    put(moving, "three")
+    moving.ok("start", *begin.split())
+    advance(moving, "settled")
+    check(moving, "three")
+
+
+def test_the_newest_backup_may_be_in_a_store_that_does_not_answer(moving: Moving) -> None:
+    old = back_up(moving)
+    moving.start()
+    advance(moving, "detached")
+    new = back_up(moving)
+    lose_catalog(moving)
+    moving.target.rename(moving.target.with_name("away"))
+    for wanted in ((), ("--from-backup", new)):
+        called = call("--json", "--vault", moving.vault, "rebuild", *wanted)
+        assert (called.code, called.value["error"]["code"]) == (FAILED, "store_misconfigured")
+        assert not list(moving.vault.glob("catalog.db*"))
+    assert rebuild(moving, "--from-backup", old)["stores"] == ["local"]
+    check(moving)

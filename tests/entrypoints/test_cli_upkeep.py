@@ -3,6 +3,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests.entrypoints.cli_calls import COMMAND, Called, Cli, call, copy_of, new_vault, noise
 from typer.main import get_command
 
+from vaultfs.adapters.sql import connections
 from vaultfs.domain import errors
 from vaultfs.domain.errors import InvalidField, InvalidName, VaultError
 from vaultfs.entrypoints.cli import COMMANDS as MODULES
@@ -234,6 +236,39 @@ def test_a_backup_can_be_named(cli: Cli) -> None:
     assert aside == [f"catalog.db.before-{first}", f"catalog.db.before-{first}-2"]
     assert cli.refused("rebuild", "--from-backup", "nonsense") == "not_found"
     assert sorted(each.name for each in cli.vault.glob("catalog.db?*")) == aside
+
+
+@pytest.mark.parametrize("damage", ["text", "zeros", "short"])
+def test_a_catalog_without_its_first_page_is_replaced(cli: Cli, damage: str) -> None:
+    put(cli, "/f", b"text")
+    name = cli.json("backup")["name"]
+    catalog = cli.vault / "catalog.db"
+    whole = catalog.read_bytes()
+    damaged = {
+        "text": b"hello this is text\n",
+        "zeros": bytes(4096) + whole[4096:],
+        "short": whole[:50],
+    }
+    catalog.write_bytes(damaged[damage])
+    assert cli.json("rebuild", "--from-backup", "latest")["backup"] == name
+    assert cli.read("/f") == b"text"
+    assert cli.json("verify")["clean"] is True
+    aside = cli.vault / f"catalog.db.before-{name}"
+    assert aside.read_bytes() == damaged[damage]
+    assert not list(cli.vault.glob("catalog.db.new*"))
+
+
+def test_a_catalog_that_somebody_writes_is_not_replaced(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("backup")
+    monkeypatch.setattr(connections, "BUSY_AFTER", 0.1)
+    with closing(sqlite3.connect(cli.vault / "catalog.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert cli.refused("rebuild", "--from-backup", "latest") == "busy"
+        writer.execute("ROLLBACK")
+    assert not list(cli.vault.glob("catalog.db.new*"))
+    cli("rebuild", "--from-backup", "latest")
 
 
 def test_a_damaged_backup_leaves_nothing_behind(cli: Cli) -> None:

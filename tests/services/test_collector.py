@@ -50,8 +50,9 @@ from vaultfs.domain.services.scrub import Scrub
 from vaultfs.domain.services.upkeep import Plan
 from vaultfs.domain.services.uploads import Purpose
 from vaultfs.entrypoints.opening import OWNER
+from vaultfs.entrypoints.recovering import recover_catalog
 from vaultfs.entrypoints.settings import Settings
-from vaultfs.entrypoints.vault import Vault, init_vault, open_vault, recover_catalog
+from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
 from vaultfs.ports.catalog import ScrubWanted
 from vaultfs.ports.objects import ObjectInfo, ObjectStore, StoreUnavailable
 

@@ -59,8 +59,9 @@ from vaultfs.domain.packs import (
 from vaultfs.domain.services.packer import PACK_PREFIX, pack_key
 from vaultfs.domain.services.recovery import BACKUPS
 from vaultfs.domain.services.uploads import Purpose
+from vaultfs.entrypoints.recovering import recover_catalog
 from vaultfs.entrypoints.settings import Settings
-from vaultfs.entrypoints.vault import MARKER, Vault, init_vault, open_vault, recover_catalog
+from vaultfs.entrypoints.vault import MARKER, Vault, init_vault, open_vault
 from vaultfs.ports.catalog import Location
 from vaultfs.ports.objects import ObjectInfo
 

@@ -13,8 +13,9 @@ from vaultfs.adapters.local import LocalObjectStore
 from vaultfs.domain.errors import CatalogUnavailable, InvalidField, InvalidName, OutcomeUnknown
 from vaultfs.domain.integrity import Depth
 from vaultfs.domain.operations import Outcome, Unit
+from vaultfs.entrypoints.recovering import recover_catalog
 from vaultfs.entrypoints.settings import Settings
-from vaultfs.entrypoints.vault import Vault, init_vault, open_vault, recover_catalog
+from vaultfs.entrypoints.vault import Vault, init_vault, open_vault
 
 
 @pytest.fixture

@@ -53,6 +53,13 @@ class Throttle:
 
 
 @frozen
+class Settle:
+    """Have everything be in one store, in a catalog that knows no pack yet. Answers the epoch."""
+
+    store: str
+
+
+@frozen
 class Announce:
     """A server is running, and knows where these stores are; or it is not any more."""
 
@@ -96,7 +103,7 @@ class NoteLost:
     keys: tuple[Digest, ...] = field(repr=lambda keys: f"<{len(keys)} keys>")
 
 
-Step = Propose | Follow | Pause | Throttle | Announce | NoteCopied | Retry | NoteLost
+Step = Propose | Follow | Pause | Throttle | Settle | Announce | NoteCopied | Retry | NoteLost
 
 
 @frozen

@@ -10,7 +10,7 @@ import anyio
 from vaultfs.adapters.sql.sqlite import SqliteCatalog
 from vaultfs.domain.errors import NotAVault, Unsupported
 from vaultfs.entrypoints.settings import CATALOG, Settings
-from vaultfs.entrypoints.stores import ELSEWHERE
+from vaultfs.entrypoints.stores import ELSEWHERE, OTHERS
 from vaultfs.ports.catalog import Catalog
 
 _HOST_AND_PORT: Final = re.compile(r"[\w.-]+:\d{1,5}")
@@ -48,7 +48,9 @@ def _if_server(name: str) -> str:
 async def has_objects(folder: Path) -> bool:
     """Whether there is, or is said to be, a store of the vault in `folder`."""
     where = anyio.Path(folder)
-    return await (where / "objects").is_dir() or await (where / ELSEWHERE).is_file()
+    if await (where / "objects").is_dir():
+        return True
+    return await (where / ELSEWHERE).is_file() or await (where / OTHERS).is_file()
 
 
 async def catalog_of(settings: Settings, *, create: bool = False) -> Catalog:

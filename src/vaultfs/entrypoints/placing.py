@@ -20,7 +20,7 @@ from vaultfs.adapters.wrappers.late import LateObjectStore
 from vaultfs.adapters.wrappers.placed import PlacedObjectStore
 from vaultfs.domain.errors import InvalidField
 from vaultfs.domain.migration import Phase, Placement
-from vaultfs.entrypoints.stores import scheme_of
+from vaultfs.entrypoints.stores import OTHERS, scheme_of
 from vaultfs.ports.objects import StoreError, StoreMisconfigured, WrongStore
 from vaultfs.ports.stores import Shadow, Stores
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from vaultfs.ports.objects import ObjectStore
 
 VARIABLE: Final = "VAULTFS_STORES"
-FILE: Final = "stores"
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
@@ -47,8 +46,8 @@ def parse_store(text: str) -> tuple[str, str]:
 def named_stores(folder: Path | None, environment: Mapping[str, str]) -> dict[str, str]:
     """The addresses of the stores that are named for a vault, by name."""
     found: dict[str, str] = {}
-    if folder is not None and (folder / FILE).is_file():
-        found.update(map(parse_store, (folder / FILE).read_text().split()))
+    if folder is not None and (folder / OTHERS).is_file():
+        found.update(map(parse_store, (folder / OTHERS).read_text().split()))
     found.update(map(parse_store, environment.get(VARIABLE, "").split()))
     return found
 
@@ -64,12 +63,12 @@ def name_store(folder: Path, name: str, url: str) -> None:
     kept = named_stores(folder, {})
     _see_that_it_is_no_other(kept, name, url)
     kept[name] = url
-    fresh = folder / f"{FILE}.new"
+    fresh = folder / f"{OTHERS}.new"
     with fresh.open("w") as file:
         file.write("".join(f"{each}={where}\n" for each, where in kept.items()))
         file.flush()
         os.fsync(file.fileno())
-    fresh.rename(folder / FILE)
+    fresh.rename(folder / OTHERS)
 
 
 def _see_that_it_is_no_other(kept: Mapping[str, str], name: str, url: str) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vaultfs.ports.objects import ObjectStore
 
 ELSEWHERE: Final = "store.url"
+OTHERS: Final = "stores"
+"""The file in which a vault's folder names stores that it moves to."""
 
 
 async def _open_file(url: str, name: str | None) -> "ObjectStore":

@@ -40,7 +40,7 @@ from vaultfs.domain.services.intake import Intake
 from vaultfs.domain.services.integrity import Integrity
 from vaultfs.domain.services.packer import Packer
 from vaultfs.domain.services.reader import Reader
-from vaultfs.domain.services.recovery import Backup, Recovery, find_backup
+from vaultfs.domain.services.recovery import Recovery
 from vaultfs.domain.services.tasks import task_group
 from vaultfs.domain.services.transfer import Transfer
 from vaultfs.entrypoints.opening import (
@@ -49,7 +49,6 @@ from vaultfs.entrypoints.opening import (
     catalog_of,
     has_catalog,
     has_objects,
-    open_database,
 )
 from vaultfs.entrypoints.placing import VaultStores, alone, kept_already, placed_around
 from vaultfs.entrypoints.settings import Settings
@@ -277,7 +276,7 @@ async def init_vault(folder: Path, store: str | None = None) -> str:
         raise Exists(f"{folder} is not empty: name a folder that is empty or not there yet")
     elsewhere = store or await to_thread.run_sync(remembered, folder)
     if elsewhere is None:
-        await to_thread.run_sync(_make_folder, folder)
+        await to_thread.run_sync(make_folder, folder)
         await (path / "objects").mkdir(exist_ok=True)
         objects = await open_store(folder)
     else:
@@ -301,7 +300,7 @@ async def _claimed(folder: Path, url: str) -> ObjectStore:
     try:
         if not await anyio.Path(catalog_file(folder)).exists():
             await _see_that_it_is_free(objects, url)
-        await to_thread.run_sync(_make_folder, folder)
+        await to_thread.run_sync(make_folder, folder)
         await to_thread.run_sync(remember, folder, url)
     except BaseException:
         await objects.aclose()
@@ -329,7 +328,7 @@ async def init_database(settings: Settings, *, exist_ok: bool = False) -> str:
     database and store do not belong together.
     """
     if settings.objects is not None:
-        await to_thread.run_sync(_make_folder, settings.objects)
+        await to_thread.run_sync(make_folder, settings.objects)
     store = await store_of(settings)
     try:
         free = await _holds_nothing(settings, store)
@@ -397,11 +396,11 @@ async def have_vault(settings: Settings) -> None:
         await init_vault(settings.home, settings.store)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Have `folder` and those above it, and have their names on the disk."""
     folder = folder.absolute()
     if not folder.exists():
-        _make_folder(folder.parent)
+        make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         replacing.flush_folder(folder.parent)
 
@@ -410,7 +409,7 @@ def make_folder_of(url: str) -> None:
     """Have the folder that a store's address names, if the one above it is there."""
     folder = folder_of(url)
     if folder is not None and folder.parent.is_dir():
-        _make_folder(folder)
+        make_folder(folder)
 
 
 def _is_free(folder: Path) -> bool:
@@ -535,78 +534,3 @@ async def compose(
             )
         finally:
             packer.flush()
-
-
-async def recover_catalog(
-    folder: Path, name: str | None = None, *, store: str | None = None
-) -> Backup:
-    """Bring the catalog of the vault in `folder` back from a backup in its store.
-
-    `store` is its address if it is not in the folder, which may then be lost altogether.
-    Takes the newest backup, or the one called `name`; a catalog that is there is set
-    aside as `catalog.db.before-<backup>`, or with a number behind it. What was put after
-    the backup was made is not in it; its chunks are found again by `Recovery.rebuild`,
-    which is to follow. A crash leaves the old catalog or, for a moment, none: then the call
-    is to be repeated. Processes that have the vault open are told to open it again. Raises
-    `NotAVault`, `NotFound`, `Corrupt`, `Busy`.
-    """
-    objects = await (open_store(folder) if store is None else open_objects(store))
-    fresh = folder / "catalog.db.new"
-    try:
-        backup = await _backup_in(objects, store or str(folder), name)
-        if store is not None:
-            await to_thread.run_sync(_make_folder, folder)
-            await to_thread.run_sync(remember, folder, store)
-        await to_thread.run_sync(replacing.remove, fresh)
-        try:
-            await _load(backup, objects, await SqliteCatalog.open(fresh, create=True))
-        except BaseException:
-            replacing.remove(fresh)
-            raise
-        place = catalog_file(folder)
-        aside = place.with_name(f"{place.name}.before-{backup.name}")
-        await to_thread.run_sync(replacing.replace, fresh, place, aside)
-        return backup
-    finally:
-        await objects.aclose()
-
-
-async def recover_database(settings: Settings, name: str | None = None) -> Backup:
-    """Bring the catalog in a database back from a backup in its store: see `recover_catalog`.
-
-    The tables that are there are set aside in a schema called `before-<backup>`. A crash
-    leaves the old catalog. Processes that have the vault open go on with the new one.
-    """
-    from vaultfs.adapters.sql.postgres_copies import FRESH, drop_fresh, replace
-
-    assert settings.database is not None
-    store = await store_of(settings)
-    try:
-        backup = await _backup_in(store, settings.store_name, name)
-        await drop_fresh(settings.database)
-        catalog = await open_database(settings.database, create=True, schema=FRESH)
-        await _load(backup, store, catalog)
-        await replace(settings.database, f"before-{backup.name}")
-        return backup
-    finally:
-        await store.aclose()
-
-
-async def _backup_in(store: ObjectStore, where: str, name: str | None) -> Backup:
-    """The backup of that name, or the newest, of the vault that the store is of."""
-    owner = await _owner_of(store)
-    if owner is None:
-        raise NotAVault(f"there is no vault in {where}")
-    backup = await find_backup(store, name)
-    if backup.vault_id != owner:
-        raise Corrupt(f"backup {backup.name} is of another vault")
-    return backup
-
-
-async def _load(backup: Backup, store: ObjectStore, catalog: Catalog) -> None:
-    """Fill the empty `catalog` from a backup, and close it."""
-    try:
-        reader = Reader(store, catalog, Budget(0), anyio.CapacityLimiter(1))
-        await Recovery(store, catalog, reader, SystemClock()).load(backup)
-    finally:
-        await catalog.aclose()

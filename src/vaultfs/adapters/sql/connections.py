@@ -182,7 +182,10 @@ def _began(connection: sqlite3.Connection, *, last: bool) -> bool:
 
 
 def connect(path: FilePath | None) -> sqlite3.Connection:
-    """A connection with what every one of ours has."""
+    """A connection with what every one of ours has.
+
+    Raises `sqlite3.DatabaseError` for a file that is no database.
+    """
     connection = sqlite3.connect(
         ":memory:" if path is None else path,
         timeout=BUSY_AFTER,
@@ -190,9 +193,13 @@ def connect(path: FilePath | None) -> sqlite3.Connection:
         check_same_thread=False,
         cached_statements=256,
     )
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA cache_size = -16384")
-    connection.execute("PRAGMA temp_store = MEMORY")
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -16384")
+        connection.execute("PRAGMA temp_store = MEMORY")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

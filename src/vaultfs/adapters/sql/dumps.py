@@ -4,8 +4,9 @@
     {"table": "nodes", "rows": [[...], ...]}            many of these
     {"end": true, "lines": 12345, "digest": "..."}      BLAKE3 of all lines before
 
-Bytes are written as hexadecimal digits. Ids handed out between the dump and a load
-must not be handed out again, so a load moves every counter far ahead.
+Bytes are written as hexadecimal digits. Where packs go is in it too, so that a migration goes
+on from there; a vault that never moved has no such row. Ids handed out between the dump and a
+load must not be handed out again, so a load moves every counter far ahead.
 """
 
 import json
@@ -24,6 +25,16 @@ ROWS: Final = 2000
 """Rows that a line of a dump has at the most."""
 LEAP: Final = 1 << 32
 """More ids than a catalog hands out between a backup and its loss."""
+STEPS: Final = 1000
+"""More steps than migrations take between a backup and the loss of the catalog."""
+RAISED: Final = (
+    (
+        f"UPDATE epochs SET value = value + {STEPS} WHERE name = 'placement'"
+        " AND EXISTS (SELECT 1 FROM placement)"
+    ),
+    "UPDATE placement SET epoch = (SELECT value FROM epochs WHERE name = 'placement')",
+)
+"""Has servers that went by a later placement than that of the dump go by that of the dump."""
 UNRECONCILED: Final = "unreconciled"
 """The row of `meta` that a catalog from a dump has until it was compared with its store."""
 INDEXED: Final = f"UPDATE meta SET value = 'indexed' WHERE key = '{UNRECONCILED}'"
@@ -192,6 +203,8 @@ class Loader:
         """Commit; the id of the vault that was dumped. Raises `Corrupt` if it has no end."""
         self._reading.finish()
         self._connection.execute("UPDATE counters SET next = next + ?", (LEAP,))
+        for raised in RAISED:
+            self._connection.execute(raised)
         self._connection.execute("INSERT INTO meta(key, value) VALUES (?, '')", (UNRECONCILED,))
         self._connection.execute("COMMIT")
         row = self._connection.execute("SELECT value FROM meta WHERE key = 'vault_id'").fetchone()

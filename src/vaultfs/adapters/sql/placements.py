@@ -309,6 +309,12 @@ def _throttle(tx: Transaction, unit: Unit, step: steps.Throttle) -> Program[int]
     return (yield from _write(tx, unit, throttle(now, step.pace)))
 
 
+def _settle(tx: Transaction, unit: Unit, step: steps.Settle) -> Program[int]:
+    yield from _raise_epoch()
+    [(epoch,)] = yield Run("SELECT value FROM epochs WHERE name = 'placement'")
+    return (yield from _write(tx, unit, Placement(epoch, Phase.SETTLED, step.store)))
+
+
 def _announce(tx: Transaction, unit: Unit, step: steps.Announce) -> Program[int]:
     now = now_of(tx, unit)
     yield Run(
@@ -378,6 +384,7 @@ _PROGRAMS: Final[dict[type, Callable[[Transaction, Unit, Any], Program[int]]]] =
     steps.Follow: _follow,
     steps.Pause: _pause,
     steps.Throttle: _throttle,
+    steps.Settle: _settle,
     steps.Announce: _announce,
     steps.NoteCopied: _note_copied,
     steps.Retry: _retry,

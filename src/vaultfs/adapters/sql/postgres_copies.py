@@ -36,7 +36,7 @@ TABLES: Final = (
     *("packs", "pack_locations", "chunks", "pins"),
     *("uploads", "upload_entries", "upload_tails"),
     *("lock_state", "lock_sessions", "answers"),
-    *("collections", "doomed", "scrubs", "placement"),
+    *("collections", "doomed", "scrubs"),
     *("paces", "servers", "rewrites"),
 )
 
@@ -107,6 +107,7 @@ class Loader:
         self._reading.finish()
         with translated(self._name):
             await self._connection.execute("UPDATE counters SET next = next + $1", dumps.LEAP)
+            await self._connection.execute("; ".join(dumps.RAISED))
             await self._connection.execute(
                 "INSERT INTO meta(key, value) VALUES ($1, '')", dumps.UNRECONCILED
             )

@@ -2,7 +2,7 @@
 
 import os
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -31,8 +31,8 @@ def replace(fresh: Path, path: Path, aside: Path) -> None:
     if path.exists():
         # Closed before the new one comes: the last to close a database removes the log that
         # has its name.
-        with closing(connect(path)) as old:
-            sound = _lock(old, path)
+        with ExitStack() as stack:
+            sound = _lock(path, stack)
             kept = _set_aside(path, aside)
         if sound:
             _join(kept)
@@ -42,10 +42,13 @@ def replace(fresh: Path, path: Path, aside: Path) -> None:
     flush_folder(path.parent)
 
 
-def _lock(old: sqlite3.Connection, path: Path) -> bool:
-    """Keep others from writing; whether the database is sound enough for that."""
+def _lock(path: Path, stack: ExitStack) -> bool:
+    """Keep others from writing until `stack` ends; whether the database is sound enough for that.
+
+    Already a connection reads the first page, which may be the damaged one.
+    """
     try:
-        begin(old)
+        begin(stack.enter_context(closing(connect(path))))
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             raise Busy(f"{path}: another process is writing: try again later") from error

@@ -436,9 +436,13 @@ DUMPED: Final[dict[str, tuple[str, ...]]] = {
     "grants": ("node", "grantee", "tree", "role", "actor", "at"),
     "audit": ("id", "at", "actor", "kind", "subject", "op_id"),
     "changes": ("tree", "seq", "node", "kind", "revision", "version", "actor", "at", "op_id"),
+    "placement": (
+        *("id", "epoch", "phase", "source", "target", "paused", "level", "changed"),
+        *("bytes_a_second", "objects_a_second"),
+    ),
 }
 """The tables that a dump holds, with their columns. Packs and chunks are not among them:
-the packs themselves say what is in them."""
+the packs themselves say what is in them, and each store which it has."""
 
 BLOBS: Final = frozenset(
     {

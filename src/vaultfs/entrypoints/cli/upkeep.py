@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vaultfs.domain.integrity import Findings
     from vaultfs.domain.retention import Retention
     from vaultfs.domain.services.recovery import Backup
+    from vaultfs.entrypoints.vault import Vault
     from vaultfs.ports.catalog import Usage
 
 
@@ -227,6 +228,8 @@ def rebuild(
             packed = (await vault.catalog.stats()).packed
             with call.progress("rebuild", packed or None) as bar:
                 done = await vault.recovery.rebuild(check=check, progress=bar.advance)
+            stores = sorted(vault.objects.placement.write_set)
+            idle = _idle_stores(vault) if recovered else {}
         for problem in done.problems:
             call.remark(f"vaultfs: {shown(problem)}")
         call.answer(
@@ -236,23 +239,51 @@ def rebuild(
                 "chunks": done.chunks,
                 "versions": done.versions,
                 "problems": list(done.problems),
+                "stores": stores,
+                "idle_stores": list(idle),
             },
             f"indexed {counted(done.chunks, 'chunk')} in {counted(done.packs, 'pack')}"
-            f" for {counted(done.versions, 'version')}",
+            f" for {counted(done.versions, 'version')}{_forgotten(stores, idle)}",
         )
         return ExitCode.FAILED if done.problems else ExitCode.DONE
 
     run(call, work)
 
 
+def _idle_stores(vault: "Vault") -> dict[str, str]:
+    """The stores, by name, that are named for a vault and that nothing is put to or read from."""
+    import os
+
+    from vaultfs.entrypoints.placing import named_stores
+
+    named = named_stores(vault.settings.folder, os.environ)
+    used = vault.objects.placement.stores
+    return {name: url for name, url in named.items() if name not in used}
+
+
+def _forgotten(stores: list[str], idle: dict[str, str]) -> str:
+    """What to know where a backup is older than a migration, or than the release that kept it."""
+    here = ", ".join(stores)
+    return "".join(
+        f"\nthe backup knows of no migration to {name}: everything is in {here} by it, and what is"
+        f" put goes to {here} alone; `vaultfs migrate start --to {shown(f'{name}={url}')}` begins"
+        " one again"
+        for name, url in idle.items()
+    )
+
+
 async def _recover(call: Session, name: str | None) -> "Backup | None":
     """Bring the catalog back from a backup if that was asked for, or if it is gone."""
+    import os
+
     from vaultfs.entrypoints.opening import has_catalog
-    from vaultfs.entrypoints.vault import recover_catalog, recover_database
+    from vaultfs.entrypoints.placing import named_stores
+    from vaultfs.entrypoints.recovering import recover_catalog, recover_database
 
     settings = call.settings
     nothing = settings.objects is not None and not settings.objects.is_dir()
-    if name is None and (nothing or await has_catalog(settings)):
+    nowhere = nothing and not named_stores(settings.folder, os.environ)
+    if name is None and (nowhere or await has_catalog(settings)):
         return None
     wanted = None if name in {None, "latest"} else name
     if settings.database is None:
@@ -271,8 +302,9 @@ def backup(
     call = session(vault, as_json=as_json, quiet=quiet)
 
     async def look() -> None:
-        async with opened(call) as vault:
-            found = await vault.recovery.backups()
+        from vaultfs.entrypoints.recovering import backups_of
+
+        found = await backups_of(call.settings)
         call.answer(
             [_backup_json(each) for each in found] if call.json else None,
             lambda: (
