@@ -248,7 +248,7 @@ class Surface(Look):
     ) -> "Summary":
         """Bring a local folder and the folder `path` in step, both ways; see `docs/sync.md`.
 
-        Raises `Conflict` where more than half of the files are gone on one side, unless
+        Raises `Conflict` where more than half of the files, or all, are gone on one side, unless
         `force`, or where the folder is in step with another.
         """
         from vaultfs.entrypoints.syncing import Syncing, this_device
