@@ -198,9 +198,11 @@ def _current() -> Program[Placement]:
     return to_placement(rows[0])
 
 
-def _raise_epoch() -> Program[None]:
-    """Wait for the commits that go by the placement as it is, and have others wait."""
-    yield Run("UPDATE epochs SET value = value + 1 WHERE name = 'placement'")
+def _raise_epoch() -> Program[int]:
+    """Wait for the commits that go by the placement as it is, and have others wait; the epoch."""
+    sql = "UPDATE epochs SET value = value + 1 WHERE name = 'placement' RETURNING value"
+    [(epoch,)] = yield Run(sql)
+    return int(epoch)
 
 
 def _write(tx: Transaction, unit: Unit, placement: Placement) -> Program[int]:
@@ -236,9 +238,8 @@ def _must_be(placement: Placement, epoch: int | None) -> None:
 
 
 def _propose(tx: Transaction, unit: Unit, step: steps.Propose) -> Program[int]:
-    yield from _raise_epoch()
+    epoch = yield from _raise_epoch()
     rows = yield Run(PLACEMENT)
-    [(epoch,)] = yield Run("SELECT value FROM epochs WHERE name = 'placement'")
     now = to_placement(rows[0]) if rows else Placement(epoch, Phase.SETTLED, step.source)
     if rows and now.source != step.source:
         raise Conflict(f"everything is in {now.source}, not in {step.source}")
@@ -310,8 +311,7 @@ def _throttle(tx: Transaction, unit: Unit, step: steps.Throttle) -> Program[int]
 
 
 def _settle(tx: Transaction, unit: Unit, step: steps.Settle) -> Program[int]:
-    yield from _raise_epoch()
-    [(epoch,)] = yield Run("SELECT value FROM epochs WHERE name = 'placement'")
+    epoch = yield from _raise_epoch()
     return (yield from _write(tx, unit, Placement(epoch, Phase.SETTLED, step.store)))
 
 

@@ -537,10 +537,7 @@ def rotate_token(
         async with _people(call) as people:
             with _whose(user):
                 issued = await people.rotate_token(
-                    user or people.own,
-                    number,
-                    timedelta(seconds=overlap),
-                    _expiry(days),
+                    user or people.own, number, timedelta(seconds=overlap), _expiry(days)
                 )
         call.answer(_token_json(issued.token, issued.secret), lambda: _tell(issued))
 
