@@ -9,9 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 from urllib.request import Request, urlopen
 
 import anyio
@@ -29,7 +28,7 @@ from vaultfs.domain.lockmodes import READ, UPDATE, WRITE
 from vaultfs.domain.services.locks import open_locks
 from vaultfs.entrypoints.cli import locking
 from vaultfs.entrypoints.cli.session import Session
-from vaultfs.entrypoints.vault import Vault
+from vaultfs.entrypoints.renewing import renew_always
 
 
 def until(true: Callable[[], object]) -> None:
@@ -218,16 +217,14 @@ def test_ranges_are_listed_of_a_server(served: Cli) -> None:
     assert SHOWN in served("lock", "ls").out
 
 
-async def test_a_busy_catalog_does_not_end_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locking, "TTL", 0.3)
+async def test_a_busy_catalog_does_not_end_the_command() -> None:
     clock = SystemClock()
     store = FailingStore(clock)
     async with open_locks(store, clock) as locks, anyio.create_task_group() as tasks:
         token = await locks.acquire(A, TREE, {F: WRITE}, ttl=0.6)
         store.failures = 2
-        vault = cast("Vault", SimpleNamespace(locks=locks, user=SimpleNamespace(tree=TREE)))
         lost = locking._Lost(Session())  # pyright: ignore[reportPrivateUsage]
-        tasks.start_soon(locking._renew, vault, A, token, lost)  # pyright: ignore[reportPrivateUsage]
+        tasks.start_soon(renew_always, partial(locks.renew, A, TREE, token, 0.3), 0.3, lost)
         await anyio.sleep(1)
         assert await locks.find(A, TREE, token)
         tasks.cancel_scope.cancel()

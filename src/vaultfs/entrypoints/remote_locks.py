@@ -1,19 +1,20 @@
 """Locks on a server: leases that are renewed as long as they are wanted."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
 import anyio
 import msgspec
 
-from vaultfs.domain.errors import LockError, LockTimedOut, NotFound, VaultError, WouldBlock
+from vaultfs.domain.errors import LockTimedOut, NotFound, VaultError, WouldBlock
 from vaultfs.domain.lockmodes import Mode
 from vaultfs.domain.names import format_path, parse_address
-from vaultfs.domain.services.tasks import task_group
 from vaultfs.entrypoints.calling import Calls
 from vaultfs.entrypoints.http.locks import NAMES, LockedPath, LockIn, LockList, LockOut, RenewIn
+from vaultfs.entrypoints.renewing import Lost, renewed
 
 TTL: Final = 30.0
 """Seconds that a lease lasts without being renewed: what a client that died keeps it for."""
@@ -28,7 +29,7 @@ async def leased(
     paths: Sequence[str],
     mode: Mode,
     timeout: float | None,
-    lost: Callable[[VaultError], None] | None = None,
+    lost: Lost | None = None,
 ) -> AsyncGenerator[str, None]:
     """Have `paths` of the tree of `own` meanwhile; `<lease>.<token>`.
 
@@ -44,12 +45,8 @@ async def leased(
         names.append(format_path(where.path))
     lease = await _take(calls, [LockedPath(name, NAMES[mode]) for name in names], timeout)
     try:
-        async with task_group() as tasks:
-            tasks.start_soon(_renew, calls, lease, lost or _nobody)
+        async with renewed(partial(_renew, calls, lease), TTL, lost):
             yield lease
-            tasks.cancel_scope.cancel()
-        if lost is not None:
-            await _renew_last(calls, lease, lost)
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(5), suppress(VaultError):
             await calls.ask("DELETE", calls.url(f"locks/{_quoted(lease)}"))
@@ -76,33 +73,9 @@ async def _take(calls: Calls, paths: list[LockedPath], timeout: float | None) ->
             return found.lock
 
 
-async def _renew(calls: Calls, lease: str, lost: Callable[[VaultError], None]) -> None:
-    while True:
-        await anyio.sleep(TTL / 3)
-        try:
-            await _renew_once(calls, lease)
-        except LockError as error:
-            lost(error)  # writes that come with it are refused
-            return
-        except VaultError:
-            continue  # the server may be there again in time
-
-
-async def _renew_last(calls: Calls, lease: str, lost: Callable[[VaultError], None]) -> None:
-    """Find out whether the lease was held to the end."""
-    try:
-        await _renew_once(calls, lease)
-    except VaultError as error:
-        lost(error)
-
-
-async def _renew_once(calls: Calls, lease: str) -> None:
+async def _renew(calls: Calls, lease: str) -> None:
     data = msgspec.json.encode(RenewIn(TTL))
     await calls.ask("POST", calls.url(f"locks/{_quoted(lease)}/renew"), data=data)
-
-
-def _nobody(_: VaultError) -> None:
-    """Where nobody is to be told."""
 
 
 async def list_locks(calls: Calls, user: str) -> LockList:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from anyio.abc import Process
 
     from vaultfs.domain.lockmodes import Mode
-    from vaultfs.domain.locknodes import Owner
     from vaultfs.domain.services.lockview import Held, Queued
     from vaultfs.entrypoints.client import RemoteVault
     from vaultfs.entrypoints.http.locks import LockedPath, LockOut, WaitOut
@@ -195,7 +194,7 @@ async def _tell_wait(
 async def _leased_here(
     vault: "Vault", path: str, mode: "Mode", wait: float | None, lost: _Lost
 ) -> AsyncGenerator[str, None]:
-    from vaultfs.domain.services.tasks import task_group
+    from vaultfs.entrypoints.renewing import renewed
 
     where, owner = address(path), vault.locks.new_owner()
     if where.tree not in {OWN, vault.user.name}:
@@ -203,35 +202,10 @@ async def _leased_here(
     tree = vault.user.tree
     held = await vault.locks.acquire(owner, tree, {where.path: mode}, timeout=wait, ttl=TTL)
     try:
-        async with task_group() as tasks:
-            tasks.start_soon(_renew, vault, owner, held, lost)
+        async with renewed(partial(vault.locks.renew, owner, tree, held, TTL), TTL, lost):
             yield f"{owner}.{held}"
-            tasks.cancel_scope.cancel()
-        await _renew_last(vault, owner, held, lost)
     finally:
         await vault.locks.let_go(owner, tree, held)
-
-
-async def _renew(vault: "Vault", owner: "Owner", token: int, lost: _Lost) -> None:
-    import anyio
-
-    while True:
-        await anyio.sleep(TTL / 3)
-        try:
-            await vault.locks.renew(owner, vault.user.tree, token, TTL)
-        except LockError as error:
-            lost(error)
-            return
-        except VaultError:
-            continue  # the catalog may be there again in time
-
-
-async def _renew_last(vault: "Vault", owner: "Owner", token: int, lost: _Lost) -> None:
-    """Find out whether the lock was held to the end."""
-    try:
-        await vault.locks.renew(owner, vault.user.tree, token, TTL)
-    except VaultError as error:
-        lost(error)
 
 
 async def _run(command: list[str], tokens: str) -> "ExitCode":
