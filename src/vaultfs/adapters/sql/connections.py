@@ -162,23 +162,26 @@ def begin(connection: sqlite3.Connection) -> None:
     SQLite by itself looks ever more rarely, ten times a second in the end, and a process
     that writes without a pause keeps the others out meanwhile.
     """
-    until = time.monotonic() + BUSY_AFTER
     connection.execute("PRAGMA busy_timeout = 0")
     try:
-        while not _began(connection, last=time.monotonic() > until):
-            time.sleep(LOOK_EVERY)
+        _insist(connection, "BEGIN IMMEDIATE")
     finally:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_AFTER * 1000:.0f}")
 
 
-def _began(connection: sqlite3.Connection, *, last: bool) -> bool:
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError as error:
-        if last or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-            raise
-        return False
-    return True
+def _insist(connection: sqlite3.Connection, sql: str) -> None:
+    """Execute `sql` once no other process is in its way."""
+    until = time.monotonic() + BUSY_AFTER
+    while True:
+        try:
+            connection.execute(sql)
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > until:
+                raise
+            time.sleep(LOOK_EVERY)
+        else:
+            return
 
 
 def connect(path: FilePath | None) -> sqlite3.Connection:
@@ -250,7 +253,7 @@ def open_writer(path: FilePath | None, *, create: bool) -> tuple[sqlite3.Connect
     try:
         with one_moment(connection):  # somebody else may be making it
             _known_schema(connection, path)  # before anything of somebody else's is changed
-        _use_a_log(connection)
+        _insist(connection, "PRAGMA journal_mode = WAL")  # SQLite itself waits for nobody here
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found != SCHEMA:
             _migrate(connection, path)
@@ -259,21 +262,6 @@ def open_writer(path: FilePath | None, *, create: bool) -> tuple[sqlite3.Connect
         connection.close()
         raise
     return connection, row[0]
-
-
-def _use_a_log(connection: sqlite3.Connection) -> None:
-    """Have a write-ahead log. SQLite itself waits for nobody here who makes the same change."""
-    until = time.monotonic() + BUSY_AFTER
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() > until:
-                raise
-            time.sleep(0.01)
-        else:
-            return
 
 
 def _known_schema(connection: sqlite3.Connection, path: FilePath | None) -> int:
